@@ -1,0 +1,262 @@
+"""Checkpoints that survive kills and notice damage (Orbax plus a hash per array)."""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from ncp_jax.errors import InputError
+
+PyTree = Any
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Restored(NamedTuple):
+    """One verified checkpoint."""
+
+    step: int
+    state: PyTree
+    metadata: dict[str, Any]
+
+
+def digests(tree: PyTree) -> dict[str, str]:
+    """Returns the sha256 of every array of `tree`, by its path."""
+    return {
+        jax.tree_util.keystr(path): hashlib.sha256(
+            np.ascontiguousarray(leaf).tobytes()
+        ).hexdigest()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    }
+
+
+class Checkpoints:
+    """The checkpoints of one stage: the latest two and the best.
+
+    A checkpoint is written to a temporary folder and renamed, so a kill in mid-save
+    leaves nothing that looks whole.  Orbax restores flipped bytes without a word, hence
+    the hashes.  A context manager; errors of its own closing never hide the body's.
+
+    Args:
+      directory: created if missing.
+      metadata: JSON values that name what is trained; stored with every checkpoint,
+        and a checkpoint with other values is refused.
+
+    Raises:
+      InputError: if the directory cannot be made or read.
+    """
+
+    def __init__(self, directory: Path, metadata: Mapping[str, Any]):
+        self._directory = directory.absolute()
+        self._metadata = dict(metadata)
+        self._seconds_before, self._started = 0.0, time.monotonic()
+        self._losses: dict[int, float] = {}  # step -> validation loss
+        self._open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except InputError as error:
+            if exc_type is None:
+                raise
+            _LOGGER.warning("%s", error)
+
+    def latest_step(self) -> int | None:
+        """Returns the newest step on disk, verified or not; None if there is none."""
+        return self._manager.latest_step()
+
+    def wall_seconds(self) -> float:
+        """Returns the time that led to now, over all processes that took part.
+
+        What a killed process did after its last checkpoint is not in it.
+        """
+        return self._seconds_before + time.monotonic() - self._started
+
+    def save(self, step: int, state: PyTree, valid_loss: float | None) -> None:
+        """Saves in the background, unless that step is saved already.
+
+        Args:
+          step: updates done.
+          state: arrays; may be donated as soon as this returns.
+          valid_loss: decides which checkpoint is best; None if not known.
+
+        Raises:
+          InputError: if this save or the one before could not be written (disk full).
+        """
+        if step in self._manager.all_steps():
+            return
+        if valid_loss is not None:
+            self._losses[step] = valid_loss
+        metadata = self._metadata | {
+            "step": step,
+            "valid_loss": valid_loss,
+            "wall_seconds": self.wall_seconds(),
+            "sha256": digests(state),
+        }
+        self._write(
+            self._manager.save,
+            step,
+            force=True,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                metadata=ocp.args.JsonSave(metadata | {"seal": _seal(metadata)}),
+            ),
+        )
+
+    def restore_latest(self, like: PyTree) -> Restored | None:
+        """Returns the newest checkpoint whose bytes are right; None if there is none.
+
+        Newer, damaged ones are named in a warning and moved aside, so that training
+        can write those steps again.
+
+        Args:
+          like: a pytree of the arrays' shapes and dtypes.
+
+        Raises:
+          InputError: if it was made with other metadata.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if restored := self._verified(step, like):
+                self._seconds_before = restored.metadata["wall_seconds"]
+                return restored
+            self._set_aside(step)
+        return None
+
+    def restore_best(self, like: PyTree) -> Restored:
+        """Returns the checkpoint of lowest validation loss whose bytes are right.
+
+        Raises:
+          InputError: if there is none, or it was made with other metadata.
+        """
+        steps = self._manager.all_steps()
+        for step in sorted(steps, key=lambda s: (self._losses.get(s, np.inf), -s)):
+            if restored := self._verified(step, like):
+                return restored
+        raise InputError(
+            f"no usable checkpoint in {self._directory}: train this stage again "
+            "(remove the folder first)"
+        )
+
+    def wait(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+          InputError: if it could not be written.
+        """
+        self._write(self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Waits for the save under way, with the errors of `wait`, and closes."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _open(self) -> None:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_LatestTwoAndBest(self._losses),
+            cleanup_tmp_directories=True,
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except OSError as error:
+            raise InputError(f"cannot use {self._directory}: {error}") from error
+        for step in self._manager.all_steps():
+            loss = (self._read_metadata(step) or {}).get("valid_loss")
+            if loss is not None:
+                self._losses[step] = loss
+
+    def _read_metadata(self, step: int) -> dict[str, Any] | None:
+        """Returns the metadata of a step, or None if they are not what was written."""
+        args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        try:
+            metadata = dict(self._manager.restore(step, args=args).metadata)
+        except Exception:  # whatever a parser makes of damaged bytes
+            return None
+        return metadata if metadata.pop("seal", None) == _seal(metadata) else None
+
+    def _verified(self, step: int, like: PyTree) -> Restored | None:
+        metadata = self._read_metadata(step)
+        if metadata is None:
+            self._warn(step, "has damaged metadata")
+            return None
+        for name, value in self._metadata.items():
+            if metadata.get(name) != value:
+                raise InputError(
+                    f"{self._directory / str(step)} was made with another {name} "
+                    f"({metadata.get(name)}, now {value}): give the old settings, or "
+                    "another --workdir"
+                )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        try:
+            state = self._manager.restore(step, args=args).state
+        except Exception as error:  # tensorstore raises a bare Exception for bad bytes
+            self._warn(step, f"cannot be read ({_reason(error)})")
+            return None
+        if digests(state) != metadata["sha256"]:
+            self._warn(step, "holds other bytes than were written")
+            return None
+        return Restored(step, state, metadata)
+
+    def _warn(self, step: int, reason: str) -> None:
+        path = self._directory / str(step)
+        _LOGGER.warning("checkpoint %s %s; using another", path, reason)
+
+    def _set_aside(self, step: int) -> None:
+        self._manager.close()
+        self._losses.pop(step, None)
+        aside = self._directory.with_name("damaged") / str(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        shutil.move(self._directory / str(step), aside)
+        self._open()
+
+    def _write(self, function: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except Exception as error:  # Orbax wraps the OSError of its writer thread
+            raise InputError(
+                f"cannot write a checkpoint to {self._directory}: {_reason(error)}\n"
+                "Free some disk space or mend the folder, then run the same command "
+                "again: it continues from the checkpoint before."
+            ) from error
+
+
+class _LatestTwoAndBest(checkpoint_managers.PreservationPolicy):
+    """Orbax's own best-N reads a file of each checkpoint that nobody verifies."""
+
+    def __init__(self, losses: Mapping[int, float]):
+        self._losses = losses
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> Sequence[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = set(sorted(steps)[-2:])
+        if scored := [step for step in steps if step in self._losses]:
+            kept.add(min(scored, key=lambda step: (self._losses[step], -step)))
+        return [step in kept for step in steps]
+
+
+def _seal(metadata: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """Returns the end of the chain of causes that tensorstore makes a message of."""
+    line = str(error).partition("\n")[0].partition(" [")[0]
+    return ": ".join(line.split(": ")[-2:]) or type(error).__name__

@@ -1,0 +1,110 @@
+"""Importance sampling in log space: means, effective sample sizes, standard errors."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+
+Array = jax.Array
+
+
+def log_mean_exp(log_w: Array, axis: int = 0) -> Array:
+    """log of the mean of exp(log_w) over `axis`, without overflow."""
+    return jax.nn.logsumexp(log_w, axis) - jnp.log(log_w.shape[axis])
+
+
+def importance_weighted_bound(log_w: Array) -> Array:
+    """log (1/S) sum_s w_s, which is below log p(x) in expectation and rises with S.
+
+    Burda et al., "Importance Weighted Autoencoders", Eq. (8).
+
+    Args:
+      log_w: [S, B] log p(x, z_s) - log q(z_s | x), nats.
+
+    Returns:
+      [B], nats.
+    """
+    return log_mean_exp(log_w, axis=0)
+
+
+class Estimate(NamedTuple):
+    """A measured number: nobody prints one without its error."""
+
+    value: float
+    stderr: float | None
+    n: int
+    unit: str
+
+
+def mean_estimate(values: Array | np.ndarray, unit: str) -> Estimate:
+    """The mean of independent `values` [n] with its standard error."""
+    values = np.asarray(values, np.float64)
+    n = values.size
+    stderr = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else None
+    return Estimate(float(values.mean()), stderr, n, unit)
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a - b of two independent estimates; n is that of `a`."""
+    stderr = None
+    if a.stderr is not None and b.stderr is not None:
+        stderr = math.hypot(a.stderr, b.stderr)
+    return a._replace(value=a.value - b.value, stderr=stderr)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSums:
+    """Sums over a stream of weights w, in float64 log space; they merge exactly.
+
+    Attributes:
+      count: n, how many weights.
+      log_sums: log sum w^j for the powers j = 1, 2, 3, 4.
+    """
+
+    count: int = 0
+    log_sums: tuple[float, ...] = (-np.inf,) * 4
+
+    def add(self, log_w: Array | np.ndarray) -> "WeightSums":
+        """The sums with log-weights [m] added."""
+        log_w = np.asarray(log_w, np.float64)
+        powers = (scipy.special.logsumexp(j * log_w) for j in (1, 2, 3, 4))
+        return self.merge(WeightSums(log_w.size, tuple(powers)))
+
+    def merge(self, other: "WeightSums") -> "WeightSums":
+        """The sums of both streams."""
+        log_sums = np.logaddexp(self.log_sums, other.log_sums)
+        return WeightSums(self.count + other.count, tuple(log_sums.tolist()))
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size (sum w)^2 / sum w^2, in [1, n]."""
+        return float(np.exp(2 * self.log_sums[0] - self.log_sums[1]))
+
+    @property
+    def ess_fraction(self) -> Estimate:
+        """ESS / n, tending to (E w)^2 / E w^2; standard error by the delta method."""
+        n = self.count
+        # Moments of w scaled to mean 1; f = 1 / m2 and its linearisation in m1, m2.
+        m2, m3, m4 = (
+            np.exp(s - np.log(n) - j * (self.log_sums[0] - np.log(n)))
+            for j, s in enumerate(self.log_sums[1:], start=2)
+        )
+        variance = 4 * m2 + m4 / m2**2 - 4 * m3 / m2 - 1
+        stderr = float(np.sqrt(max(variance, 0.0) / n) / m2) if n > 1 else None
+        return Estimate(float(1 / m2), stderr, n, "fraction")
+
+    @property
+    def log_mean(self) -> Estimate:
+        """log (1/n) sum w with its standard error by the delta method, nats.
+
+        exp of it is unbiased, so the log itself is low by about half its squared
+        standard error.
+        """
+        n = self.count
+        relative_variance = max(n / self.ess - 1.0, 0.0)  # of one weight
+        stderr = math.sqrt(relative_variance / n) if n > 1 else None
+        return Estimate(self.log_sums[0] - math.log(n), stderr, n, "nats")

@@ -1,0 +1,80 @@
+"""Draws that stage 2 learns from: z_k ~ q against z_k ~ p, given the same z_<k."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ncp_jax import rng
+from ncp_jax.models.base import Carry, GroupPrior, Latents, LatentVariableModel
+
+Array = jax.Array
+
+
+class ContrastiveDraws(NamedTuple):
+    """The two classes of Eq. (4) for the n groups of one block."""
+
+    positive: Array  # [n, B, *latent_shape] z_k ~ q(z_k | z_<k, x)
+    negative: Array  # [n, B, *latent_shape] z_k ~ p(z_k | z_<k), the same z_<k
+    context: Array  # [n, B, *context_shape] c(z_<k)
+
+
+def walk(
+    vae: LatentVariableModel,
+    latents: Latents,
+    visit: Callable[[int, Array, GroupPrior, Array], Any],
+) -> tuple[tuple[Any, ...], Carry]:
+    """Goes through the groups with z given; one scan per block.
+
+    Args:
+      vae: the model.
+      latents: one array [num_groups, B, *latent_shape] per block.
+      visit: (block, k, p(z_k | z_<k) with its context, z_k) -> any pytree.
+
+    Returns:
+      Per block, what `visit` returned with a leading group axis; and the model's
+      state after the last group, ready for `decode`.
+    """
+    carry = vae.root(latents[0].shape[1])
+    visited = []
+    for b, block in enumerate(vae.blocks):
+
+        def step(
+            carry: Carry, kz: tuple[Array, Array], b: int = b
+        ) -> tuple[Carry, Any]:
+            k, z_k = kz
+            seen = visit(b, k, vae.prior(b, k, carry), z_k)
+            return vae.absorb(b, k, carry, z_k), seen
+
+        groups = jnp.arange(block.num_groups)
+        carry, seen = jax.lax.scan(step, carry, (groups, latents[b]))
+        visited.append(seen)
+    return tuple(visited), carry
+
+
+def contrastive_draws(
+    vae: LatentVariableModel, x: Array, key: Array
+) -> tuple[ContrastiveDraws, ...]:
+    """Draws both classes for every group, one element per block.
+
+    Args:
+      vae: a frozen model.
+      x: [B, *data_shape].
+      key: PRNG key; consumed here.
+    """
+    latents = vae.encode(x, rng.stream(key, "posterior")).latents
+    noise_key = rng.stream(key, "negatives")
+
+    def visit(b: int, k: Array, prior: GroupPrior, z_k: Array) -> ContrastiveDraws:
+        group_key = rng.at_step(rng.at_step(noise_key, b), k)
+        return ContrastiveDraws(z_k, prior.base.sample(group_key), prior.context)
+
+    draws, _ = walk(vae, latents, visit)
+    return draws
+
+
+def log_prior(vae: LatentVariableModel, latents: Latents) -> tuple[Array, Carry]:
+    """log p(z_k | z_<k) of every group, [B, K] in nats, and the state to decode."""
+    terms, carry = walk(vae, latents, lambda b, k, prior, z_k: prior.base.log_prob(z_k))
+    return jnp.concatenate(terms).T, carry

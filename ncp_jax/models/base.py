@@ -1,0 +1,128 @@
+"""What stage 2, the samplers and the likelihoods may ask of a VAE.
+
+A VAE of any architecture joins by offering its latent groups z_1 .. z_K, coarse to
+fine, in `blocks`: runs of groups of equal structure.  Whatever loops over groups then
+is one `lax.scan` per block, so program size does not grow with K.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+
+from ncp_jax.distributions import Distribution, Likelihood
+
+Array = jax.Array
+Latents = tuple[Array, ...]  # one array per block: [num_groups, B, *latent_shape]
+Carry = Any  # the VAE's own top-down state after some groups; opaque to everyone else
+
+
+class Block(NamedTuple):
+    """A run of groups of equal structure."""
+
+    num_groups: int
+    latent_shape: tuple[int, ...]
+    context_shape: tuple[int, ...]  # (0,) where there is nothing to condition on
+
+
+class GroupPrior(NamedTuple):
+    """p(z_k | z_<k) and the feature c(z_<k) that discriminator k may read (Eq. 4)."""
+
+    base: Distribution  # over z_k: [B, *latent_shape]
+    context: Array  # [B, *context_shape]
+
+
+class Encoding(NamedTuple):
+    """One draw z ~ q(z | x) and its log density, group by group."""
+
+    latents: Latents
+    log_q: Array  # [B, K] log q(z_k | z_<k, x), nats
+
+
+class ElboTerms(NamedTuple):
+    """The terms of Eq. (2) for each example, which stage 1 weighs and sums."""
+
+    log_likelihood: Array  # [B] log p(x | z), one z ~ q(z | x), nats
+    kl: Array  # [B, K] KL(q(z_k | z_<k, x) || p(z_k | z_<k)) or its estimate, nats
+
+
+class LatentVariableModel(Protocol):
+    """Five methods and `blocks`: all that a prior on top of a VAE needs.
+
+    The model is a pytree of its variables and its methods are pure (`FrozenVAE` makes
+    both of a Linen module).  `block` is a Python int; `k` counts the groups inside the
+    block and may be traced.
+    """
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The latent groups, coarse to fine."""
+        ...
+
+    def encode(self, x: Array, key: Array) -> Encoding:
+        """Draws z ~ q(z | x) for x [B, *data_shape]."""
+        ...
+
+    def root(self, batch_size: int) -> Carry:
+        """The state before any group is known."""
+        ...
+
+    def prior(self, block: int, k: Array | int, carry: Carry) -> GroupPrior:
+        """p(z_k | z_<k), where `carry` has absorbed z_<k."""
+        ...
+
+    def absorb(self, block: int, k: Array | int, carry: Carry, z_k: Array) -> Carry:
+        """The state after z_k [B, *latent_shape] is known."""
+        ...
+
+    def decode(self, carry: Carry) -> Likelihood:
+        """p(x | z), once every group is absorbed."""
+        ...
+
+
+def num_groups(model: LatentVariableModel) -> int:
+    """K, the number of latent groups over all blocks."""
+    return sum(block.num_groups for block in model.blocks)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FrozenVAE:
+    """A Linen VAE closed over its variables: a `LatentVariableModel`.
+
+    Gradients reach z (Langevin needs them) but never the variables, so no stage-2 code
+    can train stage 1.
+    """
+
+    module: nn.Module = dataclasses.field(metadata={"static": True})
+    variables: Any
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The latent groups, coarse to fine."""
+        return self.module.blocks
+
+    def encode(self, x: Array, key: Array) -> Encoding:
+        """Draws z ~ q(z | x)."""
+        return self._apply("encode", x, key)
+
+    def root(self, batch_size: int) -> Carry:
+        """The state before any group is known."""
+        return self._apply("root", batch_size)
+
+    def prior(self, block: int, k: Array | int, carry: Carry) -> GroupPrior:
+        """p(z_k | z_<k), where `carry` has absorbed z_<k."""
+        return self._apply("prior", block, k, carry)
+
+    def absorb(self, block: int, k: Array | int, carry: Carry, z_k: Array) -> Carry:
+        """The state after z_k is known."""
+        return self._apply("absorb", block, k, carry, z_k)
+
+    def decode(self, carry: Carry) -> Likelihood:
+        """p(x | z), once every group is absorbed."""
+        return self._apply("decode", carry)
+
+    def _apply(self, method: str, *args: Any) -> Any:
+        variables = jax.lax.stop_gradient(self.variables)
+        return self.module.apply(variables, *args, method=method)

@@ -1,0 +1,54 @@
+"""Optimisers and learning-rate schedules by name, all from optax."""
+
+import optax
+
+SCHEDULES = ("constant", "cosine", "step")
+
+
+def schedule(
+    name: str,
+    learning_rate: float,
+    num_steps: int,
+    warmup_steps: int = 0,
+    drop_step: int = 1_000_000,
+    drop_factor: float = 1 / 3,
+) -> optax.Schedule:
+    """Returns the learning rate as a function of the step.
+
+    Args:
+      name: "constant"; "cosine" (to zero at `num_steps`); or "step" (times
+        `drop_factor` from `drop_step` on, as LARS and SNIS train).
+      learning_rate: its peak.
+      num_steps: length of the run.
+      warmup_steps: steps of linear rise from zero, before the schedule proper.
+      drop_step: where "step" drops.
+      drop_factor: by how much "step" drops.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if name == "constant":
+        main = optax.constant_schedule(learning_rate)
+    elif name == "cosine":
+        main = optax.cosine_decay_schedule(
+            learning_rate, max(num_steps - warmup_steps, 1)
+        )
+    elif name == "step":
+        main = optax.piecewise_constant_schedule(
+            learning_rate, {drop_step - warmup_steps: drop_factor}
+        )
+    else:
+        raise ValueError(f"schedule must be one of {SCHEDULES}, got {name!r}")
+    if not warmup_steps:
+        return main
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def adam(
+    learning_rate: optax.Schedule, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam, with decoupled weight decay (AdamW) where `weight_decay` is positive."""
+    if weight_decay:
+        return optax.adamw(learning_rate, weight_decay=weight_decay)
+    return optax.adam(learning_rate)

@@ -1,0 +1,153 @@
+"""What the metrics of `results.json` are called, what they mean, how they print."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Z95 = 1.96  # standard errors in half a 95 % interval
+
+
+class Meaning(NamedTuple):
+    """How one metric is presented."""
+
+    section: str
+    label: str
+    text: str
+
+
+class Quantity(NamedTuple):
+    """One metric, ready to print."""
+
+    name: str  # its key in results.json, without the group
+    group: int | None  # None: of the whole model
+    meaning: Meaning
+    value: str
+    interval: str  # "± half a 95 % interval"
+    unit: str
+    n: str
+
+
+LIKELIHOOD, STAGE_2, SAMPLES, OTHER = "Likelihood", "Stage 2", "Samples", "Other"
+MEANINGS = {
+    "gain_nats": Meaning(
+        LIKELIHOOD,
+        "Gain of the NCP prior",
+        "nll_base - nll_ncp on the same examples; higher is better",
+    ),
+    "gain_snis_nats": Meaning(
+        LIKELIHOOD,
+        "Gain of its SIR sampler",
+        "nll_base - nll_snis on the same examples; higher is better",
+    ),
+    "nll_base": Meaning(
+        LIKELIHOOD,
+        "NLL, base prior",
+        "importance-weighted bound on -log p(x); lower is better",
+    ),
+    "nll_ncp": Meaning(
+        LIKELIHOOD,
+        "NLL, NCP prior",
+        "the same bound under r(z) p(z) / Z; lower is better",
+    ),
+    "nll_snis": Meaning(
+        LIKELIHOOD,
+        "NLL, SNIS bound",
+        "bound for SIR at a finite number of proposals; lower is better",
+    ),
+    "elbo_base": Meaning(
+        LIKELIHOOD,
+        "ELBO, base prior",
+        "lower bound on log p(x) from one posterior draw; higher is better",
+    ),
+    "log_z": Meaning(
+        LIKELIHOOD, "log Z", "normaliser of r(z) p(z); 0 for an ideal classifier"
+    ),
+    "log_z_ess": Meaning(
+        LIKELIHOOD,
+        "ESS behind log Z",
+        "effective number of the draws that estimate log Z",
+    ),
+    "nce_loss": Meaning(
+        STAGE_2, "NCE loss", "2 log 2 = 1.386 when q and p cannot be told apart"
+    ),
+    "jsd": Meaning(STAGE_2, "JSD(q, p)", "log 2 - NCE loss / 2; 0 when the prior fits"),
+    "ess_fraction": Meaning(
+        STAGE_2, "ESS fraction", "share of base-prior draws that reweighting keeps"
+    ),
+    "sir_ess": Meaning(
+        SAMPLES, "ESS of SIR", "effective proposals per draw; near 1 is degenerate"
+    ),
+    "sir_log_z": Meaning(SAMPLES, "log Z of SIR", "log Z as the sampler saw it"),
+    "langevin_gradient_norm": Meaning(
+        SAMPLES, "Langevin gradient norm", "of the energy, at the last step"
+    ),
+}
+FAMILIES = {  # metrics of one kind, one per source of samples
+    "off_mode": ("Off-mode share", "samples far from every mode; lower is better"),
+    "modes_visited": ("Modes visited", "modes with a sample; higher is better"),
+    "fid": ("FID", "Fréchet distance of features; lower is better"),
+}
+SOURCES = {
+    "base": "base prior",
+    "sir": "NCP by SIR",
+    "langevin": "NCP by Langevin",
+    "floor": "floor",
+}
+
+
+def printable(results: Mapping[str, Any]) -> list[Quantity]:
+    """The metrics that have an interval: a number without one is not printed.
+
+    Args:
+      results: the content of `results.json`.
+
+    Returns:
+      Quantities by section, known ones first, a name's groups in order.
+    """
+    sections, known = [LIKELIHOOD, STAGE_2, SAMPLES, OTHER], list(MEANINGS)
+    quantities = [
+        _quantity(key, metric)
+        for key, metric in results.get("metrics", {}).items()
+        if metric.get("stderr") is not None
+    ]
+
+    def rank(quantity: Quantity) -> tuple[int, int, int]:
+        section = sections.index(quantity.meaning.section)
+        place = known.index(quantity.name) if quantity.name in known else len(known)
+        return section, place, -1 if quantity.group is None else quantity.group
+
+    return sorted(quantities, key=rank)
+
+
+def estimate(metric: Mapping[str, Any]) -> tuple[str, str]:
+    """The value and "± 1.96 stderr", both to two digits of the latter."""
+    value = math.nan if metric.get("value") is None else metric["value"]
+    half = Z95 * metric["stderr"]
+    if not (math.isfinite(value) and 1e-6 < half < 1e6):
+        return f"{value:.6g}", f"± {half:.2g}"
+    rounded = float(f"{half:.1e}")  # 0.0999 has the digits of 0.10
+    digits = max(0, 1 - math.floor(math.log10(rounded)))
+    return f"{value:z,.{digits}f}", f"± {half:,.{digits}f}"
+
+
+def _quantity(key: str, metric: Mapping[str, Any]) -> Quantity:
+    grouped = re.fullmatch(r"(.+)/(\d+)", key)  # "nce_loss/3" is group 3's
+    name, group = (grouped[1], int(grouped[2])) if grouped else (key, None)
+    n = metric.get("n")
+    return Quantity(
+        name,
+        group,
+        _meaning(name),
+        *estimate(metric),
+        metric.get("unit") or "",
+        "" if n is None else f"{n:,}",
+    )
+
+
+def _meaning(name: str) -> Meaning:
+    family, _, source = name.rpartition("_")
+    if family in FAMILIES and source in SOURCES:
+        label, text = FAMILIES[family]
+        return Meaning(SAMPLES, f"{label}, {SOURCES[source]}", text)
+    return MEANINGS.get(name, Meaning(OTHER, name, ""))

@@ -1,0 +1,311 @@
+"""One self-contained HTML page about one run: numbers, pictures, settings.
+
+Reads only files below the run's workdir, so it can be made again at any time and
+anywhere; imports no JAX.
+"""
+
+import json
+import math
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
+
+from ncp_jax import page, plots, quantities
+from ncp_jax.errors import InputError
+from ncp_jax.quantities import Quantity
+
+REMEDY = "run main.py with --stage=evaluate on this workdir first"
+LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
+noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling
+(SIR) and by Langevin dynamics.</p>
+"""
+SAMPLE_GRIDS = (
+    ("base", "Base prior p(z)"),
+    ("sir", "NCP by SIR"),
+    ("langevin", "NCP by Langevin"),
+)
+FIGURES = (  # heading, what to look for, panels
+    (
+        "Latent space",
+        "Where posterior draws lie and where each prior puts its mass, on shared axes. "
+        "Each density is scaled to its own maximum.",
+        plots.plane,
+    ),
+    ("Data space", "Data beside decoded draws, on shared axes.", plots.points),
+    (
+        "Log-ratio",
+        "log r on draws from the posterior q and from the base prior p: the farther "
+        "apart, the worse the base prior fits. "
+        f"Of more than {plots.MAX_GROUPS} groups, {plots.MAX_GROUPS} are drawn.",
+        plots.log_ratios,
+    ),
+    ("Normaliser", "The estimate of log Z as its draws grow.", plots.log_z),
+    ("Langevin", "A slope at the end means too few steps.", plots.langevin),
+)
+
+
+def write(workdir: str | Path) -> Path:
+    """Writes `workdir/report/index.html` from the artefacts of a run.
+
+    Sections whose input is absent are left out.  The page is replaced in one step: a
+    reader never sees half of it.
+
+    Args:
+      workdir: folder of the run; `config.json` and `results.json` must exist.
+
+    Returns:
+      Path of the page.
+
+    Raises:
+      InputError: a needed file is missing, or a present one cannot be read.
+    """
+    workdir = Path(workdir)
+    config, results = _json(workdir / "config.json"), _json(workdir / "results.json")
+    environment = _json(workdir / "environment.json", needed=False)
+    run = results.get("run", {})
+    title = f"NCP-VAE: {run.get('config_name', workdir.resolve().name)}"
+    html = page.document(
+        title,
+        [
+            LEAD,
+            _headline(results),
+            _byline(run),
+            _numbers(results),
+            _per_group(results),
+            *_pictures(workdir),
+            _settings(Configuration=config, Run=run, Environment=environment),
+        ],
+    )
+    path = workdir / "report" / "index.html"
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".html.tmp")
+    partial.write_text(html, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def summary_table(results: Mapping[str, Any]) -> str:
+    """The metrics as plain text, for the terminal at the end of a run.
+
+    Args:
+      results: the content of `results.json`.
+
+    Returns:
+      Lines of name, value, ± 1.96 stderr, n and unit, in the order of the page.
+    """
+    printable = quantities.printable(results)
+    whole = [q for q in printable if q.group is None]
+    rows = [("metric", "value", "± 1.96 stderr", "n", "unit")]
+    rows += [(q.name, q.value, q.interval, q.n, q.unit) for q in whole]
+    a, b, c, d, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [
+        f"{name:{a}}  {value:>{b}} {half:{c}}  {n:>{d}}  {unit}".rstrip()
+        for name, value, half, n, unit in rows
+    ]
+    if len(printable) > len(whole):
+        lines.append(f"({len(printable) - len(whole)} more per group: results.json)")
+    if hidden := len(results.get("metrics", {})) - len(printable):
+        lines.append(f"({hidden} more without an interval: results.json)")
+    return "\n".join(lines)
+
+
+def _headline(results: Mapping[str, Any]) -> str:
+    """The gain in one sentence, which claims no more than its interval allows."""
+    gain = results.get("metrics", {}).get("gain_nats")
+    if not gain or gain.get("value") is None or gain.get("stderr") is None:
+        return ""
+    value, half = gain["value"], quantities.Z95 * gain["stderr"]
+    if not math.isfinite(value + half):
+        return ""
+    on = f"on {gain['n']:,} test examples" if gain.get("n") else "on the test set"
+    if value > half:
+        claim = "gains {} nats over the base prior {}."
+    elif value < -half:
+        claim, gain = "loses {} nats to the base prior {}.", {**gain, "value": -value}
+    else:
+        claim = "is level with the base prior: a gain of {} nats {}."
+    claim = claim.format(" ".join(quantities.estimate(gain)), on)
+    return f'<p class="headline">{page.escape("The NCP prior " + claim)}</p>\n'
+
+
+def _byline(run: Mapping[str, Any]) -> str:
+    facts = [f"seed {run['seed']}"] if "seed" in run else []
+    facts += [str(run["device"])] if run.get("device") else []
+    seconds = run.get("wall_seconds") or {}
+    facts += [f"{stage} {s:,.0f} s" for stage, s in seconds.items()]
+    facts += [f"commit {str(run['git_commit'])[:10]}"] if run.get("git_commit") else []
+    line = page.escape(" · ".join(facts))
+    return f'<p class="byline soft">{line}</p>\n' if facts else ""
+
+
+def _numbers(results: Mapping[str, Any]) -> str:
+    """The table of the whole model's metrics, by section."""
+    printable = quantities.printable(results)
+    by_section: dict[str, list[Quantity]] = {}
+    for q in printable:
+        if q.group is None:
+            by_section.setdefault(q.meaning.section, []).append(q)
+    if not by_section:
+        return ""
+    rows = ""
+    for section, members in by_section.items():
+        rows += f'<tr><th colspan="5" scope="rowgroup">{section}</th></tr>\n'
+        for q in members:
+            note = f"{page.escape(q.meaning.text)} · " if q.meaning.text else ""
+            rows += (
+                f"<tr><td>{page.escape(q.meaning.label)}"
+                f"<small>{note}<code>{page.escape(q.name)}</code></small></td>"
+                f'<td class="right">{q.value}</td><td class="half">{q.interval}</td>'
+                f'<td>{page.escape(q.unit)}</td><td class="right">{q.n}</td></tr>\n'
+            )
+    hidden = len(results["metrics"]) - len(printable)
+    omitted = f" Without one, and so only in results.json: {hidden}." if hidden else ""
+    head = (
+        '<tr class="head"><th>Quantity</th><th class="right">Value</th><th>± 95 %</th>'
+        '<th>Unit</th><th class="right">n</th></tr>\n'
+    )
+    return page.section(
+        "Numbers",
+        f"Value ± half a 95 % interval (1.96 standard errors).{omitted}",
+        f'<div class="scroll"><table class="numbers">{head}{rows}</table></div>',
+    )
+
+
+def _per_group(results: Mapping[str, Any]) -> str:
+    """One row per latent group, one column per metric that groups have."""
+    grouped = [q for q in quantities.printable(results) if q.group is not None]
+    if not grouped:
+        return ""
+    columns = {q.name: f"{q.meaning.label} ({q.unit or 'no unit'})" for q in grouped}
+    cells = {(q.group, q.name): q for q in grouped}
+    rows = '<tr><th class="right">Group</th>' + "".join(
+        f'<th class="right" colspan="2">{page.escape(label)}</th>'
+        for label in columns.values()
+    )
+    for k in sorted({q.group for q in grouped if q.group is not None}):
+        rows += f'</tr>\n<tr><td class="right">{k}</td>'
+        for name in columns:
+            q = cells.get((k, name))
+            value, half = (q.value, q.interval) if q else ("", "")
+            rows += f'<td class="right">{value}</td><td class="half">{half}</td>'
+    return page.section(
+        "Groups",
+        "Each latent group and its discriminator, coarse to fine.",
+        f'<div class="scroll"><table class="groups">{rows}</tr></table></div>',
+    )
+
+
+def _pictures(workdir: Path) -> Iterable[str]:
+    """Sections of images, those nearest to the eye first, training last."""
+    samples, arrays = workdir / "samples", _arrays(workdir / "evaluation/arrays.npz")
+    is_plane = any(name.startswith("points_") for name in arrays)  # drawn below
+    grids = [(samples / f"{name}.png", caption) for name, caption in SAMPLE_GRIDS]
+    figures = [_grid_image(path, caption) for path, caption in grids if path.exists()]
+    if figures and not is_plane:
+        yield page.section(
+            "Samples", "The same decoder throughout.", page.grid(figures)
+        )
+    path = samples / "reconstructions.png"
+    if path.exists():
+        caption = "Rows alternate: test examples, then their reconstructions"
+        yield page.section(
+            "Reconstructions", "", page.grid([_grid_image(path, caption)], "wide")
+        )
+    for heading, text, draw in FIGURES:
+        panels = draw(arrays)
+        if panels:
+            yield page.section(heading, text, _plots(panels))
+    curves = read_losses(workdir / "metrics.jsonl")
+    panels = [panel for stage in curves for panel in plots.loss(stage, curves[stage])]
+    if panels:
+        text = "The first steps may lie above the frame."
+        yield page.section("Training", text, _plots(panels))
+
+
+def read_losses(path: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """{stage: {split: [n, 2] step and loss}}; a line cut short by a kill is skipped.
+
+    A resumed run repeats steps: the last word on a step counts.
+    """
+    curves: dict[str, dict[str, dict[int, float]]] = {}
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            stage, split, step = str(row["stage"]), str(row["split"]), int(row["step"])
+            loss = float(np.mean(row["loss"]))  # one value, or one for each group
+        except (ValueError, KeyError, TypeError):
+            continue
+        curves.setdefault(stage, {}).setdefault(split, {})[step] = loss
+    return {
+        stage: {
+            split: np.array(sorted(points.items()), np.float64)
+            for split, points in splits.items()
+        }
+        for stage, splits in curves.items()
+    }
+
+
+def _settings(**tables: Mapping[str, Any]) -> str:
+    body = ""
+    for heading, table in tables.items():
+        rows = "".join(
+            f"<tr><td><code>{page.escape(key)}</code></td>"
+            f"<td>{page.escape(value)}</td></tr>\n"
+            for key, value in _flatten(table)
+        )
+        if rows:
+            body += (
+                f"<details><summary>{heading}</summary>"
+                f'<div class="scroll"><table>{rows}</table></div></details>\n'
+            )
+    return page.section("Settings", "", body) if body else ""
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """`section.field` and value of a nested mapping."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _plots(panels: list[plots.Panel]) -> str:
+    figures = [page.figure(p.png, "plot", p.alt, p.caption) for p in panels]
+    return page.grid(figures, {1: "wide", 2: "pair"}.get(len(figures), ""))
+
+
+def _grid_image(path: Path, caption: str) -> str:
+    alt = f"Image grid: {caption}."
+    try:
+        return page.figure(path.read_bytes(), "pixels", alt, caption)
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is not an image: {REMEDY}") from None
+
+
+def _arrays(path: Path) -> plots.Arrays:
+    if not path.exists():
+        return {}
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged ({error}): {REMEDY}") from None
+
+
+def _json(path: Path, needed: bool = True) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if needed:
+            raise InputError(f"the report needs {path}: {REMEDY}") from None
+        return {}
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): {REMEDY}") from None

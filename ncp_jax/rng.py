@@ -1,0 +1,43 @@
+"""Named random streams: every random number is a pure function of (seed, stream, step).
+
+A batch, a noise draw or a proposal can therefore be made again at any time: a
+checkpoint needs no generator state, and no two purposes share a key.
+"""
+
+import zlib
+
+import jax
+
+Array = jax.Array
+
+
+def stream(key: Array, name: str) -> Array:
+    """Returns the key that owns the purpose `name` under `key`.
+
+    `fold_in(key, i)` with a small i equals `split(key, n)[i]`, so streams are folded
+    in at a hash of their name, which no counter reaches.
+
+    Args:
+      key: PRNG key of the owner, which may go on to `split` it or to count with it.
+      name: what the numbers are for, e.g. "vae/posterior".
+
+    Returns:
+      A key that no other name and no counter below 2**20 yields.
+
+    Raises:
+      ValueError: for the one name in 4,000 whose hash a counter could reach.
+    """
+    tag = zlib.crc32(name.encode())
+    if tag < 2**20:
+        raise ValueError(f"stream name {name!r} hashes too low; choose another name")
+    return jax.random.fold_in(key, tag)
+
+
+def at_step(key: Array, step: Array | int) -> Array:
+    """Returns the key of one step (or chain, proposal, group) of a stream."""
+    return jax.random.fold_in(key, step)
+
+
+def root(seed: int) -> Array:
+    """Returns the key from which every stream of an experiment descends."""
+    return jax.random.key(seed)

@@ -1,0 +1,119 @@
+"""What a run tells while it trains: metrics.jsonl, TensorBoard files and progress."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+SECONDS_BETWEEN_LINES = 10.0
+
+Metrics = Mapping[str, Any]  # name -> float, or [K] values of the K groups
+
+
+class RunLog:
+    """The log of one training stage, continued after `first_step`.
+
+    Args:
+      workdir: run folder; gets metrics.jsonl and events/<stage>.
+      stage: name of the stage, "vae" or "ncp".
+      first_step: steps already done; later records of an interrupted run are dropped.
+      num_steps: steps in all.
+    """
+
+    def __init__(self, workdir: Path, stage: str, first_step: int, num_steps: int):
+        self._stage = stage
+        self._num_steps = num_steps
+        path = workdir / "metrics.jsonl"
+        _drop_records_after(path, stage, first_step)
+        self._file = path.open("a", buffering=1)
+        # Not SummaryWriter: its thread dies of a full disk, then its queue blocks us.
+        board = workdir / "events" / stage
+        board.mkdir(parents=True, exist_ok=True)
+        self._board = EventsWriter(str(board / "events"), f".{time.time_ns()}")
+        start = SessionLog(status=SessionLog.START)  # hides the later events before it
+        self._board.write_event(Event(step=first_step + 1, session_log=start))
+        self._start = (time.monotonic(), first_step)
+        self._last_line = 0.0
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(
+                total=num_steps, initial=first_step, desc=stage, unit="step"
+            )
+
+    def write(self, step: int, split: str, metrics: Metrics) -> None:
+        """Records metrics, each a float or the [K] values of the groups."""
+        plain = {name: np.asarray(value).tolist() for name, value in metrics.items()}
+        record = {"stage": self._stage, "split": split, "step": step, **plain}
+        self._file.write(json.dumps(record) + "\n")
+        event = Event(step=step, wall_time=time.time())
+        for name, value in plain.items():
+            values = value if isinstance(value, list) else [value]
+            for k, scalar in enumerate(values):
+                tag = f"{split}/{name}" + (f"/{k}" if len(values) > 1 else "")
+                event.summary.MergeFrom(summary.scalar(tag, scalar))
+        self._board.write_event(event)
+        self._board.flush()
+
+    def progress(self, step: int, train_loss: float, valid_loss: float | None) -> None:
+        """Moves the bar on a terminal, else prints a line now and then."""
+        losses = f"loss {train_loss:.4f}"
+        if valid_loss is not None:
+            losses += f" valid {valid_loss:.4f}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(losses, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._last_line < SECONDS_BETWEEN_LINES and step < self._num_steps:
+            return
+        self._last_line = now
+        started, first_step = self._start
+        rate = (step - first_step) / max(now - started, 1e-9)
+        left = tqdm.tqdm.format_interval((self._num_steps - step) / max(rate, 1e-9))
+        print(
+            f"{self._stage} step {step}/{self._num_steps} {losses} "
+            f"{rate:.1f} steps/s {left} left",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Closes everything; what was written is on disk already."""
+        if self._bar is not None:
+            self._bar.close()
+        with self._file, contextlib.closing(self._board):
+            pass
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the whole records of a metrics.jsonl; a torn last line is left out."""
+    records = []
+    text = path.read_text(errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # the line that a kill cut short
+    return records
+
+
+def _drop_records_after(path: Path, stage: str, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [
+        record
+        for record in read_metrics(path)
+        if record["stage"] != stage or record["step"] <= step
+    ]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    os.replace(temporary, path)

@@ -1,0 +1,175 @@
+"""Models so small that their densities are known in closed form."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from ncp_jax import rng
+from ncp_jax.distributions import Normal
+from ncp_jax.models.base import Block, Encoding, GroupPrior
+from ncp_jax.prior import NCPPrior
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearGaussianVAE:
+    """z ~ N(0, I) in L dimensions, x | z ~ N(W z, std^2 I) in D.
+
+    The columns of W are orthogonal, so the exact posterior is diagonal; q is that
+    posterior with its mean moved by `q_shift` and its deviation times `q_scale`.
+    """
+
+    weights: jax.Array  # [D, L]
+    std: float = 0.5
+    q_shift: float = 0.0
+    q_scale: float = 1.0
+
+    @property
+    def blocks(self):
+        return (Block(1, (self.weights.shape[1],), (0,)),)
+
+    def posterior(self, x):
+        precision = 1.0 + jnp.sum(self.weights**2, 0) / self.std**2  # [L]
+        mean = x @ self.weights / self.std**2 / precision[None]
+        std = jnp.broadcast_to(precision[None] ** -0.5, mean.shape)
+        return Normal(mean, std)
+
+    def encode(self, x, key):
+        exact = self.posterior(x)
+        q = Normal(exact.mean + self.q_shift, exact.std * self.q_scale)
+        z = q.sample(key)
+        return Encoding((z[None],), q.log_prob(z)[:, None])
+
+    def root(self, batch_size):
+        return jnp.zeros((batch_size, self.weights.shape[1]))
+
+    def prior(self, block, k, carry):
+        standard = Normal(jnp.zeros_like(carry), jnp.ones_like(carry))
+        return GroupPrior(standard, jnp.zeros((carry.shape[0], 0)))
+
+    def absorb(self, block, k, carry, z_k):
+        return z_k
+
+    def decode(self, carry):
+        mean = carry @ self.weights.T
+        return Normal(mean, jnp.full_like(mean, self.std))
+
+    def log_marginal(self, x, tilt=0.0):
+        """Exact log p(x) where z ~ N(tilt, I): [B], float64."""
+        weights = np.asarray(self.weights, np.float64)
+        mean = weights @ np.broadcast_to(np.float64(tilt), weights.shape[1])
+        covariance = weights @ weights.T + self.std**2 * np.eye(len(weights))
+        return scipy.stats.multivariate_normal(mean, covariance).logpdf(x)
+
+
+class QuadraticRatio(nn.Module):
+    """log r(z) = bias + slope . z + curvature . z^2: the ratio of two normals."""
+
+    @nn.compact
+    def __call__(self, z, context):
+        zeros, flat = nn.initializers.zeros, z.reshape(z.shape[0], -1)
+        slope = self.param("slope", zeros, flat.shape[1:])
+        curvature = self.param("curvature", zeros, flat.shape[1:])
+        bias = self.param("bias", zeros, ())
+        return bias + flat @ slope + flat**2 @ curvature
+
+
+def tilted(vae, tilt):
+    """The NCP with log r(z) = tilt . z: p_NCP(z) = N(tilt, I), log Z = |tilt|^2 / 2."""
+    slope = jnp.asarray(tilt)[None]
+    params = {
+        "slope": slope,
+        "curvature": jnp.zeros_like(slope),
+        "bias": jnp.zeros(1),
+    }
+    return NCPPrior(vae, QuadraticRatio(), (params,))
+
+
+class TwoBlockVAE(nn.Module):
+    """z_1 ~ N(0, I), z_2 | z_1 ~ N(gain z_1, 0.8^2 I), of different shapes."""
+
+    blocks = (Block(1, (2,), (0,)), Block(1, (2, 1), (2,)))
+    data_shape = (3,)
+
+    def setup(self):
+        self.gain = self.param("gain", lambda _: jnp.full((), 0.5))
+        self.encoder, self.decoder = nn.Dense(4), nn.Dense(3)
+
+    def __call__(self, x, key):
+        self.encode(x, key)
+        return self.decode(self.root(x.shape[0]))
+
+    def encode(self, x, key):
+        means = jnp.split(self.encoder(x), 2, axis=-1)
+        latents, log_q = [], []
+        for k, mean in enumerate([means[0], means[1][..., None]]):
+            q = Normal(mean, jnp.full_like(mean, 0.7))
+            z_k = q.sample(rng.at_step(key, k))
+            latents.append(z_k[None])
+            log_q.append(q.log_prob(z_k))
+        return Encoding(tuple(latents), jnp.stack(log_q, 1))
+
+    def root(self, batch_size):
+        return jnp.zeros((batch_size, 2)), jnp.zeros((batch_size, 2))
+
+    def prior(self, block, k, carry):
+        z_1, _ = carry
+        if block == 0:
+            base = Normal(jnp.zeros_like(z_1), jnp.ones_like(z_1))
+            return GroupPrior(base, jnp.zeros((z_1.shape[0], 0)))
+        mean = self.gain * z_1[..., None]
+        return GroupPrior(Normal(mean, jnp.full_like(mean, 0.8)), z_1)
+
+    def absorb(self, block, k, carry, z_k):
+        return (z_k, carry[1]) if block == 0 else (carry[0], z_k[..., 0])
+
+    def decode(self, carry):
+        mean = self.decoder(jnp.concatenate(carry, axis=-1))
+        return Normal(mean, jnp.ones_like(mean))
+
+
+class ThreeGroupVAE(nn.Module):
+    """z_k | z_{k-1} ~ N(gain[k] z_{k-1}, std[k]^2 I), three groups in one block."""
+
+    blocks = (Block(3, (2,), (2,)),)
+    data_shape = (3,)
+
+    def setup(self):
+        self.gain = self.param("gain", lambda _: jnp.array([0.0, 0.5, -0.8]))
+        self.std = self.param("std", lambda _: jnp.array([1.0, 0.8, 0.6]))
+        self.encoder, self.decoder = nn.Dense(6), nn.Dense(3)
+
+    def __call__(self, x, key):
+        self.encode(x, key)
+        return self.decode(self.root(x.shape[0]))
+
+    def encode(self, x, key):
+        mean = self.encoder(x).reshape(-1, 3, 2).swapaxes(0, 1)  # [3, B, 2]
+
+        def one(k, mean):
+            q = Normal(mean, jnp.full_like(mean, 0.7))
+            z_k = q.sample(rng.at_step(key, k))
+            return z_k, q.log_prob(z_k)
+
+        z, log_q = jax.vmap(one)(jnp.arange(3), mean)
+        return Encoding((z,), log_q.T)
+
+    def root(self, batch_size):
+        return jnp.zeros((batch_size, 2)), jnp.zeros((batch_size, 2))
+
+    def prior(self, block, k, carry):
+        previous, _ = carry
+        mean = self.gain[k] * previous
+        base = Normal(mean, jnp.full_like(mean, self.std[k]))
+        return GroupPrior(base, previous)
+
+    def absorb(self, block, k, carry, z_k):
+        return z_k, carry[1] + z_k
+
+    def decode(self, carry):
+        mean = self.decoder(carry[1])
+        return Normal(mean, jnp.ones_like(mean))

@@ -1,0 +1,197 @@
+"""`experiment.run`: every config, smoke-sized, through all stages."""
+
+import contextlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ncp_jax import config as config_lib
+from ncp_jax import experiment
+from ncp_jax.errors import InputError
+from tests import tiny
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
+WITHOUT_FILES = ("digits", "toy25")  # data sets that need none
+METRICS = (
+    "elbo_base",
+    "nll_base",
+    "log_z",
+    "nll_ncp",
+    "nll_snis",
+    "nce_loss",
+    "jsd",
+    "ess_fraction",
+    "gain_nats",
+)
+
+
+def load(name, variant):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+def results_of(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+def contents(workdir):
+    """The bytes of all files that a stage has written, without the report."""
+    skipped = ("report", ".lock", "environment.json")
+    return {
+        path.relative_to(workdir): path.read_bytes()
+        for path in workdir.rglob("*")
+        if path.is_file() and path.relative_to(workdir).parts[0] not in skipped
+    }
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def run(request, tmp_path_factory):
+    """(config, workdir) of a whole smoke run."""
+    config = load(request.param, "smoke")
+    if config.data.name not in WITHOUT_FILES and not os.environ.get("NCP_JAX_DATA"):
+        pytest.skip(f"{config.data.name} needs files; NCP_JAX_DATA names no folder")
+    workdir = tmp_path_factory.mktemp(request.param) / "run"
+    experiment.run(config, workdir, "all")
+    return config, workdir
+
+
+def test_every_required_metric_is_there_and_whole(run):
+    _, workdir = run
+    results = results_of(workdir)
+    for name in METRICS:
+        metric = results["metrics"][name]
+        assert metric.keys() == {"value", "stderr", "n", "unit"}
+        assert np.isfinite(metric["value"]) and metric["n"] >= 1 and metric["unit"]
+        assert metric["stderr"] is None or metric["stderr"] >= 0
+    assert all(np.isfinite(m["value"]) for m in results["metrics"].values())
+    assert results["run"]["wall_seconds"].keys() == {"vae", "ncp", "sample", "evaluate"}
+    assert all(seconds > 0 for seconds in results["run"]["wall_seconds"].values())
+    assert {"config", "seed", "device", "git_commit", "jax"} <= results["run"].keys()
+
+
+def test_the_metrics_agree_with_one_another(run):
+    metrics = {n: m["value"] for n, m in results_of(run[1])["metrics"].items()}
+    assert metrics["nll_base"] <= -metrics["elbo_base"] + 1e-3  # a tighter bound
+    gain = metrics["nll_base"] - metrics["nll_ncp"]
+    assert metrics["gain_nats"] == pytest.approx(gain, abs=1e-3)
+    assert 0 < metrics["ess_fraction"] <= 1 + 1e-6
+
+
+def test_every_stage_writes_its_files(run):
+    config, workdir = run
+    assert json.loads((workdir / "config.json").read_text()) == config_lib.as_json(
+        config
+    )
+    for name in experiment.SAMPLERS:
+        drawn = np.load(workdir / "samples" / f"{name}.npz")["images"]
+        assert drawn.shape == (config.sample.num_images, *config.data.shape)
+        assert np.isfinite(drawn).all()
+        with Image.open(workdir / "samples" / f"{name}.png") as picture:
+            assert min(picture.size) >= 8
+    assert (workdir / "evaluation" / "arrays.npz").exists()
+    assert "<html" in (workdir / "report" / "index.html").read_text()
+    for stage in ("vae", "ncp"):
+        assert list((workdir / "events" / stage).iterdir())
+        newest = workdir / stage / "checkpoints" / str(config[stage].num_steps)
+        assert newest.is_dir()
+
+
+def test_all_again_changes_nothing(run, capsys):
+    config, workdir = run
+    before = contents(workdir)
+    experiment.run(config, workdir, "all")
+    assert contents(workdir) == before
+    shown = capsys.readouterr().out
+    assert "vae: complete" in shown and "ncp: complete" in shown
+
+
+# --- stages alone, on one small run
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A workdir with both stages trained, in twenty steps each."""
+    workdir = tmp_path_factory.mktemp("small") / "run"
+    for stage in ("vae", "ncp"):
+        experiment.run(tiny.config(), workdir, stage)
+    return workdir
+
+
+def test_samples_may_be_drawn_again_with_other_settings(small):
+    for num_images, num_proposals in ((4, 10), (6, 20)):
+        config = tiny.config()
+        config.sample.update(
+            num_images=num_images,
+            batch_size=4,
+            num_proposals=num_proposals,
+            langevin_num_steps=2,
+        )
+        experiment.run(config, small, "sample")
+        images = np.load(small / "samples" / "sir.npz")["images"]
+        assert images.shape == (num_images, 8, 8, 1)
+        assert results_of(small)["metrics"]["sir_ess"]["value"] <= num_proposals
+
+
+def test_training_again_with_other_settings_is_refused(small):
+    config = tiny.config()
+    config.ncp.learning_rate = 0.5
+    for stage in ("ncp", "sample", "all"):
+        with pytest.raises(InputError, match=r"config\.ncp\.learning_rate: .* -> 0\.5"):
+            experiment.run(config, small, stage)
+
+
+def test_a_run_depends_on_its_seed_alone(small, tmp_path):
+    """The same settings give the same bytes; another seed gives others."""
+    experiment.run(tiny.config(), tmp_path / "same", "vae")
+    experiment.run(tiny.config(seed=1), tmp_path / "other", "vae")
+    first = (small / "metrics.jsonl").read_text().splitlines()
+    same, other = (
+        (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        for name in ("same", "other")
+    )
+    assert same == first[: len(same)] and len(same) > 0
+    assert not set(other) & set(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("vae.num_steps", 0, "config.vae.num_steps must be"),
+        ("ncp.batch_size", 5_000, "1297 training examples"),
+        ("data.name", "digitz", "did you mean 'digits'"),
+        ("data.shape", (28, 28, 1), "(8, 8, 1)"),
+    ],
+)
+def test_bad_settings_are_refused_before_the_folder_is_made(
+    tmp_path, name, value, message
+):
+    config = tiny.config()
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(InputError) as refused:
+        experiment.run(config, tmp_path / "run", "all")
+    assert message in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_stage_is_refused_with_the_stages(tmp_path):
+    with pytest.raises(InputError, match="vae, ncp, sample, evaluate, report"):
+        experiment.run(tiny.config(), tmp_path / "run", "train")
+
+
+def test_a_sampler_that_leaves_the_finite_numbers_is_told(small):
+    config = tiny.config()
+    config.sample.update(num_images=2, batch_size=2, num_proposals=2)
+    config.sample.update(langevin_num_steps=50, langevin_step_size=1e30)
+    with (
+        contextlib.suppress(RuntimeWarning),
+        pytest.raises(InputError, match="langevin_step_size"),
+    ):
+        experiment.run(config, small, "sample")

@@ -1,0 +1,320 @@
+"""`main.py`: every way of going wrong ends with a message and an exit code."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import main
+from ncp_jax import data, experiment, training
+from ncp_jax.run_log import RunLog
+from tests import tiny
+
+pytestmark = [
+    # tensorstore reports to an event loop that Orbax has closed after an error.
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
+    ),
+    # How ml_collections loads a config.
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
+]
+DIGITS = f"--config={main.CONFIGS / 'digits.py'}"
+SMOKE = f"{DIGITS}:smoke"
+
+
+@pytest.fixture
+def call(tmp_path, capsys, monkeypatch):
+    """Runs main with a workdir and returns (exit code, stdout, stderr)."""
+
+    def run(*arguments, workdir=tmp_path / "run"):
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)
+        code = main.main(["main.py", *arguments, f"--workdir={workdir}"])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(call, tmp_path):
+    """Runs main, expects bad input to be told, and returns the message."""
+
+    def run(*arguments, **keywords):
+        code, _, message = call(*arguments, **keywords)
+        assert code == 2
+        assert message.startswith("error: ") and "Traceback" not in message
+        return message
+
+    return run
+
+
+def configs():
+    return [f"configs/{p.name}" for p in main.CONFIGS.glob("[!_]*.py")]
+
+
+# --- what is allowed
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_flags_stages_configs_and_overrides(flag, capsys):
+    assert main.main(["main.py", SMOKE, flag]) == 0
+    shown = capsys.readouterr().out
+    words = ["--config=", "--workdir=", "--stage=", ":smoke", "--config.vae.num_steps="]
+    for word in [*words, *experiment.STAGES, *configs(), *data.NAMES, "143"]:
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["--config=FILE is missing", *configs()]),
+        (["--config.seed=1"], ["--config=FILE is missing", *configs()]),
+        ([SMOKE, "--stage=bogus"], ["'bogus'", *experiment.STAGES]),
+        ([SMOKE, "--stage="], ["--stage must be one of"]),
+        (["--config=configs/digitz.py"], ["configs/digitz.py", *configs()]),
+        ([f"{DIGITS}:tiny"], ["'tiny'", ":smoke"]),
+        ([SMOKE, "--config.data.name=mnits"], ["'mnits'", "'mnist'?", *data.NAMES]),
+        ([SMOKE, "--nope=1"], ["Unknown command line flag 'nope'"]),
+        ([SMOKE, "extra"], ["unexpected arguments: extra"]),
+        (
+            [SMOKE, "--config.vae.learning_rat=1"],
+            ["Did you mean --config.vae.learning_rate?", "config.vae.batch_size"],
+        ),
+        ([SMOKE, "--config.vae.model.latent=1"], ["config.vae.model.latent_dim?"]),
+        ([SMOKE, "--config.vea.num_steps=1"], ["Did you mean --config.vae.num_steps?"]),
+        ([SMOKE, "--config.x=1"], ["no setting --config.x.", "config.seed"]),
+        ([SMOKE, "--config.vae=3"], ["no setting --config.vae.", "config.vae.num_"]),
+        ([SMOKE, "--config.vae.num_steps=abc"], ["config.vae.num_steps=abc", "int()"]),
+        ([SMOKE, "--config.vae.num_steps=1.5"], ["config.vae.num_steps=1.5"]),
+        ([SMOKE, "--config.vae.learning_rate="], ["config.vae.learning_rate"]),
+        ([SMOKE, "--config.vae.num_steps=0"], ["config.vae.num_steps must be"]),
+        ([SMOKE, "--config.ncp.batch_size=-4"], ["config.ncp.batch_size must be"]),
+        (
+            [SMOKE, "--config.ncp.batch_size=5000"],
+            ["config.ncp.batch_size = 5000", "1297 training examples"],
+        ),
+        ([SMOKE, "--config.vae.model.hidden_dims=(3,'a')"], ["positive integers"]),
+        (["--config.seed=1", SMOKE], ["--config.seed=1", "before"]),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_written(
+    refused, tmp_path, arguments, parts
+):
+    message = refused(*arguments)
+    for part in parts:
+        assert part in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["", "--workdir="])
+def test_a_workdir_is_required(capsys, flag):
+    assert main.main(["main.py", SMOKE, *([flag] if flag else [])]) == 2
+    assert "--workdir=DIR is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("def get_config(:", "SyntaxError"),
+        ("import nowhere_to_be_found", "ModuleNotFoundError"),
+        ("", "get_config"),
+        ("def get_config(): return 1 / 0", "ZeroDivisionError"),
+        ("def get_config(): return int('x')", "invalid literal for int"),
+        (
+            "from ncp_jax import config\n"
+            "def get_config():\n"
+            "  c = config.default()\n"
+            "  c.vae.update(numsteps=3)\n"
+            "  return c",
+            "numsteps",
+        ),
+    ],
+)
+def test_a_broken_config_file_is_bad_input(refused, tmp_path, source, reason):
+    file = tmp_path / "broken.py"
+    file.write_text(source)
+    message = refused(f"--config={file}")
+    assert "cannot load --config" in message and reason in message
+
+
+def test_overrides_reach_the_experiment(monkeypatch, call, tmp_path):
+    calls = []
+    monkeypatch.setattr(experiment, "run", lambda *arguments: calls.append(arguments))
+    overrides = [
+        "--config.seed",
+        "7",
+        "--config.vae.model.hidden_dims=(5, 6)",
+        "--config.vae.learning_rate=1",
+        "--config.data.download",
+    ]
+    assert call(SMOKE, *overrides, "--stage=ncp")[0] == 0
+    ((config, workdir, stage),) = calls
+    assert (config.seed, config.vae.learning_rate) == (7, 1.0)
+    assert config.vae.model.hidden_dims == (5, 6) and config.data.download is True
+    assert config.vae.num_steps == 60  # of smoke
+    assert (workdir, stage) == (tmp_path / "run", "ncp")
+    assert call(DIGITS)[0] == 0  # nothing is left of the first call
+    config, _, stage = calls[1]
+    assert (config.seed, config.vae.num_steps, stage) == (0, 10_000, "all")
+
+
+def test_an_unwritable_workdir_is_bad_input(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refused(SMOKE, workdir=tmp_path / "file" / "run")
+    assert "cannot write to --workdir" in message
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A workdir with stage 1 complete, never to be written to."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    arguments = [SMOKE, *tiny.flags(), "--stage=vae", f"--workdir={workdir}"]
+    assert main.main(["main.py", *arguments]) == 0
+    return workdir
+
+
+@pytest.fixture
+def half_trained(trained, tmp_path):
+    """A copy of it, killed after step 10 of 20."""
+    workdir = shutil.copytree(trained, tmp_path / "half")
+    shutil.rmtree(workdir / "vae" / "checkpoints" / "20")
+    return workdir
+
+
+# --- runs that are stopped
+
+
+def stop_at(monkeypatch, action, split="train", step=15):
+    """Does `action` when the record of `step` is written, once."""
+    write, done = RunLog.write, []
+
+    def interrupting(self, at, of, metrics):
+        if (at, of) == (step, split) and not done:
+            done.append(at)
+            action()
+        write(self, at, of, metrics)
+
+    monkeypatch.setattr(RunLog, "write", interrupting)
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(monkeypatch, call, half_trained):
+    command = [SMOKE, *tiny.flags(), "--stage=vae"]
+    stop_at(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stopped, shown, message = call(*command, workdir=half_trained)
+    assert stopped == 143 and "vae: continues from step 10" in shown
+    assert "SIGTERM: vae is saved at step 15 of 20" in message
+    assert "same command" in message
+    finished, shown, _ = call(*command, workdir=half_trained)
+    assert finished == 0 and "vae: continues from step 15" in shown
+
+
+def test_a_signal_outside_of_training_ends_tidily(monkeypatch, call):
+    def run(*unused):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("not reached")
+
+    monkeypatch.setattr(experiment, "run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    code, _, message = call(SMOKE)
+    assert code == 143 and "SIGTERM" in message and "same command" in message
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interrupt_outside_of_training_ends_tidily(monkeypatch, call):
+    def run(*unused):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run", run)
+    code, _, message = call(SMOKE)
+    assert code == 130 and "SIGINT" in message
+
+
+def test_a_non_finite_loss_is_told_with_its_step_and_keeps_the_workdir(refused, call):
+    command = [SMOKE, *tiny.flags({**tiny.SETTINGS, "vae.learning_rate": 1e20})]
+    message = refused(*command, "--stage=vae")
+    assert re.search(r"stage vae: the loss is (nan|inf) at step \d+", message)
+    assert "Last finite metrics" in message and "'gradient_norm'" in message
+    assert "config.vae.learning_rate" in message
+
+
+def test_a_full_disk_is_bad_luck_and_the_same_command_goes_on(
+    refused, call, half_trained
+):
+    command = [SMOKE, *tiny.flags(), "--stage=vae"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, hard))
+    try:
+        message = refused(*command, workdir=half_trained)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cannot write a checkpoint" in message and "File too large" in message
+    assert "same command" in message
+    code, shown, _ = call(*command, workdir=half_trained)
+    assert code == 0 and "vae: continues from step 10" in shown
+
+
+def test_an_error_of_the_operating_system_is_told(monkeypatch, refused):
+    def run(*unused):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(experiment, "run", run)
+    message = refused(SMOKE)
+    assert "No space left on device" in message and "same command" in message
+
+
+# --- a workdir with a history
+
+
+def test_a_complete_stage_is_not_trained_again(trained, call):
+    before = (trained / "metrics.jsonl").read_bytes()
+    code, shown, _ = call(SMOKE, *tiny.flags(), "--stage=vae", workdir=trained)
+    assert code == 0 and "vae: complete, 20 steps" in shown
+    assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_is_refused_even_without_config_json(trained, refused):
+    other = tiny.flags({**tiny.SETTINGS, "vae.model.latent_dim": 4})
+    message = refused(SMOKE, *other, "--stage=vae", workdir=trained)
+    assert "config.vae.model.latent_dim: 3 -> 4" in message
+    (trained / "config.json").rename(trained / "aside")
+    message = refused(SMOKE, *other, "--stage=vae", workdir=trained)
+    assert "made with another config" in message
+    (trained / "aside").rename(trained / "config.json")
+
+
+def test_a_damaged_final_checkpoint_is_trained_again(trained, call, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained, workdir)
+    newest = workdir / "vae" / "checkpoints" / "20"
+    for file in Path(newest / "state").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:-1])
+    code, shown, _ = call(SMOKE, *tiny.flags(), "--stage=vae", workdir=workdir)
+    assert code == 0 and "vae: continues from step 10" in shown
+    redone, first = (run / "metrics.jsonl" for run in (workdir, trained))
+    assert redone.read_text() == first.read_text()
+
+
+def test_a_later_stage_says_which_stage_is_missing(refused, trained):
+    message = refused(SMOKE, *tiny.flags(), "--stage=sample", workdir=trained)
+    assert "stage ncp has not reached its 20 steps" in message
+    assert "--stage=ncp" in message
+
+
+def test_wall_seconds_survive_a_kill_between_checkpoint_and_results(trained, call):
+    results = trained / "results.json"
+    whole = results.read_text()
+    results.unlink()
+    assert call(SMOKE, *tiny.flags(), "--stage=vae", workdir=trained)[0] == 0
+    seconds = json.loads(results.read_text())["run"]["wall_seconds"]["vae"]
+    before = json.loads(whole)["run"]["wall_seconds"]["vae"]
+    assert 0 < seconds <= before
+
+
+def test_preempted_is_not_an_exception():
+    """So that no `except Exception` takes a signal for a damaged file."""
+    assert not issubclass(training.Preempted, Exception)

@@ -1,0 +1,216 @@
+"""`rng.py`: no two purposes share a key."""
+
+import ast
+import zlib
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ncp_jax import evaluation, ncp_stage, prior, rng, training, vae_stage
+from ncp_jax.models.base import FrozenVAE
+from ncp_jax.models.discriminator import MLPDiscriminator
+from ncp_jax.models.mlp_vae import MLPVAE
+from tests.oracles import LinearGaussianVAE, ThreeGroupVAE, TwoBlockVAE, tilted
+
+PACKAGE = Path(rng.__file__).parent
+
+
+def stream_calls():
+    """(function, owner, name) of every `rng.stream(owner, "name")` in the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        owners = {}
+        for node in ast.walk(tree):  # outer functions come before inner ones
+            if isinstance(node, ast.FunctionDef):
+                owners |= dict.fromkeys(ast.walk(node), f"{path.stem}.{node.name}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "rng.stream":
+                owner, name = node.args
+                if isinstance(name, ast.Constant):
+                    yield owners.get(node, path.stem), ast.unparse(owner), name.value
+
+
+def test_every_name_in_the_package_hashes_out_of_reach_of_counters():
+    names = {name for _, _, name in stream_calls()}
+    assert len(names) >= 10  # the search finds them
+    tags = {zlib.crc32(name.encode()) for name in names}
+    assert len(tags) == len(names)
+    assert min(tags) >= 2**20
+
+
+def test_no_function_uses_a_name_twice_under_one_owner():
+    used = Counter(stream_calls())
+    assert [call for call, count in used.items() if count > 1] == []
+
+
+def test_the_streams_of_a_training_stage_have_different_names():
+    """`wiring` gives one key to the update, the batches, validation and init."""
+    for stage in ("vae_stage", "ncp_stage"):
+        names = [
+            name
+            for function, owner, name in stream_calls()
+            if function == f"{stage}.make_update" and owner == "key"
+        ]
+        assert len(names) == 2
+        assert not {"batch", "valid", "init"} & set(names)
+
+
+def test_a_name_that_a_counter_could_reach_is_refused(key):
+    low = next(n for n in map(str, range(10**6)) if zlib.crc32(n.encode()) < 2**20)
+    with pytest.raises(ValueError, match=f"'{low}' hashes too low"):
+        rng.stream(key, low)
+
+
+def test_a_counter_is_a_split_and_a_stream_is_not(key):
+    split = jax.random.key_data(jax.random.split(key, 1_000))
+    counted = jax.random.key_data(jax.vmap(rng.at_step, (None, 0))(key, jnp.arange(3)))
+    np.testing.assert_array_equal(counted, split[:3])  # the trap is still there
+    for name in ("prepare", "posterior"):
+        stream = jax.random.key_data(rng.stream(key, name))
+        assert not (split == stream[None]).all(axis=1).any()
+
+
+def test_root_keeps_seeds_apart():
+    keys = [tuple(jax.random.key_data(rng.root(seed)).tolist()) for seed in range(100)]
+    assert len(set(keys)) == 100
+
+
+@pytest.fixture
+def uses(monkeypatch):
+    """What was made of each key that goes through `jax.random`, as code is traced.
+
+    Lists of "split", "draw", "count" and names, one per key.
+    """
+    keys, uses = [], defaultdict(list)
+
+    def recording(function, describe):
+        def wrapped(key, *args, **kwargs):
+            keys.append(key)  # keeps its id taken
+            uses[id(key)].append(describe(*args))
+            return function(key, *args, **kwargs)
+
+        return wrapped
+
+    def describe_fold(data):
+        return f"name {data}" if isinstance(data, int) and data >= 2**20 else "count"
+
+    describe = {"fold_in": describe_fold, "split": lambda *_: "split"}
+    for name in ("fold_in", "split", "normal", "bernoulli", "categorical"):
+        function = getattr(jax.random, name)
+        wrapped = recording(function, describe.get(name, lambda *_: "draw"))
+        monkeypatch.setattr(jax.random, name, wrapped)
+    return uses
+
+
+def assert_one_purpose_per_key(uses, at_least):
+    """A key is split, or counted with, or drawn from; and every name comes once."""
+    assert sum(map(len, uses.values())) >= at_least
+    for used in uses.values():
+        once = [use for use in used if use != "count"]
+        assert len(once) == len(set(once)), used
+        assert len({use for use in used if not use.startswith("name")}) <= 1, used
+
+
+def noisy(key, stored):
+    """A `prepare` that uses its key, once."""
+    return stored + jax.random.normal(rng.at_step(key, 0), stored.shape)
+
+
+DATA = {
+    "train": np.zeros((4, 3), np.float32),
+    "valid": np.zeros((2, 4, 3), np.float32),
+    "valid_mask": np.ones((2, 4), bool),
+}
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda key: (jax.random.split(key, 3), rng.at_step(key, 1)),
+        lambda key: (jax.random.normal(key), jax.random.normal(key)),
+        lambda key: (rng.stream(key, "prepare"), rng.stream(key, "prepare")),
+        lambda key: (jax.random.normal(key), jax.random.split(key)),
+    ],
+)
+def test_the_record_shows_misuse(uses, key, misuse):
+    misuse(key)
+    with pytest.raises(AssertionError):
+        assert_one_purpose_per_key(uses, at_least=2)
+
+
+def trace_stage(update, validate, state, data):
+    """Traces two updates and one validation."""
+    data, indices = jax.tree.map(jnp.asarray, data), jnp.zeros((2, 4), int)
+    state, _ = jax.lax.scan(lambda s, i: update(s, data, i), state, indices)
+    validate(state, data)
+
+
+def frozen(module):
+    keys = jax.random.key(1), jax.random.key(2)
+    return FrozenVAE(module, module.init(keys[0], jnp.zeros((1, 3)), keys[1]))
+
+
+def test_no_key_of_stage_one_has_two_purposes(key, uses):
+    module = MLPVAE((3,), 2, (4,), likelihood="normal")
+    optimizer = optax.sgd(0.1)
+
+    def trace():
+        variables = dict(frozen(module).variables)
+        params = variables.pop("params")
+        trace_stage(
+            vae_stage.make_update(module, optimizer, noisy, key),
+            vae_stage.make_validate(module, noisy, rng.stream(key, "valid")),
+            training.init_state(params, variables, optimizer, 0.0),
+            DATA,
+        )
+
+    jax.eval_shape(trace)
+    # Two steps are traced once: 2 names, 3 counts (noisy's own is one) and 2 draws;
+    # validation has 3 names, 2 counts and 2 draws.
+    assert_one_purpose_per_key(uses, at_least=7 + 7)
+
+
+@pytest.mark.parametrize("module", [TwoBlockVAE(), ThreeGroupVAE()])
+def test_no_key_of_stage_two_has_two_purposes(key, uses, module):
+    network, optimizer = MLPDiscriminator((4,)), optax.sgd(0.1)
+    draws = {
+        "base": prior.by_base(),
+        "sir": prior.by_sir(num_proposals=3, chunk_size=2),
+        "langevin": prior.by_langevin(step_size=0.1, num_steps=3),
+    }
+
+    def trace():
+        vae = frozen(module)
+        params = ncp_stage.init_params(network, vae, rng.stream(key, "init"))
+        trace_stage(
+            ncp_stage.make_update(network, optimizer, noisy, key),
+            ncp_stage.make_validate(network, noisy, rng.stream(key, "valid"), 2),
+            training.init_state(params, {}, optimizer, 0.0),
+            DATA | {"vae": vae},
+        )
+        ncp = prior.NCPPrior(vae, network, params)
+        for name, draw in draws.items():
+            prior.ancestral(ncp, rng.stream(key, name), 2, draw)
+
+    jax.eval_shape(trace)
+    assert_one_purpose_per_key(uses, at_least=40)
+
+
+def test_no_key_of_the_likelihood_has_two_purposes(key, uses):
+    def trace():
+        evaluation.example_bounds(
+            tilted(LinearGaussianVAE(jnp.eye(3, 2)), [0.5, 0.0]),
+            jnp.zeros((2, 3)),
+            key,
+            num_importance_samples=3,
+            num_snis_proposals=3,
+            chunk_size=2,
+        )
+
+    jax.eval_shape(trace)
+    assert_one_purpose_per_key(uses, at_least=8)

@@ -1,0 +1,261 @@
+"""`samplers.py` against targets whose answer is known in closed form."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ncp_jax import rng, samplers
+from tests.statistics import assert_mean
+
+# Base prior N(0, 1) and log r(z) = A z.  Completing the square: r p / Z = N(A, 1)
+# with log Z = A^2 / 2.
+A = 0.8
+M, CHAINS = 256, 16_384
+
+standard_normal = jax.vmap(jax.random.normal)  # one draw per key
+
+
+def tilt(z):
+    return A * z
+
+
+@pytest.fixture(scope="module")
+def tilted():
+    return sir(
+        jax.random.key(25),
+        standard_normal,
+        tilt,
+        num_chains=CHAINS,
+        num_proposals=M,
+        chunk_size=32,
+    )
+
+
+def test_sir_moves_the_prior_to_the_tilted_target(tilted):
+    draws, _ = tilted
+    # E_p[(r/Z)^2 (z - A)] / M, the leading finite-M bias; likewise of the square.
+    bias = A * math.exp(A**2) / M
+    assert_mean(draws, A, std=1.0, bias=bias)
+    square_bias = A**2 * math.exp(A**2) / M
+    assert_mean((draws - A) ** 2, 1.0, std=2**0.5, bias=square_bias)
+    for wrong in (0.9 * A, 1.1 * A):  # the bar can see a 10 % error in the tilt
+        with pytest.raises(AssertionError):
+            assert_mean(draws, wrong, std=1.0, bias=bias)
+    with pytest.raises(AssertionError):  # and in the deviation
+        assert_mean((1.1 * (draws - A)) ** 2, 1.0, std=2**0.5, bias=square_bias)
+
+
+def test_log_z_is_the_log_of_an_unbiased_estimate(tilted):
+    _, info = tilted
+    relative_variance = (math.exp(A**2) - 1) / M  # Var_p[r] / (M Z^2)
+    ratio = jnp.exp(info.log_z - A**2 / 2)
+    assert_mean(ratio, 1.0, relative_variance**0.5)
+    with pytest.raises(AssertionError):
+        assert_mean(1.1 * ratio, 1.0, relative_variance**0.5)
+
+
+def test_ess_tends_to_its_closed_form(tilted):
+    _, info = tilted
+    # ESS / M -> (E w)^2 / E w^2 = exp(-A^2).  At M = 256 the ratio of sample moments
+    # has a bias below 5 % and a deviation below 20 % of that.
+    fraction, expected = info.ess / M, math.exp(-(A**2))
+    assert_mean(fraction, expected, std=0.2 * expected, bias=0.05 * expected)
+    with pytest.raises(AssertionError):
+        assert_mean(1.1 * fraction, expected, std=0.2 * expected, bias=0.05 * expected)
+
+
+def sir(key, sample, log_r, **sizes):
+    """`samplers.sir`, compiled."""
+    return jax.jit(lambda key: samplers.sir(key, sample, log_r, **sizes))(key)
+
+
+def test_at_two_proposals_the_bias_is_the_known_one(key):
+    """M = 2 and z = 0 or 1, evenly, r = 3 at 1: P(1) = 1/4 + (1/2)(3/4)."""
+    draws, _ = sir(
+        key,
+        jax.vmap(lambda k: jax.random.bernoulli(k).astype(jnp.float32)),
+        lambda z: z * math.log(3.0),
+        num_chains=CHAINS,
+        num_proposals=2,
+        chunk_size=2,
+    )
+    assert_mean(draws, 0.625, std=0.5)
+    with pytest.raises(AssertionError):  # what M = infinity would give
+        assert_mean(draws, 0.75, std=0.5)
+
+
+def test_a_constant_ratio_wastes_no_proposal(key):
+    draws, info = sir(
+        key,
+        standard_normal,
+        lambda z: jnp.full_like(z, 300.0),
+        num_chains=4,
+        num_proposals=100,
+        chunk_size=7,
+    )
+    assert np.isfinite(draws).all()
+    np.testing.assert_allclose(info.ess, 100.0, rtol=1e-3)
+    np.testing.assert_allclose(info.log_z, 300.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("impossible", [-jnp.inf, jnp.nan])
+def test_a_possible_proposal_is_always_chosen(key, impossible):
+    """And NaN counts as impossible."""
+    draws, info = sir(
+        key,
+        standard_normal,
+        lambda z: jnp.where(z > 2.0, 0.0, impossible),
+        num_chains=300,
+        num_proposals=100,
+        chunk_size=100,
+    )
+    num_possible = np.exp(info.log_z) * 100  # 2.3 on average
+    np.testing.assert_allclose(num_possible, num_possible.round(), atol=1e-3)
+    has_one = num_possible.round() >= 1
+    assert (num_possible.round() == 1).sum() > 30  # the case of a single one occurs
+    assert (np.asarray(draws)[has_one] > 2.0).all()
+    np.testing.assert_allclose(info.ess[has_one], num_possible[has_one], rtol=1e-4)
+    assert (info.log_z[~has_one] == -np.inf).all()  # nothing hides a chain without any
+
+
+def test_draws_do_not_depend_on_the_chunk_size(key):
+    outs = [
+        sir(
+            key,
+            jax.vmap(lambda k: jax.random.normal(k, (3,))),
+            lambda z: jnp.sum(z, axis=-1),
+            num_chains=5,
+            num_proposals=100,
+            chunk_size=chunk_size,
+        )
+        for chunk_size in (50, 7, 300)
+    ]
+    expected, reference = outs[0]
+    assert expected.shape == (5, 3)
+    for draws, info in outs[1:]:
+        np.testing.assert_array_equal(draws, expected)
+        np.testing.assert_allclose(info.ess, reference.ess, rtol=1e-5)
+        np.testing.assert_allclose(info.log_z, reference.log_z, rtol=1e-5)
+
+
+def test_every_chain_has_proposals_of_its_own(key):
+    proposals = []
+
+    def log_r(z):
+        jax.debug.callback(lambda z: proposals.append(z), z)
+        return z
+
+    draws, _ = sir(
+        key, standard_normal, log_r, num_chains=50, num_proposals=20, chunk_size=1
+    )
+    jax.effects_barrier()
+    seen = np.stack(proposals)  # [20, 50]
+    assert np.unique(seen).size == 1_000
+    is_chosen = seen == np.asarray(draws)  # a draw is a proposal of its own chain
+    np.testing.assert_array_equal(is_chosen.sum(0), 1)
+    assert len(set(is_chosen.argmax(0).tolist())) > 3  # and at no common position
+
+
+def test_sir_does_not_recompile(key):
+    traces = []
+
+    @jax.jit
+    def run(key):
+        traces.append(key)
+        return samplers.sir(
+            key, standard_normal, tilt, num_chains=4, num_proposals=5, chunk_size=2
+        )
+
+    first, _ = run(key)
+    second, _ = run(rng.at_step(key, 1))
+    assert len(traces) == 1
+    assert not np.array_equal(first, second)
+
+
+def log_target(z):
+    """log p + log r, up to a constant: N(A, 1)."""
+    return -0.5 * z**2 + A * z
+
+
+def test_one_langevin_update_is_the_formula(key):
+    z, step_size = jnp.array([[0.3, -1.0], [2.0, 0.1]]), 0.09
+    draws, info = samplers.langevin(
+        key,
+        z,
+        lambda z: jnp.sum(log_target(z), axis=1),
+        step_size=step_size,
+        num_steps=1,
+    )
+    noise = np.asarray(jax.random.normal(rng.at_step(key, 0), z.shape), np.float64)
+    z = np.asarray(z, np.float64)
+    slope = A - z
+    np.testing.assert_allclose(draws, z + 0.045 * slope + 0.3 * noise, rtol=1e-5)
+    expected = (-0.5 * z**2 + A * z).sum(1)
+    np.testing.assert_allclose(info.log_density[0], expected, rtol=1e-5)
+    norm = np.sqrt((slope**2).sum(1))
+    np.testing.assert_allclose(info.gradient_norm[0], norm, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [2, 60])
+def test_langevin_has_the_moments_of_the_uncorrected_chain(key, num_steps):
+    """z' - A = (1 - h/2) (z - A) + sqrt(h) noise is an AR(1) process.
+
+    From N(0, 1) its mean is A (1 - rho^T) and its variance rho^2T + (1 - rho^2T) v with
+    rho = 1 - h/2 and v = h / (1 - rho^2) = 1 / (1 - h/4): at h = 0.8, 25 % above the
+    target's.
+    """
+    start_key, chain_key = jax.random.split(key)
+    step_size, n = 0.8, 65_536
+    draws, info = samplers.langevin(
+        chain_key,
+        jax.random.normal(start_key, (n,)),
+        log_target,
+        step_size=step_size,
+        num_steps=num_steps,
+    )
+    assert info.log_density.shape == info.gradient_norm.shape == (num_steps, n)
+    memory = (1 - step_size / 2) ** num_steps
+    mean = A * (1 - memory)
+    variance = memory**2 + (1 - memory**2) / (1 - step_size / 4)
+    assert_mean(draws, mean, std=variance**0.5)
+    assert_mean((draws - mean) ** 2, variance, std=2**0.5 * variance)
+    with pytest.raises(AssertionError):
+        assert_mean(draws, 0.9 * mean, std=variance**0.5)
+    with pytest.raises(AssertionError):
+        assert_mean((draws - mean) ** 2, 0.9 * variance, std=2**0.5 * variance)
+
+
+def test_a_step_of_zero_stays_and_a_run_of_none_too(key):
+    z = jnp.array([1.0, 2.0])
+    for step_size, num_steps in ((0.0, 3), (0.1, 0)):
+        draws, info = samplers.langevin(
+            key, z, log_target, step_size=step_size, num_steps=num_steps
+        )
+        np.testing.assert_array_equal(draws, z)
+        assert info.log_density.shape == (num_steps, 2)
+
+
+def test_every_langevin_step_and_chain_has_noise_of_its_own(key):
+    # A flat density: z is the sum of its noises, so its differences are the noises.
+    flat = jnp.zeros_like
+    run = partial(samplers.langevin, key, jnp.zeros(8), flat, step_size=1.0)
+    courses = np.stack([run(num_steps=t)[0] for t in (1, 2, 3)])
+    noises = np.diff(courses, axis=0, prepend=0.0)
+    assert np.unique(noises.round(5)).size == 24
+
+
+def test_langevin_does_not_recompile(key):
+    traces = []
+
+    @jax.jit
+    def run(key, z):
+        traces.append(key)
+        return samplers.langevin(key, z, log_target, step_size=0.1, num_steps=3)[0]
+
+    first, second = run(key, jnp.zeros(3)), run(rng.at_step(key, 1), jnp.zeros(3))
+    assert len(traces) == 1
+    assert not np.array_equal(first, second)

@@ -1,0 +1,78 @@
+"""Runs that cost seconds: a small model on digits, and a toy task for `fit`."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ncp_jax import config as config_lib
+from ncp_jax import training, wiring
+from ncp_jax.training import Task
+from ncp_jax.wiring import Experiment
+from ncp_jax.workdir import Workdir
+
+SETTINGS = {
+    "vae.model.latent_dim": 3,
+    "vae.model.hidden_dims": (32,),
+    "vae.ema_decay": 0.9,
+    "vae.warmup_steps": 5,
+    "ncp.discriminator.hidden_dims": (16,),
+    **{f"{stage}.batch_size": 32 for stage in ("vae", "ncp")},
+    **{f"{stage}.num_steps": 20 for stage in ("vae", "ncp")},
+    **{f"{stage}.steps_per_dispatch": 5 for stage in ("vae", "ncp")},
+    **{f"{stage}.steps_per_eval": 10 for stage in ("vae", "ncp")},
+}
+
+
+def config(**settings):
+    """The digits config, shrunk; e.g. config(vae={"num_steps": 3})."""
+    small = config_lib.variant(config_lib.default(), "smoke")
+    small.update_from_flattened_dict(SETTINGS)
+    small.update(settings)
+    return small
+
+
+def flags(settings=SETTINGS):
+    """The same as arguments of `main.py`."""
+    return [f"--config.{name}={value}" for name, value in settings.items()]
+
+
+def experiment(path, settings):
+    """An open experiment in `path`; close its `workdir`."""
+    folder = Workdir(path, config_lib.as_json(settings), {})
+    return Experiment(settings, folder, wiring.load_data(settings))
+
+
+# --- a task without a model: two "groups" learn the mean of the rows they are given
+
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+
+
+def toy_task(inputs=None, nan_at=None):
+    """A `Task` whose loss [2] is non-finite in group 1 at update `nan_at`."""
+
+    def update(state, data, rows):
+        def loss_fn(w):
+            loss = jnp.mean((w[:, None] - data[rows][None]) ** 2, axis=1)
+            if nan_at is not None:
+                bad = jnp.array([1.0, jnp.nan])
+                loss = jnp.where(state.step == nan_at, bad, loss)
+            return jnp.sum(loss), {"loss": loss, "first_row": rows[0]}
+
+        gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+        return training.apply_gradients(state, gradients, OPTIMIZER, 0.9), metrics
+
+    def default_inputs(first_step, num_steps):
+        steps = jnp.arange(first_step, first_step + num_steps)
+        return steps[:, None] + jnp.arange(3)[None]
+
+    return Task(
+        name="toy",
+        data=jnp.arange(100.0) ** 0.5,
+        inputs=inputs or default_inputs,
+        update=update,
+        validate=lambda state, data: {"loss": jnp.abs(state.eval_params - data[50])},
+    )
+
+
+def toy_state():
+    return training.init_state(jnp.zeros(2), {}, OPTIMIZER, ema_decay=0.9)
