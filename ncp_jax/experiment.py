@@ -72,7 +72,9 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
         for name, measure in (("sample", sample), ("evaluate", evaluate)):
             if stage == name or (stage == "all" and not folder.is_done(name)):
                 start = time.monotonic()
-                estimates = measure(experiment)
+                # Recent accelerators would multiply in TF32, which moves log-weights.
+                with jax.default_matmul_precision("float32"):
+                    estimates = measure(experiment)
                 folder.add_results(name, estimates, time.monotonic() - start)
         if stage in ("all", "evaluate"):
             print(report.summary_table(folder.results()))
@@ -171,29 +173,27 @@ def evaluate(experiment: Experiment) -> dict[str, Estimate]:
     key, prepare = experiment.key("evaluate"), experiment.prepare
     test = experiment.dataset.test[: settings.max_examples or None]
     batches = list(data.padded_batches(test, min(settings.batch_size, len(test))))
-    # Recent accelerators would otherwise multiply in TF32, which moves nats.
-    with jax.default_matmul_precision("float32"):
-        estimates, arrays = evaluation.likelihood(
-            ncp,
-            batches,
-            prepare,
-            rng.stream(key, "likelihood"),
-            num_importance_samples=settings.num_importance_samples,
-            num_snis_proposals=settings.num_snis_proposals,
-            num_log_z_draws=settings.num_log_z_draws,
-            chunk_size=settings.chunk_size,
-            log_z_batch_size=settings.log_z_batch_size,
-        )
-        held_out, ratios = evaluation.contrast_on_held_out(
-            ncp,
-            batches,
-            prepare,
-            rng.stream(key, "contrast"),
-            num_passes=settings.num_passes,
-        )
+    estimates, arrays = evaluation.likelihood(
+        ncp,
+        batches,
+        prepare,
+        rng.stream(key, "likelihood"),
+        num_importance_samples=settings.num_importance_samples,
+        num_snis_proposals=settings.num_snis_proposals,
+        num_log_z_draws=settings.num_log_z_draws,
+        chunk_size=settings.chunk_size,
+        log_z_batch_size=settings.log_z_batch_size,
+    )
+    held_out, ratios = evaluation.contrast_on_held_out(
+        ncp,
+        batches,
+        prepare,
+        rng.stream(key, "contrast"),
+        num_passes=settings.num_passes,
+    )
     on_samples, shown = _compare_samples(experiment, ncp, drawn, test)
     for_plots: dict[str, Any] = arrays | ratios | shown
-    if [block.latent_shape for block in ncp.vae.blocks] == [(2,)]:
+    if _is_plane(ncp):
         for_plots |= _latent_plane(ncp, drawn, estimates["log_z"].value)
     folder = experiment.path / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -230,7 +230,7 @@ def _compare_samples(
         f"langevin_{field}": drawn["langevin"][field]
         for field in samplers.LangevinInfo._fields
     }
-    if latents[0].shape[2:] == (2,):
+    if _is_plane(ncp):
         arrays["plane_z_q"] = np.asarray(latents[0][0])
     if experiment.has_pictures:
         pairs = pictures.pairs(test[:MAX_RECONSTRUCTED], decoded, columns=16)
@@ -246,6 +246,11 @@ def _compare_samples(
             share, visited = modes.on_modes(p, data.toy25_modes(), data.TOY25_STD)
             estimates |= {f"off_mode_{name}": share, f"modes_visited_{name}": visited}
     return estimates, arrays
+
+
+def _is_plane(ncp: prior.NCPPrior) -> bool:
+    """Whether z is one group in the plane, so that its densities can be drawn."""
+    return [block[:2] for block in ncp.vae.blocks] == [(1, (2,))]
 
 
 def _latent_plane(

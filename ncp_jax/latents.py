@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -47,6 +48,7 @@ def walk(
             seen = visit(b, k, vae.prior(b, k, carry), z_k)
             return vae.absorb(b, k, carry, z_k), seen
 
+        chex.assert_shape(latents[b], (block.num_groups, None, *block.latent_shape))
         groups = jnp.arange(block.num_groups)
         carry, seen = jax.lax.scan(step, carry, (groups, latents[b]))
         visited.append(seen)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,9 @@ class NCPPrior:
     ) -> Array:
         """log r_k(z_k, c) for z_k [B, *latent_shape] and its context: [B], nats."""
         params = jax.tree.map(lambda stacked: stacked[k], self.params[block])
-        return self.discriminator.apply({"params": params}, z_k, context)
+        log_r = self.discriminator.apply({"params": params}, z_k, context)
+        chex.assert_shape(log_r, (z_k.shape[0],))
+        return log_r
 
     def terms(self, latents: Latents) -> tuple[Array, Array, Carry]:
         """log p and log r of every group at given z, and the state to decode.

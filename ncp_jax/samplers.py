@@ -7,6 +7,7 @@ has the shape `sampler(key, ...) -> (draws, info)`.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -69,6 +70,7 @@ def sir(
         return jnp.where(jnp.isnan(log_w), -jnp.inf, log_w)
 
     log_w = jax.lax.map(weigh, jnp.arange(num_proposals), batch_size=chunk_size)
+    chex.assert_shape(log_w, (num_proposals, num_chains))
     chosen = jax.random.categorical(rng.stream(key, "choice"), log_w, axis=0)  # [B]
     log_sum = jax.nn.logsumexp(log_w, axis=0)
     return propose(chosen), SIRInfo(

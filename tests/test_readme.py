@@ -35,7 +35,8 @@ def test_the_plug_in_example_runs_and_repairs_the_prior():
         return np.linalg.norm(samples[:, None] - points[None], axis=-1).min(1).mean()
 
     assert jnp.isfinite(names["samples"]).all()
-    assert distance(names["samples"]) < 0.3 < 0.6 < distance(base.images)
+    # 0.25 is the floor: the mean distance of q(z | x), 0.2 wide, from its centre
+    assert distance(names["samples"]) < 0.35 < 0.7 < distance(base.images)
 
 
 def test_the_closing_table_is_that_of_the_recorded_run():
