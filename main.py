@@ -72,7 +72,7 @@ def _parse(argv: list[str]) -> flags.FlagValues:
     except flags.UnrecognizedFlagError:
         raise
     except Exception as error:  # of any kind: the file is a program
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = (str(error).strip().splitlines() or [""])[-1].strip()
         if not isinstance(error, InputError):
             reason = f"cannot load --config: {type(error).__name__}: {reason}"
         raise InputError(f"{reason}\n{_choices()}") from error

@@ -1,6 +1,10 @@
 """scikit-learn's 1,797 real 8x8 digits, the data set that needs no download.
 
 1,297 train, 250 validate, 250 test, binarised afresh on each access.
+
+  python main.py --config=configs/digits.py --workdir=runs/digits
+
+Under a minute on two CPU cores; expect a gain of 0.24 nats, 0.05 either way (README).
 """
 
 from ml_collections import ConfigDict

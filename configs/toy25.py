@@ -1,6 +1,11 @@
 """25 Gaussians on a grid in the plane: the prior hole and its repair, to look at.
 
 5x5 modes 2 apart, standard deviation 0.1; a 2-D latent.
+
+  python main.py --config=configs/toy25.py --workdir=runs/toy25
+
+Some 80 seconds on two CPU cores; expect 76 % of the base prior's samples off every mode
+and 3 % of those of SIR, of Langevin and of decoded posterior draws (README).
 """
 
 from ml_collections import ConfigDict

@@ -39,6 +39,11 @@ def digests(tree: PyTree) -> dict[str, str]:
     }
 
 
+def _paths(tree: PyTree) -> set[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path) for path, _ in leaves}
+
+
 class Checkpoints:
     """The checkpoints of one stage: the latest two and the best.
 
@@ -125,7 +130,7 @@ class Checkpoints:
           like: a pytree of the arrays' shapes and dtypes.
 
         Raises:
-          InputError: if it was made with other metadata.
+          InputError: if it was made with other metadata or by other code.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             if restored := self._verified(step, like):
@@ -199,6 +204,11 @@ class Checkpoints:
                     f"({metadata.get(name)}, now {value}): give the old settings, or "
                     "another --workdir"
                 )
+        if metadata["sha256"].keys() != _paths(like):
+            raise InputError(
+                f"{self._directory / str(step)} holds other arrays than this code has: "
+                "it was saved by another version. Use that one, or another --workdir."
+            )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         try:

@@ -1,6 +1,7 @@
 """Every setting once, with its default, and what values are allowed.
 
-Keys are the argument names of what they configure; only `experiment` reads them.
+Keys are the argument names of what they configure; `wiring` and `experiment` read
+them, and nothing below.
 """
 
 import hashlib
@@ -11,10 +12,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ncp_jax import optimizers
 from ncp_jax.errors import InputError
 
 VARIANTS = ("", "smoke")
-ACTIVATIONS = ("tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus")
+ACTIVATIONS = ("tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "swish", "softplus")
 # Where the same data lie and how they come there changes no result.
 WITHOUT_EFFECT = ("data.dir", "data.download")
 
@@ -132,7 +134,7 @@ def validate(config: ConfigDict) -> None:
     )
     for name, value in flatten(config.to_dict()):
         if isinstance(value, tuple | list):
-            if not all(type(item) is int and item > 0 for item in value):
+            if not value or not all(type(v) is int and v > 0 for v in value):
                 raise InputError(
                     f"config.{name} must hold positive integers, got {value}"
                 )
@@ -146,7 +148,7 @@ def validate(config: ConfigDict) -> None:
     if config.seed >= 2**32:
         raise InputError(f"config.seed must be below 2**32, got {config.seed}")
     for section in ("vae", "ncp"):
-        _require_one_of(config, f"{section}.schedule", ("constant", "cosine", "step"))
+        _require_one_of(config, f"{section}.schedule", optimizers.SCHEDULES)
         if config[section].ema_decay >= 1.0:
             raise InputError(f"config.{section}.ema_decay must be below 1")
     _require_one_of(config, "data.binarization", ("dynamic", "fixed", "none"))

@@ -14,7 +14,7 @@ from ncp_jax.latents import contrastive_draws, log_prior
 from ncp_jax.models.base import Latents, LatentVariableModel
 from ncp_jax.ncp_stage import contrast
 from ncp_jax.prior import NCPPrior
-from ncp_jax.vae_stage import Prepare
+from ncp_jax.training import Prepare
 
 Array = jax.Array
 T = TypeVar("T")
@@ -101,6 +101,7 @@ def over_examples(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *kept)
 
 
+@jax.default_matmul_precision("float32")  # TF32 would move log-weights
 def log_z(
     ncp: NCPPrior, key: Array, num_draws: int, batch_size: int
 ) -> tuple[WeightSums, np.ndarray]:
@@ -126,6 +127,7 @@ def log_z(
     return sums, np.asarray(course, np.float64)
 
 
+@jax.default_matmul_precision("float32")  # TF32 would move log-weights
 def likelihood(
     ncp: NCPPrior,
     batches: Batches,
@@ -181,6 +183,7 @@ def likelihood(
     return estimates, {"log_z_curve": course}
 
 
+@jax.default_matmul_precision("float32")  # TF32 would move log-weights
 def contrast_on_held_out(
     ncp: NCPPrior,
     batches: Batches,

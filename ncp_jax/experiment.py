@@ -9,13 +9,13 @@ import os
 import platform
 import subprocess
 import time
+import zipfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import clu.parameter_overview
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -36,6 +36,7 @@ from ncp_jax import config as config_lib
 from ncp_jax.errors import InputError
 from ncp_jax.importance import Estimate
 from ncp_jax.metrics import modes
+from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.run_log import RunLog
 from ncp_jax.wiring import Experiment
 from ncp_jax.workdir import Workdir
@@ -62,9 +63,13 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
     if stage not in STAGES:
         raise InputError(f"--stage must be one of {', '.join(STAGES)}; got {stage!r}")
     config_lib.validate(config)
+    if stage == "report":  # needs files only: neither the data nor the workdir's lock
+        print(f"report: {report.write(workdir)}")
+        return
     dataset = wiring.load_data(config)
     folder = Workdir(workdir, config_lib.as_json(config), _environment())
     with contextlib.closing(folder):
+        print(f"device: {jax.device_count()} x {jax.devices()[0].device_kind}")
         experiment = Experiment(config, folder, dataset)
         for name in ("vae", "ncp"):
             if stage in ("all", name):
@@ -72,15 +77,14 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
         for name, measure in (("sample", sample), ("evaluate", evaluate)):
             if stage == name or (stage == "all" and not folder.is_done(name)):
                 start = time.monotonic()
-                # Recent accelerators would multiply in TF32, which moves log-weights.
-                with jax.default_matmul_precision("float32"):
-                    estimates = measure(experiment)
+                folder.unmark(name)  # its files are replaced one by one
+                estimates = measure(experiment)
                 folder.add_results(name, estimates, time.monotonic() - start)
         if stage in ("all", "evaluate"):
             print(report.summary_table(folder.results()))
         if stage == "benchmark":
             time_training_loop(experiment)
-        if stage in ("all", "report"):
+        if stage == "all":
             print(f"report: {report.write(workdir)}")
 
 
@@ -207,8 +211,13 @@ def _load_samples(experiment: Experiment) -> dict[str, dict[str, np.ndarray]]:
         path = experiment.path / "samples" / f"{name}.npz"
         if not path.exists():
             raise InputError(f"{path} is missing: run --stage=sample first")
-        with np.load(path) as file:
-            drawn[name] = dict(file)
+        try:
+            with np.load(path) as file:
+                drawn[name] = dict(file)
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path} is damaged ({error}): run --stage=sample again"
+            ) from error
     return drawn
 
 
@@ -219,21 +228,17 @@ def _compare_samples(
     test: np.ndarray,
 ) -> tuple[dict[str, Estimate], dict[str, Any]]:
     """Sets the samples beside decoded posterior draws, the floor that stage 2 has."""
-    test = test[: max(len(drawn["base"]["images"]), MAX_SHOWN)]
-    key = rng.stream(experiment.key("evaluate"), "reconstruct")
-    x = experiment.prepare(rng.stream(key, "prepare"), jnp.asarray(test))
-    decoded, latents = jax.jit(evaluation.reconstruct)(
-        ncp.vae, x, rng.stream(key, "posterior")
-    )
-    decoded = np.asarray(decoded)
+    num_samples = len(drawn["base"]["images"])
+    test = test[: MAX_RECONSTRUCTED if experiment.has_pictures else num_samples]
+    decoded, latents = _reconstruct(experiment, ncp.vae, test)
     arrays: dict[str, Any] = {
         f"langevin_{field}": drawn["langevin"][field]
         for field in samplers.LangevinInfo._fields
     }
     if _is_plane(ncp):
-        arrays["plane_z_q"] = np.asarray(latents[0][0])
+        arrays["plane_z_q"] = latents[:, 0]
     if experiment.has_pictures:
-        pairs = pictures.pairs(test[:MAX_RECONSTRUCTED], decoded, columns=16)
+        pairs = pictures.pairs(test, decoded, columns=16)
         pictures.save_png(experiment.path / "samples/reconstructions.png", pairs)
         return {}, arrays
     points = {name: draws["images"] for name, draws in drawn.items()}
@@ -246,6 +251,22 @@ def _compare_samples(
             share, visited = modes.on_modes(p, data.toy25_modes(), data.TOY25_STD)
             estimates |= {f"off_mode_{name}": share, f"modes_visited_{name}": visited}
     return estimates, arrays
+
+
+def _reconstruct(
+    experiment: Experiment, vae: LatentVariableModel, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decoded posterior draws [N, *data_shape] and z of the first block [N, n, ...]."""
+
+    @jax.jit
+    def batch(stored: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = experiment.prepare(rng.stream(key, "prepare"), stored)
+        mean, latents = evaluation.reconstruct(vae, x, rng.stream(key, "posterior"))
+        return mean, latents[0].swapaxes(0, 1)
+
+    size = min(experiment.config.evaluate.batch_size, len(test))
+    key = rng.stream(experiment.key("evaluate"), "reconstruct")
+    return evaluation.over_examples(batch, data.padded_batches(test, size), key)
 
 
 def _is_plane(ncp: prior.NCPPrior) -> bool:
@@ -275,19 +296,23 @@ def _save_picture(path: Path, samples: np.ndarray, name: str) -> None:
 
 def _environment() -> dict[str, Any]:
     """Versions, devices and the commit of the code that runs."""
-    here = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
-        "git_commit": commit.stdout.strip() or "unknown",
+        "git_commit": _git_commit(Path(__file__).parent.parent),
         "device": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(),
         "num_cpus": os.cpu_count(),
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in PACKAGES},
     }
+
+
+def _git_commit(root: Path) -> str:
+    """The commit of a checkout, "-dirty" if it was changed; "unknown" without one."""
+    if not (root / ".git").exists():  # installed, perhaps inside another repository
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        out = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    except OSError:  # no git here
+        return "unknown"
+    return out.stdout.strip() or "unknown"

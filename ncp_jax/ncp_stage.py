@@ -11,8 +11,7 @@ import optax
 from ncp_jax import rng, training
 from ncp_jax.latents import ContrastiveDraws, contrastive_draws
 from ncp_jax.models.base import LatentVariableModel
-from ncp_jax.training import Metrics, PyTree, TrainState
-from ncp_jax.vae_stage import Prepare
+from ncp_jax.training import Metrics, Prepare, PyTree, TrainState
 
 Array = jax.Array
 
@@ -94,6 +93,8 @@ def make_update(
     ema_decay: float = 0.0,
 ) -> Callable[[TrainState, PyTree, Array], tuple[TrainState, Metrics]]:
     """Returns one update of stage 2: (state, data, indices [B]) -> (state, metrics).
+
+    `data` holds the stored examples "train" [N, ...] and the frozen model "vae".
 
     The groups' losses are summed: no parameter is shared, so each discriminator gets
     just its own gradient.

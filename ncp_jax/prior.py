@@ -79,6 +79,10 @@ class Draws(NamedTuple):
 def ancestral(prior: NCPPrior, key: Array, num_chains: int, draw: DrawGroup) -> Draws:
     """Draws group after group, each given those before (Sec. 4.4); one scan per block.
 
+    With one group exact draws follow p_NCP.  With several, group k is drawn from
+    r_k p_k / Z_k(z_<k), and the product of those is p_NCP only as far as Z_k does not
+    depend on z_<k; an ideal classifier has Z_k = 1.
+
     Args:
       prior: the NCP.
       key: PRNG key; consumed here.
@@ -116,6 +120,7 @@ class Generated(NamedTuple):
     infos: tuple[Any, ...]  # per block, the sampler's info; chains are its last axis
 
 
+@jax.default_matmul_precision("float32")  # TF32 would move log-weights
 def generate(
     prior: NCPPrior, key: Array, num_images: int, batch_size: int, draw: DrawGroup
 ) -> Generated:

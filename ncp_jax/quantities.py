@@ -58,15 +58,10 @@ MEANINGS = {
     "elbo_base": Meaning(
         LIKELIHOOD,
         "ELBO, base prior",
-        "lower bound on log p(x) from one posterior draw; higher is better",
+        "lower bound on log p(x), the mean over posterior draws; higher is better",
     ),
     "log_z": Meaning(
         LIKELIHOOD, "log Z", "normaliser of r(z) p(z); 0 for an ideal classifier"
-    ),
-    "log_z_ess": Meaning(
-        LIKELIHOOD,
-        "ESS behind log Z",
-        "effective number of the draws that estimate log Z",
     ),
     "nce_loss": Meaning(
         STAGE_2, "NCE loss", "2 log 2 = 1.386 when q and p cannot be told apart"
@@ -86,7 +81,6 @@ MEANINGS = {
 FAMILIES = {  # metrics of one kind, one per source of samples
     "off_mode": ("Off-mode share", "samples far from every mode; lower is better"),
     "modes_visited": ("Modes visited", "modes with a sample; higher is better"),
-    "fid": ("FID", "Fréchet distance of features; lower is better"),
 }
 SOURCES = {
     "base": "base prior",

@@ -67,19 +67,21 @@ def write(workdir: str | Path) -> Path:
     """
     workdir = Path(workdir)
     config, results = _json(workdir / "config.json"), _json(workdir / "results.json")
-    environment = _json(workdir / "environment.json", needed=False)
     run = results.get("run", {})
-    title = f"NCP-VAE: {run.get('config_name', workdir.resolve().name)}"
+    stages = run.get("stages", {})
+    environments = {name: stages[name].get("environment", {}) for name in stages}
+    data_name = config.get("data", {}).get("name", workdir.resolve().name)
+    title = f"NCP-VAE on {data_name}"
     html = page.document(
         title,
         [
             LEAD,
             _headline(results),
-            _byline(run),
+            _byline(run, environments.values()),
             _numbers(results),
             _per_group(results),
             *_pictures(workdir),
-            _settings(Configuration=config, Run=run, Environment=environment),
+            _settings(Configuration=config, Environment=environments),
         ],
     )
     path = workdir / "report" / "index.html"
@@ -134,12 +136,15 @@ def _headline(results: Mapping[str, Any]) -> str:
     return f'<p class="headline">{page.escape("The NCP prior " + claim)}</p>\n'
 
 
-def _byline(run: Mapping[str, Any]) -> str:
+def _byline(run: Mapping[str, Any], environments: Iterable[Mapping[str, Any]]) -> str:
+    """Seed, times, and every device and commit that a stage ran on."""
+    environments = list(environments)
     facts = [f"seed {run['seed']}"] if "seed" in run else []
-    facts += [str(run["device"])] if run.get("device") else []
+    facts += sorted({str(e["device"]) for e in environments if "device" in e})
     seconds = run.get("wall_seconds") or {}
     facts += [f"{stage} {s:,.0f} s" for stage, s in seconds.items()]
-    facts += [f"commit {str(run['git_commit'])[:10]}"] if run.get("git_commit") else []
+    commits = {str(e["git_commit"])[:10] for e in environments if "git_commit" in e}
+    facts += [f"commit {commit}" for commit in sorted(commits)]
     line = page.escape(" · ".join(facts))
     return f'<p class="byline soft">{line}</p>\n' if facts else ""
 

@@ -22,7 +22,8 @@ def stream(key: Array, name: str) -> Array:
       name: what the numbers are for, e.g. "vae/posterior".
 
     Returns:
-      A key that no other name and no counter below 2**20 yields.
+      A key that no other name and no counter below 2**20 yields.  A key that owns
+      names is not counted with beyond that; one that counts steps owns no names.
 
     Raises:
       ValueError: for the one name in 4,000 whose hash a counter could reach.

@@ -20,6 +20,7 @@ from ncp_jax.run_log import RunLog
 Array = jax.Array
 PyTree = Any
 Metrics = dict[str, Array]  # name -> scalar, or [K] with one value per latent group
+Prepare = Callable[[Array, Array], Array]  # (key, stored examples) -> x for the model
 
 
 class TrainState(struct.PyTreeNode):
@@ -158,7 +159,7 @@ def fit(
         metrics.
       Preempted: after SIGTERM or SIGINT, once the state is saved.
     """
-    run = jax.jit(_scan_updates(task), donate_argnums=0)
+    run = jax.jit(scan_updates(task), donate_argnums=0)
     validate = jax.jit(task.validate)
     step, valid_loss = int(state.step), None
     finite: dict[str, np.ndarray] = {}
@@ -182,10 +183,14 @@ def fit(
                 checkpoints.wait()
                 where = f"{task.name} is saved at step {step} of {num_steps}"
                 raise Preempted(signals.received, where)
+    if signals.received is not None:  # after the last look, all is saved
+        raise Preempted(signals.received)
     return state
 
 
-def _scan_updates(task: Task) -> Callable[..., tuple[TrainState, Metrics]]:
+def scan_updates(task: Task) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns (state, data, inputs [n, ...]) -> state after n updates, metrics [n]."""
+
     def run(
         state: TrainState, data: PyTree, inputs: PyTree
     ) -> tuple[TrainState, Metrics]:

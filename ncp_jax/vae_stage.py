@@ -9,10 +9,9 @@ import optax
 
 from ncp_jax import rng, training
 from ncp_jax.models.base import ElboTerms
-from ncp_jax.training import Metrics, PyTree, TrainState
+from ncp_jax.training import Metrics, Prepare, PyTree, TrainState
 
 Array = jax.Array
-Prepare = Callable[[Array, Array], Array]  # (key, stored examples) -> x for the model
 
 
 def elbo_loss(terms: ElboTerms, kl_weight: Array | float) -> Array:
@@ -30,6 +29,8 @@ def make_update(
     ema_decay: float = 0.0,
 ) -> Callable[[TrainState, PyTree, Array], tuple[TrainState, Metrics]]:
     """Returns one update of stage 1: (state, data, indices [B]) -> (state, metrics).
+
+    `data` holds the stored examples "train" [N, ...].
 
     Args:
       module: has `elbo_terms(x, key)`.

@@ -196,6 +196,14 @@ def load_data(config: ConfigDict) -> data.Dataset:
                 f"config.{section}.batch_size = {size} is more than the "
                 f"{len(dataset.train)} training examples of {settings.name}"
             )
+    is_binary = dataset.train.dtype == np.uint8 and settings.binarization != "none"
+    if is_binary != (config.vae.model.likelihood == "bernoulli"):
+        kind = "zeros and ones" if is_binary else "real numbers"
+        raise InputError(
+            f"config.vae.model.likelihood = {config.vae.model.likelihood!r} is no "
+            f"likelihood of {kind}, which {settings.name} with "
+            f"config.data.binarization = {settings.binarization!r} holds"
+        )
     if settings.binarization != "fixed":
         return dataset
     key = rng.stream(rng.root(config.seed), "fixed binarization")

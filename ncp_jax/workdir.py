@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,19 +84,31 @@ class Workdir:
     ) -> None:
         """Merges a stage's metrics into results.json and marks the stage as done."""
         results = self.results()
-        results["metrics"] |= {name: e._asdict() for name, e in metrics.items()}
-        stages = results["run"].get("stages", {})
+        results["metrics"] |= {
+            name: {key: _or_null(value) for key, value in e._asdict().items()}
+            for name, e in metrics.items()
+        }
         seconds = results["run"].get("wall_seconds", {})
-        stages[stage] = {"fingerprint": self.fingerprint(stage)}
-        seconds[stage] = round(wall_seconds, 2)
+        stages = results["run"].get("stages", {})
+        stages[stage] = {  # each may have run with other settings and elsewhere
+            "fingerprint": self.fingerprint(stage),
+            "config": {name: self._config[name] for name in SECTIONS[stage]},
+            "environment": self._environment,
+        }
         results["run"] = {
-            **self._environment,
-            "seed": self._config["seed"],
-            "wall_seconds": seconds,
-            "stages": stages,
+            **self._environment,  # of the last call, as is the config
             "config": self._config,
+            "seed": self._config["seed"],
+            "wall_seconds": seconds | {stage: round(wall_seconds, 2)},
+            "stages": stages,
         }
         self.write_json("results.json", results)
+
+    def unmark(self, stage: str) -> None:
+        """Forgets that `stage` has ended, before its files are written again."""
+        results = self.results()
+        if results["run"].get("stages", {}).pop(stage, None):
+            self.write_json("results.json", results)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file at once: a reader sees the old one or the new one."""
@@ -148,3 +161,9 @@ class Workdir:
                 )
         self.write_json("config.json", self._config)
         self.write_json("environment.json", self._environment)
+
+
+def _or_null(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    is_number = isinstance(value, float)
+    return None if is_number and not math.isfinite(value) else value

@@ -107,7 +107,7 @@ def test_shapes_are_as_declared(vae, key):
         return z, log_q, each, decoded
 
     z, log_q, each, decoded = jax.eval_shape(everything, vae, x)
-    assert log_q.shape == (B, base.num_groups(vae))
+    assert log_q.shape == (B, sum(block.num_groups for block in vae.blocks))
     per_group = []
     for block, latent in zip(vae.blocks, z, strict=True):
         assert latent.shape == (block.num_groups, B, *block.latent_shape)

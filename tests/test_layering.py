@@ -11,13 +11,16 @@ PACKAGE = Path(ncp_jax.__file__).parent
 
 # A module imports only from layers above its own line.  A new module gets a line here.
 LAYERS = [
-    {"errors", "rng", "distributions", "importance", "optimizers", "pictures"},
-    {"samplers", "models.base", "models.discriminator", "metrics.modes", "quantities"},
-    {"models.mlp_vae", "latents", "readers", "checkpoints", "run_log", "plots"},
-    {"training", "prior", "data", "page"},
-    {"vae_stage", "report", "config", "benchmark"},
-    {"ncp_stage", "workdir"},
-    {"evaluation"},
+    {"errors", "rng", "distributions", "importance", "optimizers", "pictures"}
+    | {"kl_schedule", "models.nvae_layers", "models.nvae_regularizers"},
+    {"samplers", "models.base", "models.discriminator", "metrics.modes", "quantities"}
+    | {"torch_file", "models.flows", "models.nvae_cells"},
+    {"models.mlp_vae", "latents", "readers", "checkpoints", "run_log", "plots"}
+    | {"models.nvae_layout", "models.nvae_group", "models.nvae_towers"},
+    {"training", "prior", "data", "page", "models.nvae_topdown"},
+    {"vae_stage", "report", "config", "benchmark", "models.nvae"},
+    {"ncp_stage", "workdir", "models.nvae_readjust", "nvae_names"},
+    {"evaluation", "nvae_import"},
     {"wiring"},
     {"experiment"},
 ]

@@ -79,8 +79,9 @@ def page_of(workdir):
 
 @pytest.fixture
 def minimal(tmp_path):
-    (tmp_path / "config.json").write_text('{"ncp": {"learning_rate": 0.001}}')
-    save_results(tmp_path, METRICS, config_name="mnist_mlp", seed=7)
+    config = {"data": {"name": "mnist"}, "ncp": {"learning_rate": 0.001}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_results(tmp_path, METRICS, seed=7)
     return tmp_path
 
 
@@ -91,14 +92,13 @@ def full(minimal):
     save_results(
         minimal,
         METRICS,
-        config_name="mnist_mlp",
         seed=7,
-        device="NVIDIA H200",
         wall_seconds={"vae": 3600.4, "ncp": 512.0},
-        git_commit="0123456789abcdef",
-        versions={"jax": "0.7.2"},
+        stages={
+            "vae": {"environment": {"device": "NVIDIA H200", "jax": "0.7.2"}},
+            "ncp": {"environment": {"device": "cpu", "git_commit": "0123456789abc"}},
+        },
     )
-    (minimal / "environment.json").write_text('{"python": "3.12.3"}')
     for name in ("base", "sir", "langevin", "reconstructions"):
         save_png(minimal / "samples" / f"{name}.png")
     rows = [
@@ -248,7 +248,7 @@ def test_summary_table_of_nothing_is_its_header():
 def test_a_minimal_run_has_no_pictures_and_its_settings(minimal):
     _, page = page_of(minimal)
     assert page.all("img") == []
-    assert "NCP-VAE: mnist_mlp" in page.text and "seed 7" in page.text
+    assert "NCP-VAE on mnist" in page.text and "seed 7" in page.text
     assert re.search(r"ncp\.learning_rate\s*0\.001", page.text)
     for absent in ("Latent space", "Training", "Environment", "Normaliser"):
         assert absent not in page.text
@@ -260,7 +260,7 @@ def test_a_full_run_has_every_picture_once(full):
     assert len(page.all("img")) == 10
     assert sum(image["class"] == "pixels" for image in page.all("img")) == 4
     assert "over the base prior on 10,000 test examples" in page.text
-    for fact in ("NVIDIA H200", "vae 3,600 s", "commit 0123456789", "versions.jax"):
+    for fact in ("NVIDIA H200", "cpu", "vae 3,600 s", "commit 0123456789", "vae.jax"):
         assert fact in page.text
 
 
@@ -325,9 +325,9 @@ def test_text_from_files_cannot_become_markup(full):
     save_results(
         full,
         {HOSTILE: metric(1.0, 0.1, unit=HOSTILE), f"{HOSTILE}/1": metric(1.0, 0.1)},
-        config_name=HOSTILE,
-        device=HOSTILE,
+        seed=HOSTILE,
         wall_seconds={HOSTILE: 1},
+        stages={HOSTILE: {"environment": {"device": HOSTILE, HOSTILE: HOSTILE}}},
     )
     (full / "config.json").write_text(json.dumps({HOSTILE: {HOSTILE: [HOSTILE]}}))
     (full / "metrics.jsonl").write_text(

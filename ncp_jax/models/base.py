@@ -52,7 +52,9 @@ class LatentVariableModel(Protocol):
 
     The model is a pytree of its variables and its methods are pure (`FrozenVAE` makes
     both of a Linen module).  `block` is a Python int; `k` counts the groups inside the
-    block and may be traced.
+    block and may be traced.  `absorb` keeps the shapes and dtypes of the carry, its
+    last call in a block included, so that a block is one `lax.scan`; where resolutions
+    differ between blocks, the carry holds the state of every resolution.
     """
 
     @property
@@ -79,11 +81,6 @@ class LatentVariableModel(Protocol):
     def decode(self, carry: Carry) -> Likelihood:
         """p(x | z), once every group is absorbed."""
         ...
-
-
-def num_groups(model: LatentVariableModel) -> int:
-    """K, the number of latent groups over all blocks."""
-    return sum(block.num_groups for block in model.blocks)
 
 
 @jax.tree_util.register_dataclass
