@@ -27,7 +27,7 @@ def test_the_plug_in_example_runs_and_repairs_the_prior():
     names: dict = {}
     exec(code, names)
     base = names["prior"].generate(
-        names["ncp"], names["key"], 500, 100, names["prior"].by_base()
+        names["ncp"], names["keys"][4], 500, 100, names["prior"].by_base()
     )
 
     def distance(samples):  # to the nearest of the four points that are the data
