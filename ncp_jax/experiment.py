@@ -212,9 +212,9 @@ def _load_samples(experiment: Experiment) -> dict[str, dict[str, np.ndarray]]:
         if not path.exists():
             raise InputError(f"{path} is missing: run --stage=sample first")
         try:
-            with np.load(path) as file:
-                drawn[name] = dict(file)
-        except (ValueError, zipfile.BadZipFile) as error:
+            with path.open("rb") as file, np.load(file) as arrays:
+                drawn[name] = dict(arrays)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{path} is damaged ({error}): run --stage=sample again"
             ) from error

@@ -127,6 +127,16 @@ def test_other_metadata_are_refused_by_name(tmp_path):
     assert steps_on_disk(tmp_path / "c") == [10]
 
 
+def test_arrays_of_other_code_are_no_damage(tmp_path):
+    path = saved(tmp_path / "c", {10: 1.0})
+    grown = {"old": LIKE, "new": jnp.zeros(3)}
+    with Checkpoints(path, METADATA) as checkpoints:
+        for restore in (checkpoints.restore_latest, checkpoints.restore_best):
+            with pytest.raises(InputError, match="another version"):
+                restore(grown)
+    assert steps_on_disk(path) == [10]
+
+
 def test_wall_seconds_add_up_over_processes(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

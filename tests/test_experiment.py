@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from ncp_jax import config as config_lib
 from ncp_jax import experiment
 from ncp_jax.errors import InputError
+from ncp_jax.workdir import Workdir
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -168,6 +170,9 @@ def test_a_run_depends_on_its_seed_alone(small, tmp_path):
         ("ncp.batch_size", 5_000, "1297 training examples"),
         ("data.name", "digitz", "did you mean 'digits'"),
         ("data.shape", (28, 28, 1), "(8, 8, 1)"),
+        ("ncp.discriminator.hidden_dims", (), "must hold positive integers"),
+        ("vae.model.likelihood", "normal", "no likelihood of zeros and ones"),
+        ("data.binarization", "none", "no likelihood of real numbers"),
     ],
 )
 def test_bad_settings_are_refused_before_the_folder_is_made(
@@ -195,3 +200,32 @@ def test_a_sampler_that_leaves_the_finite_numbers_is_told(small):
         pytest.raises(InputError, match="langevin_step_size"),
     ):
         experiment.run(config, small, "sample")
+
+
+def test_damaged_samples_are_named(small, tmp_path):
+    workdir = shutil.copytree(small, tmp_path / "run")
+    (workdir / "samples").mkdir(exist_ok=True)
+    for name in experiment.SAMPLERS:
+        np.savez(workdir / "samples" / f"{name}.npz", images=np.zeros(100))
+    path = workdir / "samples" / "sir.npz"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=r"sir\.npz is damaged.*--stage=sample"):
+        experiment.run(tiny.config(), workdir, "evaluate")
+
+
+def test_a_report_needs_neither_the_data_nor_the_lock(run):
+    config, workdir = run
+    config = config.copy_and_resolve_references()
+    config.data.update(name="mnist", shape=(28, 28, 1), dir="nowhere")
+    page = workdir / "report" / "index.html"
+    page.unlink()
+    with contextlib.closing(Workdir(workdir, json.loads(run[0].to_json()), {})):
+        experiment.run(config, workdir, "report")
+    assert page.exists()
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
+    assert experiment._git_commit(tmp_path) == "unknown"
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setenv("PATH", "")
+    assert experiment._git_commit(tmp_path) == "unknown"

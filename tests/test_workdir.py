@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -181,6 +182,33 @@ def test_results_merge_and_know_their_settings(tmp_path):
         assert not workdir.is_done("sample") and not workdir.is_done("evaluate")
     with opened(tmp_path, evaluate__batch_size=3) as workdir:
         assert workdir.is_done("sample") and not workdir.is_done("evaluate")
+
+
+def test_each_stage_keeps_the_settings_and_the_machine_that_it_had(tmp_path):
+    with opened(tmp_path, sample__num_images=3) as workdir:
+        workdir.add_results("sample", {}, 1.0)
+    with contextlib.closing(Workdir(tmp_path, CONFIG, {"device": "gpu"})) as workdir:
+        workdir.add_results("evaluate", {}, 1.0)
+    stages = json.loads((tmp_path / "results.json").read_text())["run"]["stages"]
+    assert stages["sample"]["config"]["sample"]["num_images"] == 3
+    assert stages["sample"]["environment"] == {"device": "cpu"}
+    assert stages["evaluate"]["config"]["sample"] == CONFIG["sample"]
+    assert stages["evaluate"]["environment"] == {"device": "gpu"}
+
+
+def test_a_stage_that_starts_anew_is_not_done_until_it_ends(tmp_path):
+    with opened(tmp_path) as workdir:
+        workdir.add_results("sample", {}, 1.0)
+        workdir.unmark("sample")
+        assert not workdir.is_done("sample")
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    with opened(tmp_path) as workdir:
+        workdir.add_results("sample", {"a": Estimate(-math.inf, math.nan, 1, "x")}, 1.0)
+    text = (tmp_path / "results.json").read_text()
+    metric = json.loads(text, parse_constant=pytest.fail)["metrics"]["a"]
+    assert metric["value"] is None and metric["stderr"] is None
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
