@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ncp_jax import config as config_lib
-from ncp_jax import experiment
+from ncp_jax import experiment, sample_stage
 from ncp_jax.errors import InputError
 from ncp_jax.workdir import Workdir
 from tests import tiny
@@ -92,7 +92,7 @@ def test_every_stage_writes_its_files(run):
     assert json.loads((workdir / "config.json").read_text()) == config_lib.as_json(
         config
     )
-    for name in experiment.SAMPLERS:
+    for name in sample_stage.SAMPLERS:
         drawn = np.load(workdir / "samples" / f"{name}.npz")["images"]
         assert drawn.shape == (config.sample.num_images, *config.data.shape)
         assert np.isfinite(drawn).all()
@@ -205,7 +205,7 @@ def test_a_sampler_that_leaves_the_finite_numbers_is_told(small):
 def test_damaged_samples_are_named(small, tmp_path):
     workdir = shutil.copytree(small, tmp_path / "run")
     (workdir / "samples").mkdir(exist_ok=True)
-    for name in experiment.SAMPLERS:
+    for name in sample_stage.SAMPLERS:
         np.savez(workdir / "samples" / f"{name}.npz", images=np.zeros(100))
     path = workdir / "samples" / "sir.npz"
     path.write_bytes(path.read_bytes()[:300])

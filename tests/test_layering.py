@@ -22,6 +22,8 @@ LAYERS = [
     {"ncp_stage", "workdir", "models.nvae_readjust", "nvae_names"},
     {"evaluation", "nvae_import"},
     {"wiring"},
+    {"sample_stage"},
+    {"evaluate_stage"},
     {"experiment"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,113 @@
+"""The stage that measures: likelihoods, held-out NCE loss, samples against data."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ncp_jax import data, evaluation, pictures, prior, rng, samplers
+from ncp_jax.importance import Estimate
+from ncp_jax.metrics import modes
+from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.sample_stage import load_samples
+from ncp_jax.wiring import Experiment
+
+MAX_RECONSTRUCTED = 32  # pictures
+
+
+def evaluate(experiment: Experiment) -> dict[str, Estimate]:
+    """Measures everything on the test set; writes evaluation/arrays.npz."""
+    settings, ncp = experiment.config.evaluate, experiment.load_ncp()
+    drawn = load_samples(experiment)
+    key, prepare = experiment.key("evaluate"), experiment.prepare
+    test = experiment.dataset.test[: settings.max_examples or None]
+    batches = list(data.padded_batches(test, min(settings.batch_size, len(test))))
+    estimates, arrays = evaluation.likelihood(
+        ncp,
+        batches,
+        prepare,
+        rng.stream(key, "likelihood"),
+        num_importance_samples=settings.num_importance_samples,
+        num_snis_proposals=settings.num_snis_proposals,
+        num_log_z_draws=settings.num_log_z_draws,
+        chunk_size=settings.chunk_size,
+        log_z_batch_size=settings.log_z_batch_size,
+    )
+    held_out, ratios = evaluation.contrast_on_held_out(
+        ncp,
+        batches,
+        prepare,
+        rng.stream(key, "contrast"),
+        num_passes=settings.num_passes,
+    )
+    on_samples, shown = _compare_samples(experiment, ncp, drawn, test)
+    for_plots: dict[str, Any] = arrays | ratios | shown
+    if _is_plane(ncp):
+        for_plots |= _latent_plane(ncp, drawn, estimates["log_z"].value)
+    folder = experiment.path / "evaluation"
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(folder / "arrays.npz", **for_plots)
+    return estimates | held_out | on_samples
+
+
+def _compare_samples(
+    experiment: Experiment,
+    ncp: prior.NCPPrior,
+    drawn: dict[str, dict[str, np.ndarray]],
+    test: np.ndarray,
+) -> tuple[dict[str, Estimate], dict[str, Any]]:
+    """Sets the samples beside decoded posterior draws, the floor that stage 2 has."""
+    num_samples = len(drawn["base"]["images"])
+    test = test[: MAX_RECONSTRUCTED if experiment.has_pictures else num_samples]
+    decoded, latents = _reconstruct(experiment, ncp.vae, test)
+    arrays: dict[str, Any] = {
+        f"langevin_{field}": drawn["langevin"][field]
+        for field in samplers.LangevinInfo._fields
+    }
+    if _is_plane(ncp):
+        arrays["plane_z_q"] = latents[:, 0]
+    if experiment.has_pictures:
+        pairs = pictures.pairs(test, decoded, columns=16)
+        pictures.save_png(experiment.path / "samples/reconstructions.png", pairs)
+        return {}, arrays
+    points = {name: draws["images"] for name, draws in drawn.items()}
+    points["floor"] = decoded
+    arrays |= {f"points_{name}": p for name, p in points.items()}
+    arrays["points_data"] = test
+    estimates: dict[str, Estimate] = {}
+    if experiment.config.data.name == "toy25":
+        for name, p in points.items():
+            share, visited = modes.on_modes(p, data.toy25_modes(), data.TOY25_STD)
+            estimates |= {f"off_mode_{name}": share, f"modes_visited_{name}": visited}
+    return estimates, arrays
+
+
+def _reconstruct(
+    experiment: Experiment, vae: LatentVariableModel, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decoded posterior draws [N, *data_shape] and z of the first block [N, n, ...]."""
+
+    @jax.jit
+    def batch(stored: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = experiment.prepare(rng.stream(key, "prepare"), stored)
+        mean, latents = evaluation.reconstruct(vae, x, rng.stream(key, "posterior"))
+        return mean, latents[0].swapaxes(0, 1)
+
+    size = min(experiment.config.evaluate.batch_size, len(test))
+    key = rng.stream(experiment.key("evaluate"), "reconstruct")
+    return evaluation.over_examples(batch, data.padded_batches(test, size), key)
+
+
+def _is_plane(ncp: prior.NCPPrior) -> bool:
+    """Whether z is one group in the plane, so that its densities can be drawn."""
+    return [block[:2] for block in ncp.vae.blocks] == [(1, (2,))]
+
+
+def _latent_plane(
+    ncp: prior.NCPPrior, drawn: dict[str, dict[str, np.ndarray]], log_z: float
+) -> dict[str, Any]:
+    """Where each sampler's z lie, and the densities, for one group in the plane."""
+    z = {name: draws["latents_0"][:, 0] for name, draws in drawn.items()}
+    z["p"] = z.pop("base")
+    arrays: dict[str, Any] = {f"plane_z_{name}": points for name, points in z.items()}
+    return arrays | evaluation.plane(ncp, np.concatenate(list(z.values())), log_z)

@@ -1,0 +1,80 @@
+"""The stage that draws: base prior, SIR and Langevin, as pictures and as arrays."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ncp_jax import evaluation, pictures, plots, prior, rng, samplers
+from ncp_jax.errors import InputError
+from ncp_jax.importance import Estimate
+from ncp_jax.wiring import Experiment
+
+SAMPLERS = ("base", "sir", "langevin")
+MAX_SHOWN = 64  # pictures of one grid
+
+
+def sample(experiment: Experiment) -> dict[str, Estimate]:
+    """Draws by the base prior, SIR and Langevin; writes samples/."""
+    settings, ncp = experiment.config.sample, experiment.load_ncp()
+    folder = experiment.path / "samples"
+    folder.mkdir(exist_ok=True)
+    draws = {
+        "base": prior.by_base(settings.temperature),
+        "sir": prior.by_sir(settings.num_proposals, settings.chunk_size),
+        "langevin": prior.by_langevin(
+            settings.langevin_step_size, settings.langevin_num_steps
+        ),
+    }
+    estimates: dict[str, Estimate] = {}
+    for name, draw in draws.items():
+        key = rng.stream(experiment.key("sample"), name)
+        out = prior.generate(ncp, key, settings.num_images, settings.batch_size, draw)
+        if not np.isfinite(out.images).all():
+            raise InputError(
+                f"sampler {name!r} left the finite numbers; lower "
+                "config.sample.langevin_step_size"
+            )
+        arrays: dict[str, Any] = {
+            f"latents_{b}": z.swapaxes(0, 1) for b, z in enumerate(out.latents)
+        }
+        info = jax.tree.map(lambda *blocks: np.concatenate(blocks), *out.infos)
+        if isinstance(info, samplers.LangevinInfo):
+            arrays |= {f: np.mean(v, axis=-1) for f, v in info._asdict().items()}
+        np.savez_compressed(folder / f"{name}.npz", images=out.images, **arrays)
+        _save_picture(folder / f"{name}.png", out.images, name)
+        estimates |= evaluation.sampler_diagnostics(info)
+    return estimates
+
+
+def load_samples(experiment: Experiment) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the arrays that `sample` has left, by sampler.
+
+    Raises:
+      InputError: some are missing or damaged.
+    """
+    drawn = {}
+    for name in SAMPLERS:
+        path = experiment.path / "samples" / f"{name}.npz"
+        if not path.exists():
+            raise InputError(f"{path} is missing: run --stage=sample first")
+        try:
+            with path.open("rb") as file, np.load(file) as arrays:
+                drawn[name] = dict(arrays)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path} is damaged ({error}): run --stage=sample again"
+            ) from error
+    return drawn
+
+
+def _save_picture(path: Path, samples: np.ndarray, name: str) -> None:
+    """A grid of pictures [N, H, W, C] in [0, 1], or a scatter of points [N, 2]."""
+    if samples.ndim == 4:
+        shown = pictures.to_uint8(samples[:MAX_SHOWN])
+        pictures.save_png(path, pictures.grid(shown, columns=8))
+    else:
+        (panel,) = plots.points({f"points_{name}": samples})
+        path.write_bytes(panel.png)
