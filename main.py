@@ -15,6 +15,7 @@ Ctrl-C or SIGTERM, to be continued by the same command.
 
 import contextlib
 import difflib
+import os
 import re
 import signal
 import sys
@@ -150,4 +151,9 @@ def _quiet_orbax() -> None:
 
 if __name__ == "__main__":
     _quiet_orbax()
-    sys.exit(main(sys.argv))
+    code = main(sys.argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code > 128:  # stopped: XLA's threads may still compute, and abort a tidy exit
+        os._exit(code)
+    sys.exit(code)

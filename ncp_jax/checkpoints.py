@@ -202,7 +202,8 @@ class Checkpoints:
                 raise InputError(
                     f"{self._directory / str(step)} was made with another {name} "
                     f"({metadata.get(name)}, now {value}): give the old settings, or "
-                    "another --workdir"
+                    "another --workdir; if a damaged checkpoint was named above, "
+                    "remove this folder and train its stage again"
                 )
         if metadata["sha256"].keys() != _paths(like):
             raise InputError(

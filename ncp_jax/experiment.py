@@ -58,6 +58,11 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
         for name, function in _MEASURING.items():
             if stage == name or (stage == "all" and not folder.is_done(name)):
                 start = time.monotonic()
+                if name == "evaluate" and not folder.is_done("sample"):
+                    raise InputError(
+                        f"{workdir / 'samples'} is not of these settings, or not "
+                        "whole: run --stage=sample first"
+                    )
                 folder.unmark(name)  # its files are replaced one by one
                 estimates = function(experiment)
                 folder.add_results(name, estimates, time.monotonic() - start)

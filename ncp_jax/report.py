@@ -20,7 +20,7 @@ from ncp_jax import page, plots, quantities
 from ncp_jax.errors import InputError
 from ncp_jax.quantities import Quantity
 
-REMEDY = "run main.py with --stage=evaluate on this workdir first"
+REMEDY = "run main.py on this workdir first, without --stage or with --stage=evaluate"
 LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
 noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling
 (SIR) and by Langevin dynamics.</p>
@@ -67,7 +67,10 @@ def write(workdir: str | Path) -> Path:
     """
     workdir = Path(workdir)
     config, results = _json(workdir / "config.json"), _json(workdir / "results.json")
-    run = results.get("run", {})
+    run, metrics = results.get("run", {}), results.get("metrics", {})
+    parts = (run, metrics, *(metrics.values() if isinstance(metrics, dict) else ()))
+    if not all(isinstance(part, dict) for part in parts):
+        raise InputError(f"{workdir / 'results.json'} is not one of ours: {REMEDY}")
     stages = run.get("stages", {})
     environments = {name: stages[name].get("environment", {}) for name in stages}
     data_name = config.get("data", {}).get("name", workdir.resolve().name)
@@ -305,12 +308,13 @@ def _arrays(path: Path) -> plots.Arrays:
         raise InputError(f"{path} is damaged ({error}): {REMEDY}") from None
 
 
-def _json(path: Path, needed: bool = True) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if needed:
-            raise InputError(f"the report needs {path}: {REMEDY}") from None
-        return {}
+        raise InputError(f"the report needs {path}: {REMEDY}") from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): {REMEDY}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object: {REMEDY}")
+    return content

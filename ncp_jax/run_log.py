@@ -100,9 +100,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(errors="replace") if path.exists() else ""
     for line in text.splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except ValueError:
             continue  # the line that a kill cut short
+        if isinstance(record, dict) and record.keys() >= {"stage", "split", "step"}:
+            records.append(record)
     return records
 
 

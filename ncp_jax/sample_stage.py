@@ -1,6 +1,7 @@
 """The stage that draws: base prior, SIR and Langevin, as pictures and as arrays."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ncp_jax.importance import Estimate
 from ncp_jax.wiring import Experiment
 
 SAMPLERS = ("base", "sir", "langevin")
+FIELDS = {"base": (), "sir": (), "langevin": samplers.LangevinInfo._fields}
 MAX_SHOWN = 64  # pictures of one grid
 
 
@@ -32,11 +34,9 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
     for name, draw in draws.items():
         key = rng.stream(experiment.key("sample"), name)
         out = prior.generate(ncp, key, settings.num_images, settings.batch_size, draw)
-        if not np.isfinite(out.images).all():
-            raise InputError(
-                f"sampler {name!r} left the finite numbers; lower "
-                "config.sample.langevin_step_size"
-            )
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out)):
+            hint = "; lower config.sample.langevin_step_size" * (name == "langevin")
+            raise InputError(f"sampler {name!r} left the finite numbers{hint}")
         arrays: dict[str, Any] = {
             f"latents_{b}": z.swapaxes(0, 1) for b, z in enumerate(out.latents)
         }
@@ -63,7 +63,9 @@ def load_samples(experiment: Experiment) -> dict[str, dict[str, np.ndarray]]:
         try:
             with path.open("rb") as file, np.load(file) as arrays:
                 drawn[name] = dict(arrays)
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            if missing := {"images", *FIELDS[name]} - drawn[name].keys():
+                raise ValueError(f"lacks {sorted(missing)}")
+        except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{path} is damaged ({error}): run --stage=sample again"
             ) from error

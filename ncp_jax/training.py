@@ -217,7 +217,7 @@ def _mean_over_steps(
         raise InputError(
             f"stage {stage}: the loss is {loss[i, *group]} at {where}.\n"
             f"Last finite metrics: {shown or 'none'}.\n"
-            "The last checkpoint is kept. Lower the learning rate (config."
+            "Checkpoints so far are kept. Lower the learning rate (config."
             f"{stage}.learning_rate) or lengthen its warm-up, in a new workdir."
         )
     return {name: np.asarray(value).mean(axis=0) for name, value in metrics.items()}

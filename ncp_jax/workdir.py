@@ -19,6 +19,11 @@ SECTIONS = {
     "sample": ("seed", "data", "vae", "ncp", "sample"),
     "evaluate": ("seed", "data", "vae", "ncp", "sample", "evaluate"),
 }
+# Without them a stage is not done, whatever the records say; later ones build on them.
+_OUTPUTS = {
+    "sample": [f"samples/{name}.npz" for name in ("base", "sir", "langevin")],
+    "evaluate": ["evaluation/arrays.npz"],
+}
 _CURES = {
     "config.json": "delete it; the checkpoints know which config made them",
     "results.json": "delete it and run --stage=sample and --stage=evaluate again",
@@ -68,13 +73,21 @@ class Workdir:
         return config_lib.fingerprint(self._config, SECTIONS[stage])
 
     def is_done(self, stage: str) -> bool:
-        """Whether `stage` has ended with just these settings."""
-        stages = self.results()["run"].get("stages", {})
-        return stages.get(stage, {}).get("fingerprint") == self.fingerprint(stage)
+        """Whether `stage` has ended with just these settings and left its files."""
+        record = self.results()["run"].get("stages", {}).get(stage, {})
+        files = (self.path / name for name in _OUTPUTS.get(stage, ()))
+        is_same = record.get("fingerprint") == self.fingerprint(stage)
+        return is_same and all(file.exists() for file in files)
 
     def results(self) -> dict[str, Any]:
         """Returns the content of results.json."""
-        return {"metrics": {}, "run": {}} | (self._read_json("results.json") or {})
+        results = {"metrics": {}, "run": {}} | (self._read_json("results.json") or {})
+        if not all(isinstance(part, dict) for part in results.values()):
+            raise InputError(
+                f"{self.path / 'results.json'} is not one of ours: "
+                + _CURES["results.json"]
+            )
+        return results
 
     def add_results(
         self,
@@ -105,10 +118,12 @@ class Workdir:
         self.write_json("results.json", results)
 
     def unmark(self, stage: str) -> None:
-        """Forgets that `stage` has ended, before its files are written again."""
+        """Forgets that `stage`, and what builds on it, has ended."""
         results = self.results()
-        if results["run"].get("stages", {}).pop(stage, None):
-            self.write_json("results.json", results)
+        order = list(SECTIONS)
+        for name in order[order.index(stage) :]:
+            results["run"].get("stages", {}).pop(name, None)
+        self.write_json("results.json", results)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file at once: a reader sees the old one or the new one."""

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
-import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -202,15 +202,32 @@ def test_a_sampler_that_leaves_the_finite_numbers_is_told(small):
         experiment.run(config, small, "sample")
 
 
-def test_damaged_samples_are_named(small, tmp_path):
-    workdir = shutil.copytree(small, tmp_path / "run")
-    (workdir / "samples").mkdir(exist_ok=True)
-    for name in sample_stage.SAMPLERS:
-        np.savez(workdir / "samples" / f"{name}.npz", images=np.zeros(100))
-    path = workdir / "samples" / "sir.npz"
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(InputError, match=r"sir\.npz is damaged.*--stage=sample"):
-        experiment.run(tiny.config(), workdir, "evaluate")
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("sir", lambda path: path.write_bytes(path.read_bytes()[:300])),
+        ("base", lambda path: path.write_bytes(b"")),
+        ("langevin", lambda path: np.savez(path, images=np.zeros(3))),
+    ],
+)
+def test_damaged_samples_are_named(tmp_path, name, damage):
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for sampler, fields in sample_stage.FIELDS.items():
+        arrays = {field: np.zeros(100) for field in ("images", *fields)}
+        np.savez(folder / f"{sampler}.npz", **arrays)
+    experiment_here = types.SimpleNamespace(path=tmp_path)
+    assert sample_stage.load_samples(experiment_here).keys() == {*sample_stage.SAMPLERS}
+    damage(folder / f"{name}.npz")
+    with pytest.raises(InputError, match=rf"{name}\.npz is damaged.*--stage=sample"):
+        sample_stage.load_samples(experiment_here)
+
+
+def test_samples_of_other_settings_are_not_measured(small):
+    config = tiny.config()
+    config.sample.num_images = 7
+    with pytest.raises(InputError, match="--stage=sample first"):
+        experiment.run(config, small, "evaluate")
 
 
 def test_a_report_needs_neither_the_data_nor_the_lock(run):

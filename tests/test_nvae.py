@@ -126,7 +126,7 @@ def test_shapes_are_the_declared_ones(model, key):
     vae, x = base.FrozenVAE(module, variables), picture(module, batch_size=3)
     encoding = jax.eval_shape(vae.encode, x, key)
     num_groups = sum(module.groups_per_scale)
-    assert base.num_groups(vae) == num_groups
+    assert sum(block.num_groups for block in vae.blocks) == num_groups
     assert encoding.log_q.shape == (3, num_groups)
     for block, z in zip(vae.blocks, encoding.latents, strict=True):
         assert z.shape == (block.num_groups, 3, *block.latent_shape)

@@ -161,7 +161,16 @@ def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path, below):
 # --- results
 
 
+def save_outputs(path):
+    for name in ("base", "sir", "langevin"):
+        (path / "samples").mkdir(exist_ok=True)
+        (path / "samples" / f"{name}.npz").touch()
+    (path / "evaluation").mkdir()
+    (path / "evaluation" / "arrays.npz").touch()
+
+
 def test_results_merge_and_know_their_settings(tmp_path):
+    save_outputs(tmp_path)
     with opened(tmp_path) as workdir:
         workdir.add_results("vae", {}, 1.234)
         workdir.add_results("sample", {"a": Estimate(1.0, 0.1, 5, "nats")}, 2.0)
@@ -196,11 +205,26 @@ def test_each_stage_keeps_the_settings_and_the_machine_that_it_had(tmp_path):
     assert stages["evaluate"]["environment"] == {"device": "gpu"}
 
 
-def test_a_stage_that_starts_anew_is_not_done_until_it_ends(tmp_path):
+def test_a_stage_that_starts_anew_is_not_done_nor_what_builds_on_it(tmp_path):
+    save_outputs(tmp_path)
     with opened(tmp_path) as workdir:
-        workdir.add_results("sample", {}, 1.0)
+        for stage in ("ncp", "sample", "evaluate"):
+            workdir.add_results(stage, {}, 1.0)
+            assert workdir.is_done(stage)
         workdir.unmark("sample")
-        assert not workdir.is_done("sample")
+        done = [s for s in ("ncp", "sample", "evaluate") if workdir.is_done(s)]
+    assert done == ["ncp"]
+
+
+@pytest.mark.parametrize("name", ["samples/sir.npz", "evaluation/arrays.npz"])
+def test_a_stage_whose_files_are_gone_is_not_done(tmp_path, name):
+    save_outputs(tmp_path)
+    with opened(tmp_path) as workdir:
+        for stage in ("sample", "evaluate"):
+            workdir.add_results(stage, {}, 1.0)
+        (tmp_path / name).unlink()
+        done = [stage for stage in ("sample", "evaluate") if workdir.is_done(stage)]
+    assert len(done) == 1
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path):
