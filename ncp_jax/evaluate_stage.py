@@ -57,8 +57,7 @@ def _compare_samples(
     test: np.ndarray,
 ) -> tuple[dict[str, Estimate], dict[str, Any]]:
     """Sets the samples beside decoded posterior draws, the floor that stage 2 has."""
-    num_samples = len(drawn["base"]["images"])
-    test = test[: MAX_RECONSTRUCTED if experiment.has_pictures else num_samples]
+    test = test[: MAX_RECONSTRUCTED if experiment.has_pictures else None]
     decoded, latents = _reconstruct(experiment, ncp.vae, test)
     arrays: dict[str, Any] = {
         f"langevin_{field}": drawn["langevin"][field]
