@@ -125,7 +125,8 @@ class StopSignals:
         del frame
         self.received = signum
         if signum == signal.SIGINT:
-            signal.signal(signum, self._before[signum])
+            # Not the handler before: a background job's ignores Ctrl-C.
+            signal.signal(signum, signal.default_int_handler)
         os.write(2, b"stopping as soon as the steps under way are saved\n")
 
 
