@@ -1,7 +1,7 @@
 """Every setting once, with its default, and what values are allowed.
 
-Keys are the argument names of what they configure; `wiring` and `experiment` read
-them, and nothing below.
+Keys are the argument names of what they configure; `wiring`, `sample_stage`,
+`evaluate_stage` and `experiment` read them, and nothing below.
 """
 
 import hashlib

@@ -12,8 +12,8 @@ from ncp_jax import evaluation, pictures, plots, prior, rng, samplers
 from ncp_jax.errors import InputError
 from ncp_jax.importance import Estimate
 from ncp_jax.wiring import Experiment
+from ncp_jax.workdir import SAMPLERS
 
-SAMPLERS = ("base", "sir", "langevin")
 FIELDS = {"base": (), "sir": (), "langevin": samplers.LangevinInfo._fields}
 MAX_SHOWN = 64  # pictures of one grid
 

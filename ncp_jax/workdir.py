@@ -19,9 +19,10 @@ SECTIONS = {
     "sample": ("seed", "data", "vae", "ncp", "sample"),
     "evaluate": ("seed", "data", "vae", "ncp", "sample", "evaluate"),
 }
+SAMPLERS = ("base", "sir", "langevin")
 # Without them a stage is not done, whatever the records say; later ones build on them.
 _OUTPUTS = {
-    "sample": [f"samples/{name}.npz" for name in ("base", "sir", "langevin")],
+    "sample": [f"samples/{name}.npz" for name in SAMPLERS],
     "evaluate": ["evaluation/arrays.npz"],
 }
 _CURES = {

@@ -14,7 +14,7 @@ from PIL import Image
 from ncp_jax import config as config_lib
 from ncp_jax import experiment, sample_stage
 from ncp_jax.errors import InputError
-from ncp_jax.workdir import Workdir
+from ncp_jax.workdir import SAMPLERS, Workdir
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -92,7 +92,7 @@ def test_every_stage_writes_its_files(run):
     assert json.loads((workdir / "config.json").read_text()) == config_lib.as_json(
         config
     )
-    for name in sample_stage.SAMPLERS:
+    for name in SAMPLERS:
         drawn = np.load(workdir / "samples" / f"{name}.npz")["images"]
         assert drawn.shape == (config.sample.num_images, *config.data.shape)
         assert np.isfinite(drawn).all()
@@ -217,7 +217,7 @@ def test_damaged_samples_are_named(tmp_path, name, damage):
         arrays = {field: np.zeros(100) for field in ("images", *fields)}
         np.savez(folder / f"{sampler}.npz", **arrays)
     experiment_here = types.SimpleNamespace(path=tmp_path)
-    assert sample_stage.load_samples(experiment_here).keys() == {*sample_stage.SAMPLERS}
+    assert sample_stage.load_samples(experiment_here).keys() == {*SAMPLERS}
     damage(folder / f"{name}.npz")
     with pytest.raises(InputError, match=rf"{name}\.npz is damaged.*--stage=sample"):
         sample_stage.load_samples(experiment_here)
