@@ -27,7 +27,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from ncp_jax import config as config_lib
-from ncp_jax import data, experiment
+from ncp_jax import data, experiment, parallel
 from ncp_jax.errors import InputError
 from ncp_jax.training import Preempted
 
@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
     try:
         with _sigterm_raises():
             options = _parse(argv)
+            parallel.join_processes()
             experiment.run(options.config, Path(options.workdir), options.stage)
     except (InputError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -127,7 +127,7 @@ class Checkpoints:
         can write those steps again.
 
         Args:
-          like: a pytree of the arrays' shapes and dtypes.
+          like: a pytree of the arrays' shapes and dtypes; NumPy arrays are restored.
 
         Raises:
           InputError: if it was made with other metadata or by other code.
@@ -210,7 +210,7 @@ class Checkpoints:
                 f"{self._directory / str(step)} holds other arrays than this code has: "
                 "it was saved by another version. Use that one, or another --workdir."
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         try:
             state = self._manager.restore(step, args=args).state

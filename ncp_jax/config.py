@@ -7,7 +7,7 @@ Keys are the argument names of what they configure; `wiring`, `sample_stage`,
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -18,13 +18,62 @@ from ncp_jax.errors import InputError
 VARIANTS = ("", "smoke")
 ACTIVATIONS = ("tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "swish", "softplus")
 # Where the same data lie and how they come there changes no result.
-WITHOUT_EFFECT = ("data.dir", "data.download")
+WITHOUT_EFFECT = (
+    "data.dir",
+    "data.download",
+    "data.cache_dir",
+    "data.on_device",
+    "vae.checkpoint",  # known by its hash
+)
+VAES: dict[str, dict[str, Any]] = {
+    "mlp": {
+        "latent_dim": 50,
+        "hidden_dims": (300, 300),
+        "activation": "tanh",
+        "likelihood": "bernoulli",  # or "normal"
+        "likelihood_std": 0.1,  # of "normal"
+    },
+    "nvae": {
+        "padding": 0,  # pixels on every side of x
+        "groups_per_scale": (5, 10),  # coarse to fine
+        "latent_channels": 20,
+        "encoder_channels": 32,
+        "decoder_channels": 32,
+        "num_preprocess_blocks": 2,
+        "num_preprocess_cells": 3,
+        "num_postprocess_cells": 3,
+        "num_encoder_cells": 2,
+        "num_decoder_cells": 2,
+        "num_flows": 0,
+        "use_se": True,
+        "is_residual_posterior": True,
+        "likelihood": "bernoulli",  # or "normal", "logistic_mixture"
+        "num_mixtures": 10,
+        "white": 0.999,  # of "logistic_mixture"; reference checkpoints have 0.99
+        "is_rematerialized": False,
+        "dtype": "float32",  # of activations; or "bfloat16"
+    },
+}
+DISCRIMINATORS: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden_dims": (100, 100), "activation": "tanh"},
+    "residual": {
+        "channels": 32,
+        "blocks": "AAABAAAB",
+        "norm": "group",
+        "dtype": "float32",  # or "bfloat16"
+    },
+}
+DTYPES = ("float32", "bfloat16")
 
 
-def default() -> ConfigDict:
+def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
     """Returns all settings with their defaults; an experiment overrides some.
 
     Locked: a misspelt field in an experiment is an error, not a new field.
+
+    Args:
+      vae: which model of `VAES` has its settings in `vae.model`.
+      discriminator: which of `DISCRIMINATORS` has its own in `ncp.discriminator`.
     """
     return ConfigDict(
         {
@@ -34,32 +83,44 @@ def default() -> ConfigDict:
                 "shape": (8, 8, 1),  # of one example
                 "dir": "",  # else the environment variable NCP_JAX_DATA
                 "download": False,
+                "cache_dir": "",  # for decoded pictures; else beside them
+                "on_device": True,  # the training set; else batches are sent there
+                "crop": "nvae",  # of CelebA: 148 pixels; or "rae": 140
+                "num_bits": 8,  # per channel of x
+                "horizontal_flips": False,  # of half the pictures, in training
                 "binarization": "dynamic",  # afresh on each access; or "fixed", "none"
             },
             "vae": {
-                "model": {
-                    "latent_dim": 50,
-                    "hidden_dims": (300, 300),
-                    "activation": "tanh",
-                    "likelihood": "bernoulli",  # or "normal"
-                    "likelihood_std": 0.1,  # of "normal"
-                },
-                "kl_warmup_steps": 0,
+                "model": {"name": vae, **VAES[vae]},
+                "checkpoint": "",  # of the reference NVAE, for --stage=import
+                "kl_warmup_fraction": 0.0,  # of the steps; 0 for full KL at once
+                "kl_constant_fraction": 0.0,  # of the steps, before the warm-up
+                "is_kl_balanced": True,  # over the groups, while it warms up
+                "penalty_weight": 0.0,  # of spectral and batch-norm regularisers
+                "initial_penalty_weight": 0.0,  # falls with the warm-up; 0: constant
                 **_training(batch_size=128, learning_rate=3e-4, schedule="constant"),
             },
             "ncp": {
-                "discriminator": {"hidden_dims": (100, 100), "activation": "tanh"},
+                "discriminator": {
+                    "name": discriminator,
+                    **DISCRIMINATORS[discriminator],
+                },
                 "num_passes": 1,  # encodings of each validation example
+                "patience": 0,  # validations; then a group rests. 0: all go to the end
+                "formulation": "auto",  # of the groups: "vmap", "map" (one by one)
                 **_training(batch_size=1024, learning_rate=1e-3, schedule="cosine"),
             },
             "sample": {
                 "num_images": 64,
                 "batch_size": 64,  # chains at a time
+                "groups": (),  # that are reweighted, from 0 on; () for all
+                "num_readjust_iterations": 0,  # of batch norm, for the temperature
                 "temperature": 1.0,  # of the base prior's own samples
                 "num_proposals": 5_000,
                 "chunk_size": 500,  # proposals per chain at a time
                 "langevin_step_size": 1e-2,
                 "langevin_num_steps": 1_000,
+                "langevin_in_noise": False,  # e in z = mean + std * e, instead of z
             },
             "evaluate": {
                 "batch_size": 100,
@@ -80,7 +141,9 @@ def _training(**settings: Any) -> dict[str, Any]:
     return {
         "batch_size": 128,
         "num_steps": 10_000,
+        "optimizer": "adam",  # or "adamax"
         "learning_rate": 1e-3,
+        "final_learning_rate": 0.0,  # of "cosine"
         "schedule": "constant",  # or "cosine", "step"
         "warmup_steps": 0,
         "weight_decay": 0.0,
@@ -102,6 +165,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     if name == "smoke":
         small = {"num_steps": 60, "steps_per_dispatch": 30, "steps_per_eval": 30}
         config.vae.update(small, batch_size=min(config.vae.batch_size, 32))
+        config.vae.warmup_steps = min(config.vae.warmup_steps, 10)
         config.ncp.update(small, batch_size=min(config.ncp.batch_size, 64))
         config.ncp.num_passes = 1
         config.sample.update(
@@ -116,7 +180,52 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
             log_z_batch_size=2_000,
             num_passes=1,
         )
+        if config.vae.model.name == "nvae":
+            _shrink_nvae(config)
     return config
+
+
+def _shrink_nvae(config: ConfigDict) -> None:
+    """Leaves the scales and the likelihood of an NVAE and little else."""
+    model, is_large = config.vae.model, max(config.data.shape[:2]) > 64
+    model.update(
+        groups_per_scale=tuple(
+            min(n, 1 if is_large else 2) for n in model.groups_per_scale
+        ),
+        latent_channels=4,
+        encoder_channels=2 if is_large else 4,
+        decoder_channels=2 if is_large else 4,
+        num_preprocess_cells=1,
+        num_postprocess_cells=1,
+        num_encoder_cells=1,
+        num_decoder_cells=1,
+        num_flows=min(model.num_flows, 1),
+        num_mixtures=2,
+        dtype="float32",  # CPUs only emulate bfloat16
+    )
+    few = {
+        "num_steps": 4 if is_large else 8,
+        "batch_size": 2 if is_large else 4,
+        "steps_per_dispatch": 2 if is_large else 4,
+        "steps_per_eval": 4 if is_large else 8,
+    }
+    config.vae.update(few, warmup_steps=min(config.vae.warmup_steps, 2))
+    config.ncp.update(few)
+    if config.ncp.discriminator.name == "residual":
+        blocks = "B" if is_large else "AB"
+        config.ncp.discriminator.update(channels=8, blocks=blocks, dtype="float32")
+    config.sample.update(
+        num_images=4, batch_size=4, num_proposals=6, chunk_size=3, langevin_num_steps=2
+    )
+    config.evaluate.update(
+        batch_size=4,
+        max_examples=4,
+        num_importance_samples=4,
+        chunk_size=2,
+        num_snis_proposals=5,
+        num_log_z_draws=8,
+        log_z_batch_size=4,
+    )
 
 
 def validate(config: ConfigDict) -> None:
@@ -125,45 +234,102 @@ def validate(config: ConfigDict) -> None:
     Raises:
       InputError: for the first such field.
     """
-    may_be_zero = (
-        "seed",
-        "evaluate.max_examples",
-        "sample.temperature",
-        "vae.kl_warmup_steps",
-        *(f"{s}.{n}" for s in ("vae", "ncp") for n in _ZERO_MEANS_OFF),
-    )
     for name, value in flatten(config.to_dict()):
         if isinstance(value, tuple | list):
-            if not value or not all(type(v) is int and v > 0 for v in value):
-                raise InputError(
-                    f"config.{name} must hold positive integers, got {value}"
-                )
+            _require_integers(name, value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            is_allowed = value > 0 or (name in may_be_zero and value == 0)
+            is_allowed = value > 0 or (name in MAY_BE_ZERO and value == 0)
             if not (is_allowed and math.isfinite(value)):
-                at_least = "zero or more" if name in may_be_zero else "positive"
+                at_least = "zero or more" if name in MAY_BE_ZERO else "positive"
                 raise InputError(
                     f"config.{name} must be finite and {at_least}, got {value}"
                 )
     if config.seed >= 2**32:
         raise InputError(f"config.seed must be below 2**32, got {config.seed}")
     for section in ("vae", "ncp"):
-        _require_one_of(config, f"{section}.schedule", optimizers.SCHEDULES)
         if config[section].ema_decay >= 1.0:
             raise InputError(f"config.{section}.ema_decay must be below 1")
-    _require_one_of(config, "data.binarization", ("dynamic", "fixed", "none"))
-    _require_one_of(config, "vae.model.likelihood", ("bernoulli", "normal"))
-    for part in ("vae.model", "ncp.discriminator"):
-        _require_one_of(config, f"{part}.activation", ACTIVATIONS)
+    for name, allowed in _choices(config).items():
+        value = dict(flatten(config.to_dict()))[name]
+        if value not in allowed:
+            raise InputError(f"config.{name} must be one of {allowed}, got {value!r}")
+    vae = config.vae
+    if vae.kl_warmup_fraction + vae.kl_constant_fraction > 1.0:
+        raise InputError(
+            "config.vae.kl_warmup_fraction and kl_constant_fraction add up to more "
+            "than 1: the KL would never have its full weight"
+        )
+    if vae.initial_penalty_weight and not vae.penalty_weight:
+        raise InputError(
+            "config.vae.initial_penalty_weight needs a config.vae.penalty_weight"
+        )
+    if config.data.num_bits > 8:
+        raise InputError(
+            f"config.data.num_bits is at most 8, got {config.data.num_bits}"
+        )
 
 
-_ZERO_MEANS_OFF = ("warmup_steps", "weight_decay", "ema_decay")
+MAY_BE_ZERO = (
+    "seed",
+    "evaluate.max_examples",
+    "sample.temperature",
+    "sample.num_readjust_iterations",
+    "ncp.patience",
+    "vae.kl_warmup_fraction",
+    "vae.kl_constant_fraction",
+    "vae.penalty_weight",
+    "vae.initial_penalty_weight",
+    "vae.model.padding",
+    "vae.model.num_flows",
+    *(
+        f"{section}.{name}"
+        for section in ("vae", "ncp")
+        for name in ("warmup_steps", "weight_decay", "ema_decay", "final_learning_rate")
+    ),
+)
 
 
-def _require_one_of(config: ConfigDict, name: str, allowed: tuple[str, ...]) -> None:
-    value = dict(flatten(config.to_dict()))[name]
-    if value not in allowed:
-        raise InputError(f"config.{name} must be one of {allowed}, got {value!r}")
+def _require_integers(name: str, values: Sequence[Any]) -> None:
+    """Sizes are positive; `sample.groups` counts from 0 and may be empty."""
+    is_groups = name == "sample.groups"
+    if not (values or is_groups) or not all(
+        type(value) is int and value >= (0 if is_groups else 1) for value in values
+    ):
+        kind = "integers from 0 on" if is_groups else "positive integers"
+        raise InputError(f"config.{name} must hold {kind}, got {values}")
+
+
+def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
+    """What the fields that are names may be."""
+    choices: dict[str, tuple[str, ...]] = {
+        "data.binarization": ("dynamic", "fixed", "none"),
+        "data.crop": ("nvae", "rae"),
+        "ncp.formulation": ("auto", "vmap", "map"),
+        "vae.model.likelihood": ("bernoulli", "normal"),
+        # Its fields come with it, so it is the experiment's file that chooses.
+        "vae.model.name": tuple(
+            n for n in VAES if VAES[n].keys() < set(config.vae.model)
+        ),
+        "ncp.discriminator.name": tuple(
+            n
+            for n in DISCRIMINATORS
+            if DISCRIMINATORS[n].keys() < set(config.ncp.discriminator)
+        ),
+    }
+    if "num_mixtures" in config.vae.model:
+        choices["vae.model.likelihood"] += ("logistic_mixture",)
+    for section, part in (("vae", "model"), ("ncp", "discriminator")):
+        choices[f"{section}.schedule"] = optimizers.SCHEDULES
+        choices[f"{section}.optimizer"] = optimizers.OPTIMIZERS
+        for field, allowed in (("activation", ACTIVATIONS), ("dtype", DTYPES)):
+            if field in config[section][part]:
+                choices[f"{section}.{part}.{field}"] = allowed
+    return choices
+
+
+def _fitting(kinds: Mapping[str, Any], section: ConfigDict) -> tuple[str, ...]:
+    """The kinds of network whose settings a section has."""
+    return tuple(name for name in kinds if kinds[name].keys() < set(section.keys()))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Data sets as arrays in memory, and batches as pure functions of (key, step)."""
+"""Data sets as arrays, and batches as pure functions of (key, step)."""
 
 import difflib
 import os
@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncp_jax import readers
+from ncp_jax import data_files
 from ncp_jax.errors import InputError
+from ncp_jax.splits import pseudo_random_order
 
 Array = jax.Array
 
-NAMES = ("digits", "toy25", "mnist", "fashion_mnist", "binarized_mnist")
+NAMES = ("digits", "toy25", *data_files.READERS)
 TOY25_STD = 0.1
 
 
@@ -34,22 +35,30 @@ def load(
     data_dir: str = "",
     download: bool = False,
     seed: int = 0,
+    *,
+    crop: str = "nvae",
+    cache_dir: str = "",
 ) -> Dataset:
-    """Loads a data set into memory.
+    """Loads a data set: into memory, or mapped from a cache of decoded pictures.
 
     A training file without a validation part lends its last sixth, so MNIST validates
     on the last 10,000 of its 60,000. From tensorflow-datasets the examples come in
-    another order, hence with another validation part.
+    another order, hence with another validation part. CelebA has its official split;
+    of "celebahq" and "folder" see `picture_folder.divide`.
 
     Args:
       name: one of `NAMES`, or "tfds:NAME" for what tensorflow-datasets has prepared.
-      shape: of one example, (H, W, C) or (2,).
-      data_dir: folder of the files; "" means the environment variable NCP_JAX_DATA.
+      shape: of one example, (H, W, C) or (2,). The pictures of "celeba", "celebahq"
+        and "folder" are resized to it.
+      data_dir: folder of the files, of "folder" the pictures' own; "" means the
+        environment variable NCP_JAX_DATA.
       download: whether tensorflow-datasets may download what is missing.
       seed: of the points of "toy25"; nothing else depends on it.
+      crop: of "celeba", one of `celeba.CROPS`.
+      cache_dir: for decoded pictures; "" means see `picture_cache.folders`.
 
     Returns:
-      The three splits, none of them empty.
+      The three splits, none of them empty; decoded pictures are read-only.
 
     Raises:
       InputError: an unknown name, missing or broken files, or another `shape`.
@@ -60,22 +69,15 @@ def load(
         dataset = _digits()
     elif name == "toy25":
         dataset = _toy25(seed)
-    elif name in ("mnist", "fashion_mnist"):
-        dataset = _mnist(name, shape, _existing(name, folder), download)
-    elif name == "binarized_mnist":
-        dataset = _binarized_mnist(shape, _existing(name, folder))
+    elif name in NAMES:
+        options = data_files.Options(shape, download, crop, cache_dir)
+        dataset = Dataset(*data_files.load(name, _existing(name, folder), options))
     elif name.startswith("tfds:"):
-        dataset = _tfds(name.removeprefix("tfds:"), shape, folder, download)
+        prepared = name.removeprefix("tfds:")
+        dataset = Dataset(*data_files.prepared(prepared, folder, shape, download))
     else:
         raise InputError(_unknown(name))
-    for split, examples in dataset._asdict().items():
-        if not len(examples):
-            raise InputError(f"{name}: the split {split!r} is empty")
-        if examples.shape[1:] != shape:
-            raise InputError(
-                f"{name}: {split} examples have shape {examples.shape[1:]}, but the "
-                f"config expects {shape}"
-            )
+    _check(name, dataset, shape)
     return dataset
 
 
@@ -195,9 +197,7 @@ def _digits() -> Dataset:
 
     levels = load_digits().images  # [1797, 8, 8] in 0..16
     pictures = np.round(levels * (255 / 16)).astype(np.uint8)[..., None]
-    # Raw bits are the one stream that NumPy promises never to change, so the test set
-    # is the same for every seed and every version.
-    order = np.argsort(np.random.PCG64(25).random_raw(len(pictures)), kind="stable")
+    order = pseudo_random_order(len(pictures))
     return Dataset(*np.split(pictures[order], [1297, 1547]))
 
 
@@ -209,50 +209,15 @@ def _toy25(seed: int) -> Dataset:
     return Dataset(*np.split(points, [50_000, 55_000]))
 
 
-def _mnist(name: str, shape: tuple[int, ...], folder: Path, download: bool) -> Dataset:
-    files = readers.find_mnist(name, folder)
-    if files:
-        train, test = map(readers.read_idx, files)
-        return Dataset(*_hold_out(train, str(files[0])), test)
-    try:
-        return _tfds(name, shape, str(folder), download, use_default=False)
-    except InputError as error:
-        paths = "\n  ".join(readers.mnist_patterns(name, folder))
-        raise InputError(f"{name}: looked for\n  {paths}\nand then: {error}") from error
-
-
-def _binarized_mnist(shape: tuple[int, ...], folder: Path) -> Dataset:
-    pattern = folder / "binarized_mnist" / "*.npz"
-    paths = sorted(pattern.parent.glob(pattern.name))
-    if len(paths) != 1:
-        found = [path.name for path in paths] or "nothing"
-        raise InputError(f"binarized_mnist: one {pattern} is needed, found {found}")
-    return Dataset(**readers.read_packed_bits(paths[0], shape))
-
-
-def _tfds(
-    name: str,
-    shape: tuple[int, ...],
-    folder: str,
-    download: bool,
-    use_default: bool = True,
-) -> Dataset:
-    places = ([folder] if folder else []) + ([None] if use_default else [])
-    splits = readers.read_tfds(name, shape, tuple(places), download)
-    if "validation" in splits:
-        return Dataset(splits["train"], splits["validation"], splits["test"])
-    return Dataset(*_hold_out(splits["train"], f"tfds:{name}"), splits["test"])
-
-
-def _hold_out(train: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Splits the last sixth off, at least one example, for validation."""
-    num_valid = max(1, len(train) // 6)
-    if num_valid >= len(train):
-        raise InputError(
-            f"{source}: {len(train)} training examples are too few to keep one for "
-            "validation; at least 2 are needed"
-        )
-    return train[:-num_valid], train[-num_valid:]
+def _check(name: str, dataset: Dataset, shape: tuple[int, ...]) -> None:
+    for split, examples in dataset._asdict().items():
+        if not len(examples):
+            raise InputError(f"{name}: the split {split!r} is empty")
+        if examples.shape[1:] != shape:
+            raise InputError(
+                f"{name}: {split} examples have shape {examples.shape[1:]}, but the "
+                f"config expects {shape}"
+            )
 
 
 def _existing(name: str, folder: str) -> Path:

@@ -17,14 +17,25 @@ import clu.parameter_overview
 import jax
 from ml_collections import ConfigDict
 
-from ncp_jax import benchmark, evaluate_stage, report, sample_stage, training, wiring
+from ncp_jax import (
+    benchmark,
+    evaluate_stage,
+    import_stage,
+    parallel,
+    report,
+    sample_stage,
+    training,
+    wiring,
+)
 from ncp_jax import config as config_lib
 from ncp_jax.errors import InputError
-from ncp_jax.run_log import RunLog
+from ncp_jax.ncp_stage import NCPState
+from ncp_jax.run_log import RunLog, SilentLog
+from ncp_jax.training import TrainState
 from ncp_jax.wiring import Experiment
 from ncp_jax.workdir import Workdir
 
-STAGES = ("all", "vae", "ncp", "sample", "evaluate", "report", "benchmark")
+STAGES = ("all", "vae", "import", "ncp", "sample", "evaluate", "report", "benchmark")
 _MEASURING = {"sample": sample_stage.sample, "evaluate": evaluate_stage.evaluate}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -47,14 +58,35 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
     if stage == "report":  # needs files only: neither the data nor the workdir's lock
         print(f"report: {report.write(workdir)}")
         return
+    if jax.process_count() > 1 and stage not in ("vae", "ncp"):
+        raise InputError(
+            "several processes train together: --stage=vae, then --stage=ncp; what "
+            "follows is for one process, without the variables that join them"
+        )
+    if bool(config.vae.checkpoint) != (stage == "import") and stage in (
+        "vae",
+        "import",
+    ):
+        raise InputError(
+            "--stage=import takes the model from --config.vae.checkpoint=FILE.pt, and "
+            "--stage=vae trains one: give both or neither; --stage=all does either"
+        )
+    if config.vae.checkpoint:
+        config = import_stage.with_its_model(config)
+    wiring.check_networks(config)
     dataset = wiring.load_data(config)
-    folder = Workdir(workdir, config_lib.as_json(config), _environment())
+    folder = Workdir(
+        workdir, config_lib.as_json(config), _environment(), parallel.is_writer()
+    )
     with contextlib.closing(folder):
         print(f"device: {jax.device_count()} x {jax.devices()[0].device_kind}")
         experiment = Experiment(config, folder, dataset)
-        for name in ("vae", "ncp"):
-            if stage in ("all", name):
-                train(experiment, name)
+        if stage == "import" or (stage == "all" and config.vae.checkpoint):
+            import_stage.import_vae(experiment)
+        elif stage in ("all", "vae"):
+            train(experiment, "vae")
+        if stage in ("all", "ncp"):
+            train(experiment, "ncp")
         for name, function in _MEASURING.items():
             if stage == name or (stage == "all" and not folder.is_done(name)):
                 start = time.monotonic()
@@ -86,14 +118,13 @@ def train(experiment: Experiment, stage: str) -> None:
             if not workdir.is_done(stage):  # killed between the two
                 workdir.add_results(stage, {}, restored.metadata["wall_seconds"])
             return
-        params = state.params
-        if isinstance(params, tuple):  # the stacked discriminators, per block
-            params = {f"block_{b}": block for b, block in enumerate(params)}
-        print(clu.parameter_overview.get_parameter_overview(params))
+        print(clu.parameter_overview.get_parameter_overview(_trained(state)))
         if restored:
             print(f"{stage}: continues from step {restored.step}")
-            state = jax.device_put(restored.state)
-        log = RunLog(experiment.path, stage, int(state.step), settings.num_steps)
+            state = restored.state
+        log: RunLog = SilentLog()
+        if parallel.is_writer():
+            log = RunLog(experiment.path, stage, int(state.step), settings.num_steps)
         with contextlib.closing(log):
             training.fit(
                 task,
@@ -106,6 +137,13 @@ def train(experiment: Experiment, stage: str) -> None:
             )
         checkpoints.wait()
         workdir.add_results(stage, {}, checkpoints.wall_seconds())
+
+
+def _trained(state: TrainState | NCPState) -> dict[str, Any]:
+    """The parameters that a stage trains, to be shown."""
+    if isinstance(state, TrainState):
+        return state.params
+    return {f"stack_{i}": stack.params for i, stack in enumerate(state.stacks)}
 
 
 def time_training_loop(experiment: Experiment) -> None:

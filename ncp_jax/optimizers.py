@@ -2,6 +2,7 @@
 
 import optax
 
+OPTIMIZERS = ("adam", "adamax")
 SCHEDULES = ("constant", "cosine", "step")
 
 
@@ -10,17 +11,19 @@ def schedule(
     learning_rate: float,
     num_steps: int,
     warmup_steps: int = 0,
+    final_learning_rate: float = 0.0,
     drop_step: int = 1_000_000,
     drop_factor: float = 1 / 3,
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
     Args:
-      name: "constant"; "cosine" (to zero at `num_steps`); or "step" (times
+      name: "constant"; "cosine" (to the final one at `num_steps`); or "step" (times
         `drop_factor` from `drop_step` on, as LARS and SNIS train).
       learning_rate: its peak.
       num_steps: length of the run.
       warmup_steps: steps of linear rise from zero, before the schedule proper.
+      final_learning_rate: where "cosine" ends.
       drop_step: where "step" drops.
       drop_factor: by how much "step" drops.
 
@@ -31,7 +34,9 @@ def schedule(
         main = optax.constant_schedule(learning_rate)
     elif name == "cosine":
         main = optax.cosine_decay_schedule(
-            learning_rate, max(num_steps - warmup_steps, 1)
+            learning_rate,
+            max(num_steps - warmup_steps, 1),
+            alpha=final_learning_rate / learning_rate,
         )
     elif name == "step":
         main = optax.piecewise_constant_schedule(
@@ -45,10 +50,27 @@ def schedule(
     return optax.join_schedules([warmup, main], [warmup_steps])
 
 
-def adam(
-    learning_rate: optax.Schedule, weight_decay: float = 0.0
+def optimizer(
+    name: str, learning_rate: optax.Schedule, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """Adam, with decoupled weight decay (AdamW) where `weight_decay` is positive."""
-    if weight_decay:
+    """Returns an optimiser by name.
+
+    Args:
+      name: "adam", with decoupled weight decay (AdamW) where that is positive; or
+        "adamax" as NVAE is trained, with eps 1e-3 and the decay in the gradient.
+      learning_rate: as a function of the step.
+      weight_decay: 0 for none.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if name == "adam" and weight_decay:
         return optax.adamw(learning_rate, weight_decay=weight_decay)
-    return optax.adam(learning_rate)
+    if name == "adam":
+        return optax.adam(learning_rate)
+    if name == "adamax":
+        return optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            optax.adamax(learning_rate, eps=1e-3),
+        )
+    raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {name!r}")

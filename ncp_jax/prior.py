@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng, samplers
-from ncp_jax.distributions import Distribution
+from ncp_jax.distributions import Distribution, Normal
 from ncp_jax.latents import walk
 from ncp_jax.models.base import Carry, GroupPrior, Latents, LatentVariableModel
 
@@ -32,20 +32,47 @@ class NCPPrior:
       vae: the model whose base prior is reweighted.
       discriminator: the network; its parameters are apart, one set per group.
       params: per block, the discriminators' parameters stacked [num_groups, ...].
+      groups: numbers (of 0 .. K-1) of the groups that are reweighted, the others keep
+        r_k = 1; None for all.
     """
 
     vae: LatentVariableModel
     discriminator: nn.Module = dataclasses.field(metadata={"static": True})
     params: tuple[PyTree, ...]
+    groups: tuple[int, ...] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
 
-    def log_ratio(
-        self, block: int, k: Array | int, z_k: Array, context: Array
-    ) -> Array:
-        """log r_k(z_k, c) for z_k [B, *latent_shape] and its context: [B], nats."""
-        params = jax.tree.map(lambda stacked: stacked[k], self.params[block])
-        log_r = self.discriminator.apply({"params": params}, z_k, context)
-        chex.assert_shape(log_r, (z_k.shape[0],))
+    def log_ratio(self, block: int, k: Array | int, context: Array) -> LogRatio:
+        """Returns z_k [B, *latent_shape] -> log r_k(z_k, c) [B], in nats.
+
+        What depends on the context alone is computed here, once for all z_k.
+
+        Args:
+          block: of the group.
+          k: its number in the block; may be traced.
+          context: [B, *context_shape].
+        """
+        variables = {
+            "params": jax.tree.map(lambda stacked: stacked[k], self.params[block])
+        }
+        feature = self.discriminator.apply(variables, context, method="embed")
+        is_used = self.is_reweighted(block, k)
+
+        def log_r(z_k: Array) -> Array:
+            value = self.discriminator.apply(
+                variables, z_k, feature, method="log_ratio"
+            )
+            chex.assert_shape(value, (z_k.shape[0],))
+            return value if self.groups is None else jnp.where(is_used, value, 0.0)
+
         return log_r
+
+    def is_reweighted(self, block: int, k: Array | int) -> Array:
+        """Whether r_k counts: [] bool."""
+        sizes = [block.num_groups for block in self.vae.blocks]
+        chosen = range(sum(sizes)) if self.groups is None else self.groups
+        return jnp.isin(k + sum(sizes[:block]), jnp.array(chosen, jnp.int32))
 
     def terms(self, latents: Latents) -> tuple[Array, Array, Carry]:
         """log p and log r of every group at given z, and the state to decode.
@@ -58,7 +85,7 @@ class NCPPrior:
         def visit(
             b: int, k: Array, prior: GroupPrior, z_k: Array
         ) -> tuple[Array, Array]:
-            log_r = self.log_ratio(b, k, z_k, prior.context)
+            log_r = self.log_ratio(b, k, prior.context)(z_k)
             return prior.base.log_prob(z_k), log_r
 
         per_block, carry = walk(self.vae, latents, visit)
@@ -99,17 +126,33 @@ def ancestral(prior: NCPPrior, key: Array, num_chains: int, draw: DrawGroup) -> 
             carry: Carry, k: Array, b: int = b, block_key: Array = block_key
         ) -> tuple[Carry, tuple[Array, Any]]:
             base, context = vae.prior(b, k, carry)
-            z_k, info = draw(
-                rng.at_step(block_key, k),
-                base,
-                lambda z_k: prior.log_ratio(b, k, z_k, context),
-            )
+            log_r = prior.log_ratio(b, k, context)
+            group_key = rng.at_step(block_key, k)
+            if prior.groups is None:
+                z_k, info = draw(group_key, base, log_r)
+            else:
+                z_k, info = jax.lax.cond(
+                    prior.is_reweighted(b, k),
+                    lambda: draw(group_key, base, log_r),
+                    lambda: _from_base(group_key, base, draw),
+                )
             return vae.absorb(b, k, carry, z_k), (z_k, info)
 
         carry, (z, info) = jax.lax.scan(step, carry, jnp.arange(block.num_groups))
         latents.append(z)
         infos.append(info)
     return Draws(tuple(latents), carry, tuple(infos))
+
+
+def _from_base(key: Array, base: Distribution, draw: DrawGroup) -> tuple[Array, Any]:
+    """A draw from p where r = 1, with zeros in the place of the sampler's info."""
+
+    def log_r(z_k: Array) -> Array:
+        return jnp.zeros(z_k.shape[0])
+
+    _, info = jax.eval_shape(lambda: draw(key, base, log_r))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info)
+    return base.sample(key), zeros
 
 
 class Generated(NamedTuple):
@@ -203,21 +246,45 @@ def by_sir(num_proposals: int = 5_000, chunk_size: int = 500) -> DrawGroup:
     return draw
 
 
-def by_langevin(step_size: float, num_steps: int) -> DrawGroup:
-    """Draws by Langevin dynamics started at the base prior; see `samplers.langevin`."""
+def by_langevin(step_size: float, num_steps: int, in_noise: bool = False) -> DrawGroup:
+    """Draws by Langevin dynamics started at the base prior; see `samplers.langevin`.
+
+    Args:
+      step_size: lambda.
+      num_steps: updates.
+      in_noise: moves e in z = mean + std * e instead of z, so that one step size suits
+        groups of any scale; needs a `Normal` base prior.  The paper moves z.
+    """
 
     def draw(
         key: Array, base: Distribution, log_r: LogRatio
     ) -> tuple[Array, samplers.LangevinInfo]:
-        return samplers.langevin(
+        initial = base.sample(rng.stream(key, "initial"))
+        to_z: Callable[[Array], Array] = _same
+        log_p = base
+        if in_noise:
+            mean, std = base.mean, base.std  # type: ignore[attr-defined]
+            initial = (initial - mean) / std
+            log_p = Normal(jnp.zeros_like(mean), jnp.ones_like(std))
+            to_z = partial(_scaled, mean, std)
+        final, info = samplers.langevin(
             rng.stream(key, "langevin"),
-            base.sample(rng.stream(key, "initial")),
-            lambda z: base.log_prob(z) + log_r(z),
+            initial,
+            lambda moved: log_p.log_prob(moved) + log_r(to_z(moved)),
             step_size=step_size,
             num_steps=num_steps,
         )
+        return to_z(final), info
 
     return draw
+
+
+def _same(z: Array) -> Array:
+    return z
+
+
+def _scaled(mean: Array, std: Array, noise: Array) -> Array:
+    return mean + std * noise
 
 
 def _sample_each(keys: Array, base: Distribution) -> Array:

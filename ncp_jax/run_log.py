@@ -94,6 +94,22 @@ class RunLog:
             pass
 
 
+class SilentLog(RunLog):
+    """The log of a process that leaves telling to another."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, step: int, split: str, metrics: Metrics) -> None:
+        """Does nothing."""
+
+    def progress(self, step: int, train_loss: float, valid_loss: float | None) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Returns the whole records of a metrics.jsonl; a torn last line is left out."""
     records = []

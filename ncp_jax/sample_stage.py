@@ -1,16 +1,20 @@
 """The stage that draws: base prior, SIR and Langevin, as pictures and as arrays."""
 
+import dataclasses
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import evaluation, pictures, plots, prior, rng, samplers
 from ncp_jax.errors import InputError
 from ncp_jax.importance import Estimate
+from ncp_jax.models.base import FrozenVAE
+from ncp_jax.models.nvae_readjust import readjust_batch_norm
 from ncp_jax.wiring import Experiment
 from ncp_jax.workdir import SAMPLERS
 
@@ -27,13 +31,19 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
         "base": prior.by_base(settings.temperature),
         "sir": prior.by_sir(settings.num_proposals, settings.chunk_size),
         "langevin": prior.by_langevin(
-            settings.langevin_step_size, settings.langevin_num_steps
+            settings.langevin_step_size,
+            settings.langevin_num_steps,
+            settings.langevin_in_noise,
         ),
     }
+    of_base = _readjusted(experiment, ncp) if settings.num_readjust_iterations else ncp
     estimates: dict[str, Estimate] = {}
     for name, draw in draws.items():
         key = rng.stream(experiment.key("sample"), name)
-        out = prior.generate(ncp, key, settings.num_images, settings.batch_size, draw)
+        drawn_from = of_base if name == "base" else ncp
+        out = prior.generate(
+            drawn_from, key, settings.num_images, settings.batch_size, draw
+        )
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out)):
             hint = "; lower config.sample.langevin_step_size" * (name == "langevin")
             raise InputError(f"sampler {name!r} left the finite numbers{hint}")
@@ -47,6 +57,25 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
         _save_picture(folder / f"{name}.png", out.images, name)
         estimates |= evaluation.sampler_diagnostics(info)
     return estimates
+
+
+def _readjusted(experiment: Experiment, ncp: prior.NCPPrior) -> prior.NCPPrior:
+    """The same on a model whose batch norm suits the temperature of the base draws."""
+    settings, vae = experiment.config.sample, ncp.vae
+    if not (isinstance(vae, FrozenVAE) and "batch_stats" in vae.variables):
+        raise InputError(
+            "config.sample.num_readjust_iterations is for models with batch norm: "
+            f"{experiment.config.vae.model.name!r} has none"
+        )
+    variables = readjust_batch_norm(
+        vae.module,
+        vae.variables,
+        rng.stream(experiment.key("sample"), "readjust"),
+        settings.temperature,
+        settings.num_readjust_iterations,
+    )
+    readjusted = FrozenVAE(vae.module.clone(dtype=jnp.float32), variables)
+    return dataclasses.replace(ncp, vae=readjusted)
 
 
 def load_samples(experiment: Experiment) -> dict[str, dict[str, np.ndarray]]:

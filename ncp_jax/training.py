@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from ncp_jax import parallel
 from ncp_jax.checkpoints import Checkpoints
 from ncp_jax.errors import InputError
 from ncp_jax.run_log import RunLog
@@ -24,37 +25,61 @@ Prepare = Callable[[Array, Array], Array]  # (key, stored examples) -> x for the
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that a step changes; a checkpoint holds this and nothing else."""
+    """Everything that an update of a model changes; a checkpoint holds just this."""
 
     step: Array  # int32 scalar: updates done
     params: PyTree
     model_state: PyTree  # the model's other collections (statistics, constants)
     opt_state: optax.OptState
-    ema_params: PyTree  # None without averaging
+    averages: PyTree  # of "params" and "batch_stats" over time; None without averaging
+    penalty_state: PyTree = None  # what a penalty of the loss carries along
 
     @property
-    def eval_params(self) -> PyTree:
-        """The averaged weights where there are any, else the weights."""
-        return self.params if self.ema_params is None else self.ema_params
+    def variables(self) -> dict[str, PyTree]:
+        """All collections of the model, as training left them."""
+        return {"params": self.params, **self.model_state}
+
+    @property
+    def eval_variables(self) -> dict[str, PyTree]:
+        """The same with averages in the place of what is averaged."""
+        return self.variables | (self.averages or {})
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What a stage trains.
 
+    A stage's state is a pytree with a field `step`, by default a `TrainState`.
+
     Attributes:
       name: of the stage.
       data: arrays that every update reads; passed to it, not compiled into it.
       inputs: (first_step, n) -> pytree [n, ...], one slice per step (batch indices).
       update: (state, data, input) -> (state, metrics), metrics with "loss"; pure.
-      validate: (state, data) -> metrics with "loss", which decides what is best; pure.
+      validate: (state, data) -> (state, metrics); pure.  The sum of "best_loss", else
+        of "loss", decides which checkpoint is best.  Where there is "stopped", training
+        ends once it is all ones.
+      place: puts a state that was made or restored on the devices.
+      collect: undoes `place`, to NumPy arrays; what is saved.
     """
 
     name: str
     data: PyTree
     inputs: Callable[[int, int], PyTree]
-    update: Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
-    validate: Callable[[TrainState, PyTree], Metrics]
+    update: Callable[[Any, PyTree, PyTree], tuple[Any, Metrics]]
+    validate: Callable[[Any, PyTree], tuple[Any, Metrics]]
+    place: Callable[[Any], Any] = jax.device_put
+    collect: Callable[[Any], Any] = parallel.gather
+
+
+def take(stored: Array | None, rows: Array) -> Array:
+    """Returns the examples of one batch.
+
+    Args:
+      stored: [N, ...] on the devices; None where they are too many for that.
+      rows: [B] numbers of examples; without `stored` the examples [B, ...] themselves.
+    """
+    return rows if stored is None else stored[rows]
 
 
 def init_state(
@@ -62,6 +87,7 @@ def init_state(
     model_state: PyTree,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
+    penalty_state: PyTree = None,
 ) -> TrainState:
     """Returns the state before the first step."""
     return TrainState(
@@ -69,7 +95,8 @@ def init_state(
         params=params,
         model_state=model_state,
         opt_state=optimizer.init(params),
-        ema_params=jax.tree.map(jnp.copy, params) if ema_decay else None,
+        averages=_averaged(params, model_state) if ema_decay else None,
+        penalty_state=penalty_state,
     )
 
 
@@ -78,17 +105,42 @@ def apply_gradients(
     gradients: PyTree,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
+    model_state: PyTree = None,
 ) -> TrainState:
-    """One optimiser step, and one step of the running average of the weights."""
+    """One optimiser step, and one step of the running averages.
+
+    Batch statistics are averaged with the weights: those of the newest weights do not
+    fit averaged ones.
+
+    Args:
+      state: before.
+      gradients: of the loss by `state.params`.
+      optimizer: an optax optimiser.
+      ema_decay: of the averages, where the state has some.
+      model_state: collections that the pass over the model has changed.
+    """
     with jax.numpy_dtype_promotion("standard"):  # Adam counts its steps in int32
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
-    if ema_params is not None:
-        ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
+    model_state = state.model_state | (model_state or {})
+    averages = state.averages
+    if averages is not None:
+        newest = _averaged(params, model_state)
+        averages = optax.incremental_update(newest, averages, 1.0 - ema_decay)
     return state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params
+        step=state.step + 1,
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+        averages=averages,
     )
+
+
+def _averaged(params: PyTree, model_state: PyTree) -> dict[str, PyTree]:
+    """A copy of what is averaged over time; constants are not."""
+    moving = {"params": params, **model_state}
+    names = moving.keys() & {"params", "batch_stats"}
+    return {name: jax.tree.map(jnp.copy, moving[name]) for name in sorted(names)}
 
 
 class Preempted(BaseException):
@@ -132,14 +184,14 @@ class StopSignals:
 
 def fit(
     task: Task,
-    state: TrainState,
+    state: Any,
     checkpoints: Checkpoints,
     log: RunLog,
     *,
     num_steps: int,
     steps_per_dispatch: int,
     steps_per_eval: int,
-) -> TrainState:
+) -> Any:
     """Trains from `state.step` to `num_steps`; validates and saves on the way.
 
     Dispatches end at multiples of `steps_per_dispatch` and of `steps_per_eval`
@@ -161,9 +213,10 @@ def fit(
       Preempted: after SIGTERM or SIGINT, once the state is saved.
     """
     run = jax.jit(scan_updates(task), donate_argnums=0)
-    validate = jax.jit(task.validate)
+    validate = jax.jit(task.validate, donate_argnums=0)
     step, valid_loss = int(state.step), None
     finite: dict[str, np.ndarray] = {}
+    state = task.place(state)
     with StopSignals() as signals:
         while step < num_steps:
             end = _next_boundary(step, num_steps, steps_per_dispatch, steps_per_eval)
@@ -173,28 +226,30 @@ def fit(
             step = end
             log.write(step, "train", finite)
             if step % steps_per_eval == 0 or step == num_steps:
-                valid = jax.tree.map(lambda v: v[None], validate(state, task.data))
-                valid = _mean_over_steps(task.name, valid, step, finite)
-                valid_loss = float(np.sum(valid["loss"]))
+                state, metrics = validate(state, task.data)
+                metrics = jax.tree.map(lambda value: value[None], metrics)
+                valid = _mean_over_steps(task.name, metrics, step, finite)
                 log.write(step, "valid", valid)
-                checkpoints.save(step, state, valid_loss)
+                valid_loss = float(np.sum(valid.get("best_loss", valid["loss"])))
+                if np.all(valid.get("stopped", False)):  # no step would change a thing
+                    step = num_steps
+                    state = state.replace(step=jnp.full_like(state.step, step))
+                checkpoints.save(step, task.collect(state), valid_loss)
             log.progress(step, float(np.sum(finite["loss"])), valid_loss)
-            if signals.received is not None:
-                checkpoints.save(step, state, None)
+            if received := parallel.any_process(signals.received or 0):
+                checkpoints.save(step, task.collect(state), None)
                 checkpoints.wait()
                 where = f"{task.name} is saved at step {step} of {num_steps}"
-                raise Preempted(signals.received, where)
+                raise Preempted(received, where)
     if signals.received is not None:  # after the last look, all is saved
         raise Preempted(signals.received)
     return state
 
 
-def scan_updates(task: Task) -> Callable[..., tuple[TrainState, Metrics]]:
+def scan_updates(task: Task) -> Callable[..., tuple[Any, Metrics]]:
     """Returns (state, data, inputs [n, ...]) -> state after n updates, metrics [n]."""
 
-    def run(
-        state: TrainState, data: PyTree, inputs: PyTree
-    ) -> tuple[TrainState, Metrics]:
+    def run(state: Any, data: PyTree, inputs: PyTree) -> tuple[Any, Metrics]:
         return jax.lax.scan(lambda s, i: task.update(s, data, i), state, inputs)
 
     return run

@@ -1,22 +1,124 @@
 """Stage 1: train a VAE by the evidence lower bound (Eqs. 1 and 2)."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from ncp_jax import rng, training
-from ncp_jax.models.base import ElboTerms
+from ncp_jax import kl_schedule, rng, training
+from ncp_jax.models import nvae_regularizers
+from ncp_jax.models.base import ElboTerms, FrozenVAE
 from ncp_jax.training import Metrics, Prepare, PyTree, TrainState
 
 Array = jax.Array
+KLWeighting = Callable[[Array, Array], Array]  # (step [], kl [B, K]) -> [B] nats
+
+POWER_ITERATIONS = 4  # per step; kernels move little from one to the next
+FIRST_POWER_ITERATIONS = 40
 
 
-def elbo_loss(terms: ElboTerms, kl_weight: Array | float) -> Array:
-    """Negative ELBO with weighted KL: [B], nats."""
-    return kl_weight * jnp.sum(terms.kl, axis=1) - terms.log_likelihood
+@dataclasses.dataclass(frozen=True)
+class KLWarmup:
+    """The weights of the groups' KL terms in the course of training.
+
+    Attributes:
+      num_steps: of the whole run.
+      warmup_fraction: share of it over which the weight rises to 1; 0 for none.
+      constant_fraction: share of it before the rise starts.
+      alphas: [K] for balancing while the weight rises; None for equal weights.
+    """
+
+    num_steps: int = 1
+    warmup_fraction: float = 0.0
+    constant_fraction: float = 0.0
+    alphas: np.ndarray | None = None
+
+    def coefficient(self, step: Array) -> Array:
+        """The common weight, in (0, 1]."""
+        return kl_schedule.kl_coefficient(
+            step, self.num_steps, self.warmup_fraction, self.constant_fraction
+        )
+
+    def weigh(self, step: Array, kl: Array) -> Array:
+        """The weighted sum [B] of kl [B, K], nats."""
+        coefficient = self.coefficient(step)
+        if self.alphas is None or not self.warmup_fraction:
+            return coefficient * jnp.sum(kl, axis=1)
+        return kl_schedule.balance_kl(kl, coefficient, self.alphas)
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalty:
+    """Keeps a convolutional model smooth: spectral and batch-norm regularisers of NVAE.
+
+    Attributes:
+      weight: of both; 0 for neither.
+      initial_weight: where it starts, falling to `weight` as the KL's weight rises; 0
+        for a constant weight.
+    """
+
+    weight: float = 0.0
+    initial_weight: float = 0.0
+
+    def value(
+        self, coefficient: Array, params: PyTree, kernels: PyTree, power: PyTree
+    ) -> tuple[Array, PyTree]:
+        """The weighted sum of both, and the state of the power iteration."""
+        weight = nvae_regularizers.annealed_weight(
+            coefficient, self.weight, self.initial_weight or None
+        )
+        spectral, power = nvae_regularizers.spectral_penalty(
+            kernels, power, POWER_ITERATIONS
+        )
+        return weight * (spectral + nvae_regularizers.batch_norm_penalty(params)), power
+
+
+def elbo_loss(terms: ElboTerms) -> Array:
+    """Negative ELBO: [B], nats."""
+    return jnp.sum(terms.kl, axis=1) - terms.log_likelihood
+
+
+def init_state(
+    module: nn.Module,
+    variables: dict[str, PyTree],
+    optimizer: optax.GradientTransformation,
+    x: Array,
+    key: Array,
+    *,
+    ema_decay: float = 0.0,
+    penalty: Penalty = Penalty(),
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+      module: has `elbo_terms(x, key)`.
+      variables: fresh ones.
+      optimizer: an optax optimiser.
+      x: [B, *data_shape], any example.
+      key: PRNG key; consumed here.
+      ema_decay: of the running average of the weights; 0 for none.
+      penalty: as for `make_update`.
+    """
+    model_state = {name: v for name, v in variables.items() if name != "params"}
+    power = None
+    if penalty.weight:
+        _, sown = module.apply(
+            variables, x, key, method="elbo_terms", mutable=["kernels"]
+        )
+        power = nvae_regularizers.init_power_iteration(
+            sown["kernels"], rng.stream(key, "power iteration")
+        )
+        _, power = nvae_regularizers.spectral_penalty(
+            sown["kernels"], power, FIRST_POWER_ITERATIONS
+        )
+    return training.init_state(
+        variables["params"], model_state, optimizer, ema_decay, power
+    )
 
 
 def make_update(
@@ -25,71 +127,97 @@ def make_update(
     prepare: Prepare,
     key: Array,
     *,
-    kl_warmup_steps: int = 0,
+    warmup: KLWarmup = KLWarmup(),
+    penalty: Penalty = Penalty(),
     ema_decay: float = 0.0,
 ) -> Callable[[TrainState, PyTree, Array], tuple[TrainState, Metrics]]:
-    """Returns one update of stage 1: (state, data, indices [B]) -> (state, metrics).
+    """Returns one update of stage 1: (state, data, rows) -> (state, metrics).
 
-    `data` holds the stored examples "train" [N, ...].
+    Rows are what `training.take` makes examples of.
 
     Args:
-      module: has `elbo_terms(x, key)`.
+      module: has `elbo_terms(x, key)`; batch norm sees that it trains by its collection
+        "batch_stats" being mutable.
       optimizer: an optax optimiser.
       prepare: makes x from stored examples, with fresh noise each time.
       key: owner of the stage's random streams.
-      kl_warmup_steps: n; the KL weight of the first updates is 1/n, 2/n, .. 1.
+      warmup: of the KL terms.
+      penalty: on the weights.
       ema_decay: of the running average of the weights; 0 for none.
     """
     prepare_key = rng.stream(key, "prepare")
     posterior_key = rng.stream(key, "posterior")
+    mutable = ["batch_stats", *(["kernels"] if penalty.weight else [])]
 
-    def loss_fn(params: PyTree, state: TrainState, x: Array) -> tuple[Array, Metrics]:
-        kl_weight = jnp.minimum(1.0, (state.step + 1) / max(kl_warmup_steps, 1))
-        terms = module.apply(
-            {"params": params, **state.model_state},
+    def loss_fn(params: PyTree, state: TrainState, x: Array) -> tuple[Array, Any]:
+        terms, changed = module.apply(
+            state.variables | {"params": params},
             x,
             rng.at_step(posterior_key, state.step),
             method="elbo_terms",
+            mutable=mutable,
         )
-        loss = jnp.mean(elbo_loss(terms, kl_weight))
-        kl = jnp.mean(jnp.sum(terms.kl, axis=1))
-        return loss, {"loss": loss, "kl": kl}
+        weighted = warmup.weigh(state.step, terms.kl)
+        loss = jnp.mean(weighted - terms.log_likelihood)
+        metrics = {"loss": loss, "kl": jnp.mean(jnp.sum(terms.kl, axis=1))}
+        power, kernels = state.penalty_state, changed.pop("kernels", None)
+        if penalty.weight:
+            coefficient = warmup.coefficient(state.step)
+            value, power = penalty.value(coefficient, params, kernels, power)
+            metrics |= {"penalty": value, "kl_weight": coefficient}
+            loss += value
+        if terms.kl.shape[1] > 1:
+            metrics["group_kl"] = jnp.mean(terms.kl, axis=0)
+        return loss, (metrics, changed, power)
 
     def update(
-        state: TrainState, data: PyTree, indices: Array
+        state: TrainState, data: PyTree, rows: Array
     ) -> tuple[TrainState, Metrics]:
-        x = prepare(rng.at_step(prepare_key, state.step), data["train"][indices])
-        gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params, state, x)
+        stored = training.take(data["train"], rows)
+        x = prepare(rng.at_step(prepare_key, state.step), stored)
+        gradients, (metrics, changed, power) = jax.grad(loss_fn, has_aux=True)(
+            state.params, state, x
+        )
         metrics["gradient_norm"] = optax.tree.norm(gradients)
-        return training.apply_gradients(state, gradients, optimizer, ema_decay), metrics
+        state = training.apply_gradients(
+            state, gradients, optimizer, ema_decay, changed
+        )
+        return state.replace(penalty_state=power), metrics
 
     return update
 
 
 def make_validate(
     module: nn.Module, prepare: Prepare, key: Array
-) -> Callable[[TrainState, PyTree], Metrics]:
+) -> Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]:
     """Returns the negative ELBO on held-out data, its noise fixed by `key`.
 
-    The function is (state, data) -> metrics with data["valid"] [n, B, ...] and
+    The function is (state, data) -> (state, metrics) with data["valid"] [n, B, ...] and
     data["valid_mask"] [n, B], False for padding.
     """
 
-    def validate(state: TrainState, data: PyTree) -> Metrics:
-        variables = {"params": state.eval_params, **state.model_state}
-
+    def validate(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
         def batch_loss(batch: tuple[Array, Array, Array]) -> Array:
             index, stored, mask = batch
             batch_key = rng.at_step(key, index)
             x = prepare(rng.stream(batch_key, "prepare"), stored)
             terms = module.apply(
-                variables, x, rng.stream(batch_key, "posterior"), method="elbo_terms"
+                state.eval_variables,
+                x,
+                rng.stream(batch_key, "posterior"),
+                method="elbo_terms",
             )
-            return jnp.sum(elbo_loss(terms, 1.0), where=mask)
+            return jnp.sum(elbo_loss(terms), where=mask)
 
         num_batches = data["valid"].shape[0]
         batches = (jnp.arange(num_batches), data["valid"], data["valid_mask"])
         total = jnp.sum(jax.lax.map(batch_loss, batches))
-        return {"loss": total / jnp.sum(data["valid_mask"]).astype(total.dtype)}
+        loss = total / jnp.sum(data["valid_mask"]).astype(total.dtype)
+        return state, {"loss": loss}
 
     return validate
+
+
+def freeze(module: nn.Module, state: TrainState) -> FrozenVAE:
+    """Returns the trained model, averaged where it was averaged."""
+    return FrozenVAE(module, jax.device_put(state.eval_variables))

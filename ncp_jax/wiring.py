@@ -1,31 +1,34 @@
 """From a config to what it names: data, models, training tasks, random streams."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ncp_jax import (
+    architectures,
     data,
     ncp_stage,
-    optimizers,
+    parallel,
+    pixels,
     prior,
     rng,
-    training,
     vae_stage,
 )
 from ncp_jax.checkpoints import Checkpoints, digests
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import FrozenVAE
-from ncp_jax.models.discriminator import MLPDiscriminator
-from ncp_jax.models.mlp_vae import MLPVAE
+from ncp_jax.ncp_stage import NCPState
 from ncp_jax.training import Task, TrainState
 from ncp_jax.workdir import Workdir
 
@@ -54,61 +57,101 @@ class Experiment:
         """The key that owns a random stream of this run."""
         return rng.stream(rng.root(self.config.seed), stream)
 
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """All devices of all processes."""
+        return parallel.mesh_of()
+
+    @functools.cached_property
+    def vae_module(self) -> nn.Module:
+        """The network of stage 1."""
+        settings = self.config.data
+        return architectures.build_vae(
+            self.config.vae.model, settings.shape, settings.num_bits
+        )
+
+    @functools.cached_property
+    def discriminator(self) -> nn.Module:
+        """The network of stage 2."""
+        return architectures.build_discriminator(self.config.ncp.discriminator)
+
     def prepare(self, key: Array, stored: Array) -> Array:
         """Makes the model's x from stored examples [B, ...]."""
         if not self.has_pictures:
             return stored
         if self.config.data.binarization == "none":
-            return stored.astype(jnp.float32) / 255.0
+            return pixels.quantize(stored, self.config.data.num_bits)
         return data.binarize(key, stored)  # fixed zeros and ones stay as they are
+
+    def prepare_to_train(self, key: Array, stored: Array) -> Array:
+        """The same, with what only training pictures undergo."""
+        if self.config.data.horizontal_flips:
+            stored = pixels.flip_half(rng.stream(key, "flips"), stored)
+        return parallel.split(self.mesh, self.prepare(key, stored))
 
     def vae_task(self) -> tuple[Task, TrainState]:
         """Returns what stage 1 trains, and the state that it starts from."""
         settings, key = self.config.vae, self.key("vae")
         task = Task(
             name="vae",
-            data=self._train_data(settings.batch_size),
-            inputs=self._batches(settings.batch_size, key),
+            data=self._train_data("vae"),
+            inputs=self._batches("vae"),
             update=vae_stage.make_update(
-                self._vae_module(),
-                _optimizer(settings),
-                self.prepare,
+                self.vae_module,
+                architectures.build_optimizer(settings),
+                self.prepare_to_train,
                 key,
-                kl_warmup_steps=settings.kl_warmup_steps,
+                warmup=architectures.build_warmup(settings, self.vae_module.blocks),
+                penalty=architectures.build_penalty(settings),
                 ema_decay=settings.ema_decay,
             ),
             validate=vae_stage.make_validate(
-                self._vae_module(), self.prepare, rng.stream(key, "valid")
+                self.vae_module, self.prepare, rng.stream(key, "valid")
             ),
+            place=functools.partial(parallel.replicate, self.mesh),
         )
         return task, self._initial_vae()
 
-    def ncp_task(self, vae: FrozenVAE) -> tuple[Task, TrainState]:
+    def ncp_task(self, vae: FrozenVAE) -> tuple[Task, NCPState]:
         """Returns what stage 2 trains on `vae`, and the state that it starts from."""
         settings, key = self.config.ncp, self.key("ncp")
         task = Task(
             name="ncp",
-            data={"vae": vae, **self._train_data(settings.batch_size)},
-            inputs=self._batches(settings.batch_size, key),
+            data={
+                "vae": parallel.replicate(self.mesh, vae),
+                **self._train_data("ncp"),
+            },
+            inputs=self._batches("ncp"),
             update=ncp_stage.make_update(
-                self._discriminator(),
-                _optimizer(settings),
-                self.prepare,
+                self.discriminator,
+                architectures.build_optimizer(settings),
+                self.prepare_to_train,
                 key,
                 ema_decay=settings.ema_decay,
+                patience=settings.patience,
+                mesh=self.mesh,
+                formulation=settings.formulation,
             ),
             validate=ncp_stage.make_validate(
-                self._discriminator(),
+                self.discriminator,
                 self.prepare,
                 rng.stream(key, "valid"),
                 num_passes=settings.num_passes,
+                patience=settings.patience,
+                mesh=self.mesh,
+                formulation=settings.formulation,
             ),
+            place=functools.partial(ncp_stage.place, self.mesh),
+            collect=functools.partial(ncp_stage.collect, vae.blocks),
         )
         return task, self._initial_ncp(vae)
 
     def checkpoints(self, stage: str, vae: FrozenVAE | None = None) -> Checkpoints:
         """Opens the checkpoints of "vae", or of "ncp" on `vae`; to use in a `with`."""
         metadata = {"config": self.workdir.fingerprint(stage)}
+        if self.config.vae.checkpoint and stage == "vae":
+            content = Path(self.config.vae.checkpoint).read_bytes()
+            metadata["vae.checkpoint"] = hashlib.sha256(content).hexdigest()[:16]
         if vae is not None:  # its discriminators fit no other
             leaves = json.dumps(digests(vae.variables), sort_keys=True)
             metadata["vae"] = hashlib.sha256(leaves.encode()).hexdigest()[:16]
@@ -117,62 +160,81 @@ class Experiment:
 
     def load_vae(self) -> FrozenVAE:
         """Returns the stage-1 model of lowest validation loss."""
-        best = self._best("vae", self._initial_vae())
-        return FrozenVAE(
-            self._vae_module(), {"params": best.eval_params, **best.model_state}
-        )
+        return vae_stage.freeze(self.vae_module, self._best("vae", self._vae_shapes))
 
     def load_ncp(self) -> prior.NCPPrior:
-        """Returns the prior of lowest held-out NCE loss, on its frozen VAE."""
+        """Returns the prior of lowest held-out NCE losses, on its frozen VAE."""
         vae = self.load_vae()
-        best = self._best("ncp", self._initial_ncp(vae), vae)
-        return prior.NCPPrior(vae, self._discriminator(), best.eval_params)
+        like = jax.eval_shape(lambda: self._initial_ncp(vae))
+        state = self._best("ncp", like, vae)
+        groups = tuple(self.config.sample.groups) or None
+        params = jax.device_put(state.best_params(vae.blocks))
+        return prior.NCPPrior(vae, self.discriminator, params, groups)
+
+    @functools.cached_property
+    def _vae_shapes(self) -> TrainState:
+        return jax.eval_shape(self._initial_vae)
 
     def _initial_vae(self) -> TrainState:
         init_key = rng.stream(self.key("vae"), "init")
-        x = jnp.zeros((1, *self.config.data.shape))
-        variables = jax.jit(self._vae_module().init)(init_key, x, init_key)
-        params = variables.pop("params")
-        scale = 255.0 if self.has_pictures else 1.0
-        mean = self.dataset.train.mean(axis=0, dtype=np.float64) / scale
-        variables["statistics"] = {"data_mean": jnp.asarray(mean, jnp.float32)}
-        return training.init_state(
-            params, variables, _optimizer(self.config.vae), self.config.vae.ema_decay
+        shape = self.config.data.shape
+        variables = architectures.init_vae(self.vae_module, shape, init_key)
+        if "statistics" in variables:
+            scale = 255.0 if self.has_pictures else 1.0
+            mean = self.dataset.train.mean(axis=0, dtype=np.float64) / scale
+            variables["statistics"] = {"data_mean": jnp.asarray(mean, jnp.float32)}
+        init_state = functools.partial(
+            vae_stage.init_state,
+            self.vae_module,
+            optimizer=architectures.build_optimizer(self.config.vae),
+            x=jnp.zeros((1, *shape)),
+            ema_decay=self.config.vae.ema_decay,
+            penalty=architectures.build_penalty(self.config.vae),
         )
+        key = rng.stream(self.key("vae"), "penalty")
+        return jax.jit(init_state)(variables, key=key)
 
-    def _initial_ncp(self, vae: FrozenVAE) -> TrainState:
-        init_key = rng.stream(self.key("ncp"), "init")
-        params = ncp_stage.init_params(self._discriminator(), vae, init_key)
-        return training.init_state(
-            params, {}, _optimizer(self.config.ncp), self.config.ncp.ema_decay
+    def _initial_ncp(self, vae: FrozenVAE) -> NCPState:
+        init_state = functools.partial(
+            ncp_stage.init_state,
+            self.discriminator,
+            architectures.build_optimizer(self.config.ncp),
+            vae,
+            ema_decay=self.config.ncp.ema_decay,
         )
+        return jax.jit(init_state)(rng.stream(self.key("ncp"), "init"))
 
-    def _vae_module(self) -> MLPVAE:
-        return MLPVAE(data_shape=self.config.data.shape, **self.config.vae.model)
-
-    def _discriminator(self) -> MLPDiscriminator:
-        return MLPDiscriminator(**self.config.ncp.discriminator)
-
-    def _train_data(self, batch_size: int) -> dict[str, Array]:
-        valid = self.dataset.valid
-        batches = data.padded_batches(valid, min(batch_size, len(valid)))
+    def _train_data(self, section: str) -> dict[str, Array | None]:
+        batch_size = self.config[section].batch_size
+        parallel.check_batch_size(self.mesh, f"config.{section}.batch_size", batch_size)
+        # Validation batches are shared between the devices, too: padded to be even.
+        num_valid = -(-len(self.dataset.valid) // self.mesh.size) * self.mesh.size
+        batches = data.padded_batches(self.dataset.valid, min(batch_size, num_valid))
         rows, masks = zip(*batches, strict=True)
-        return {
-            "train": jnp.asarray(self.dataset.train),
-            "valid": jnp.asarray(np.stack(rows)),  # [n, B, ...]
-            "valid_mask": jnp.asarray(np.stack(masks)),  # [n, B]
+        train = self.dataset.train if self.config.data.on_device else None
+        stored = {
+            "train": train,
+            "valid": np.stack(rows),  # [n, B, ...]
+            "valid_mask": np.stack(masks),  # [n, B]
         }
+        return parallel.replicate(self.mesh, stored)
 
-    def _batches(self, batch_size: int, key: Array) -> Callable[[int, int], Array]:
-        batch_key, num_examples = rng.stream(key, "batch"), len(self.dataset.train)
-        data.batch_indices(batch_key, 0, 1, batch_size, num_examples)  # or InputError
-        return lambda first_step, num_steps: data.batch_indices(
-            batch_key, first_step, num_steps, batch_size, num_examples
-        )
+    def _batches(self, section: str) -> Callable[[int, int], Array]:
+        settings, train = self.config[section], self.dataset.train
+        key = rng.stream(self.key(section), "batch")
+        data.batch_indices(key, 0, 1, settings.batch_size, len(train))  # or InputError
 
-    def _best(
-        self, stage: str, like: TrainState, vae: FrozenVAE | None = None
-    ) -> TrainState:
+        def inputs(first_step: int, num_steps: int) -> Array:
+            indices = data.batch_indices(
+                key, first_step, num_steps, settings.batch_size, len(train)
+            )
+            if self.config.data.on_device:
+                return parallel.replicate(self.mesh, indices)
+            return parallel.replicate(self.mesh, train[np.asarray(indices)])
+
+        return inputs
+
+    def _best(self, stage: str, like: Any, vae: FrozenVAE | None = None) -> Any:
         num_steps = self.config[stage].num_steps
         with self.checkpoints(stage, vae) as saved:
             if saved.latest_step() != num_steps:
@@ -180,14 +242,48 @@ class Experiment:
                     f"stage {stage} has not reached its {num_steps} steps in "
                     f"{self.path}: run --stage={stage} first"
                 )
-            return jax.device_put(saved.restore_best(like).state)
+            return saved.restore_best(like).state
+
+
+def check_networks(config: ConfigDict) -> None:
+    """Refuses networks that do not fit one another, before anything is trained.
+
+    Raises:
+      InputError: naming what does not fit.
+    """
+    settings = config.data
+    module = architectures.build_vae(
+        config.vae.model, settings.shape, settings.num_bits
+    )
+    key, x = jax.random.key(0), jnp.zeros((1, *settings.shape))
+    jax.eval_shape(module.init, key, x, key)
+    network = architectures.build_discriminator(config.ncp.discriminator)
+    for block in module.blocks:
+        z, context = jnp.zeros((1, *block[1])), jnp.zeros((1, *block[2]))
+        jax.eval_shape(network.init, key, z, context)
+    num_groups = sum(block.num_groups for block in module.blocks)
+    if any(k >= num_groups for k in config.sample.groups):
+        raise InputError(
+            f"config.sample.groups = {tuple(config.sample.groups)}: the model has the "
+            f"groups 0 to {num_groups - 1}"
+        )
+    if config.vae.penalty_weight and config.vae.model.name == "mlp":
+        raise InputError(
+            "config.vae.penalty_weight is for convolutions: the model 'mlp' has none"
+        )
 
 
 def load_data(config: ConfigDict) -> data.Dataset:
     """Loads the data set; with binarization "fixed", its pixels are drawn once."""
     settings = config.data
     dataset = data.load(
-        settings.name, settings.shape, settings.dir, settings.download, config.seed
+        settings.name,
+        settings.shape,
+        settings.dir,
+        settings.download,
+        config.seed,
+        crop=settings.crop,
+        cache_dir=settings.cache_dir,
     )
     for section in ("vae", "ncp"):
         size = config[section].batch_size
@@ -196,6 +292,10 @@ def load_data(config: ConfigDict) -> data.Dataset:
                 f"config.{section}.batch_size = {size} is more than the "
                 f"{len(dataset.train)} training examples of {settings.name}"
             )
+    if settings.horizontal_flips and dataset.train.ndim != 4:
+        raise InputError(
+            f"config.data.horizontal_flips is for pictures: {settings.name} has none"
+        )
     is_binary = dataset.train.dtype == np.uint8 and settings.binarization != "none"
     if is_binary != (config.vae.model.likelihood == "bernoulli"):
         kind = "zeros and ones" if is_binary else "real numbers"
@@ -213,13 +313,3 @@ def load_data(config: ConfigDict) -> data.Dataset:
             for i, split in enumerate(map(jnp.asarray, dataset))
         )
     )
-
-
-def _optimizer(settings: ConfigDict) -> optax.GradientTransformation:
-    learning_rate = optimizers.schedule(
-        settings.schedule,
-        settings.learning_rate,
-        settings.num_steps,
-        settings.warmup_steps,
-    )
-    return optimizers.adam(learning_rate, settings.weight_decay)

@@ -41,6 +41,7 @@ class Workdir:
       path: created if missing.
       config: of this call, as JSON values.
       environment: versions and devices, for the records.
+      is_writer: False for the processes of a run that leave locking and records to one.
 
     Raises:
       InputError: if the folder cannot be written, another process holds it, or it was
@@ -48,9 +49,14 @@ class Workdir:
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, Any], environment: Mapping[str, Any]
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        is_writer: bool = True,
     ):
         self.path = path
+        self._is_writer = is_writer
         self._config = config
         self._environment = environment
         try:
@@ -59,7 +65,8 @@ class Workdir:
         except OSError as error:
             raise InputError(f"cannot write to --workdir={path}: {error}") from error
         try:
-            self._take_lock()
+            if is_writer:
+                self._take_lock()
             self._adopt_config()
         except BaseException:
             self._lock.close()
@@ -128,6 +135,8 @@ class Workdir:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file at once: a reader sees the old one or the new one."""
+        if not self._is_writer:
+            return
         temporary = self.path / f"{name}.tmp"
         temporary.write_text(json.dumps(content, indent=2) + "\n")
         os.replace(temporary, self.path / name)

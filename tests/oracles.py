@@ -69,8 +69,14 @@ class LinearGaussianVAE:
 class QuadraticRatio(nn.Module):
     """log r(z) = bias + slope . z + curvature . z^2: the ratio of two normals."""
 
-    @nn.compact
     def __call__(self, z, context):
+        return self.log_ratio(z, self.embed(context))
+
+    def embed(self, context):
+        return ()
+
+    @nn.compact
+    def log_ratio(self, z, feature):
         zeros, flat = nn.initializers.zeros, z.reshape(z.shape[0], -1)
         slope = self.param("slope", zeros, flat.shape[1:])
         curvature = self.param("curvature", zeros, flat.shape[1:])
@@ -173,3 +179,25 @@ class ThreeGroupVAE(nn.Module):
     def decode(self, carry):
         mean = self.decoder(carry[1])
         return Normal(mean, jnp.ones_like(mean))
+
+
+class InterleavedVAE(ThreeGroupVAE):
+    """The same three groups, each a block of its own; the second has another shape."""
+
+    blocks = tuple(Block(1, shape, (2,)) for shape in ((2,), (2, 1), (2,)))
+
+    def encode(self, x, key):
+        (z,), log_q = super().encode(x, key)
+        latents = (self._shaped(b, z_k)[None] for b, z_k in enumerate(z))
+        return Encoding(tuple(latents), log_q)
+
+    def prior(self, block, k, carry):
+        (mean, std), context = super().prior(block, k, carry)
+        base = Normal(self._shaped(block, mean), self._shaped(block, std))
+        return GroupPrior(base, context)
+
+    def absorb(self, block, k, carry, z_k):
+        return super().absorb(block, k, carry, z_k.reshape(-1, 2))
+
+    def _shaped(self, block, z_k):
+        return z_k.reshape(-1, *self.blocks[block].latent_shape)

@@ -18,7 +18,7 @@ from ncp_jax import latents, ncp_stage, prior, rng
 from ncp_jax.models import base
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.mlp_vae import MLPVAE
-from tests.oracles import ThreeGroupVAE, TwoBlockVAE
+from tests.oracles import InterleavedVAE, ThreeGroupVAE, TwoBlockVAE
 from tests.statistics import assert_mean
 
 VAES = {
@@ -174,7 +174,7 @@ def test_walk_and_terms_agree_with_a_plain_loop(ncp, vae, key):
         visited, carry = by_hand(ncp.vae, z)
         log_p = [group.base.log_prob(z_k) for _, _, group, z_k in visited]
         log_r = [
-            ncp.log_ratio(b, k, z_k, group.context) for b, k, group, z_k in visited
+            ncp.log_ratio(b, k, group.context)(z_k) for b, k, group, z_k in visited
         ]
         return (jnp.stack(log_p, 1), jnp.stack(log_r, 1), carry), ncp.terms(z)
 
@@ -302,6 +302,95 @@ def test_generate_joins_batches_and_drops_the_surplus(key):
     kernel = np.asarray(ncp.vae.variables["params"]["decoder"]["kernel"])
     expected = total @ kernel  # and biases start at zero
     np.testing.assert_allclose(out.images, expected, rtol=1e-4, atol=1e-5)
+
+
+# --- Some groups reweighted, the others not ------------------------------------------
+
+
+def test_the_context_is_read_once_for_all_z(key, monkeypatch):
+    """`log_ratio` embeds; what it returns is called for many z."""
+    ncp, calls = with_ratios(freeze(ThreeGroupVAE())), []
+    embed = MLPDiscriminator.embed
+    monkeypatch.setattr(
+        MLPDiscriminator, "embed", lambda *args: calls.append(args) or embed(*args)
+    )
+    context = jax.random.normal(key, (B, 2))
+    log_r = ncp.log_ratio(0, 1, context)
+    values = [log_r(z) for z in jax.random.normal(key, (3, B, 2))]
+    assert len(calls) == 1
+    assert np.unique(values).size == 3 * B
+
+
+@pytest.mark.parametrize("module", [ThreeGroupVAE(), InterleavedVAE()])
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [(None, [1, 1, 1]), ((0, 2), [1, 0, 1]), ((1,), [0, 1, 0]), ((), [0, 0, 0])],
+)
+def test_groups_are_counted_over_all_blocks(module, groups, expected):
+    vae = base.FrozenVAE(module, None)
+    ncp = prior.NCPPrior(vae, MLPDiscriminator(), (), groups)
+    found = [
+        ncp.is_reweighted(b, k)
+        for b, block in enumerate(vae.blocks)
+        for k in range(block.num_groups)
+    ]
+    np.testing.assert_array_equal(found, expected)
+
+
+def with_two_of_three(module):
+    """The NCP with all three groups reweighted, and with the first and the last."""
+    full = with_ratios(freeze(module))
+    return full, dataclasses.replace(full, groups=(0, 2))
+
+
+def test_groups_that_are_left_out_keep_a_ratio_of_one(key):
+    @jax.jit
+    def both(full, part):
+        z = full.vae.encode(example(full.vae), key).latents
+        ratios = (prior.base_draw_ratios(ncp, key, B) for ncp in (full, part))
+        return full.terms(z), part.terms(z), tuple(ratios)
+
+    (log_p, log_r, carry), part, (along, along_part) = both(
+        *with_two_of_three(InterleavedVAE())
+    )
+    chex.assert_trees_all_close(part[0], log_p, rtol=1e-6)
+    chex.assert_trees_all_close(part[2], carry, rtol=1e-6)
+    kept = np.array([1.0, 0.0, 1.0], np.float32)  # all of log r, or none of it
+    np.testing.assert_allclose(part[1], kept[None] * log_r, rtol=1e-6)
+    np.testing.assert_allclose(along_part, kept[:, None] * along, rtol=1e-6)
+    assert (log_r != 0).all() and (along != 0).all()
+
+
+@pytest.mark.parametrize(
+    "draw_group",
+    [
+        prior.by_sir(num_proposals=6, chunk_size=6),
+        prior.by_langevin(step_size=0.1, num_steps=3),
+    ],
+)
+def test_groups_that_are_left_out_are_drawn_from_the_base_prior(key, draw_group):
+    """Exactly: z is base.sample of the group's key, and the sampler tells nothing."""
+
+    @jax.jit
+    def draw(full, part):
+        out, whole = (prior.ancestral(n, key, B, draw_group) for n in (part, full))
+        visited, _ = by_hand(part.vae, out.latents)
+        group_keys = (rng.at_step(rng.at_step(key, b), k) for b, k, _, _ in visited)
+        plain = [
+            group.base.sample(group_key)
+            for (_, _, group, _), group_key in zip(visited, group_keys, strict=True)
+        ]
+        return out, whole, jnp.stack(plain)
+
+    out, whole, plain = draw(*with_two_of_three(ThreeGroupVAE()))
+    (z,), (info,), (whole_info,) = out.latents, out.infos, whole.infos
+    np.testing.assert_allclose(z[1], plain[1], rtol=1e-6)
+    assert not np.isclose(z[0], plain[0]).all() and not np.isclose(z[2], plain[2]).all()
+    np.testing.assert_allclose(z[0], whole.latents[0][0], rtol=1e-6)
+    chex.assert_trees_all_equal_shapes(info, whole_info)
+    for leaf, whole_leaf in zip(info, whole_info, strict=True):
+        np.testing.assert_allclose(leaf[0], whole_leaf[0], rtol=1e-5)
+        assert leaf[0].all() and not leaf[1].any() and leaf[2].all()
 
 
 # --- A base prior that is not normal -------------------------------------------------

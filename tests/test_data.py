@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax import data
+from ncp_jax import data, readers
 from ncp_jax.errors import InputError
 from tests.statistics import assert_mean
 from tests.test_readers import write_idx
@@ -194,8 +194,8 @@ def test_real_mnist(name, mean):
     assert [len(split) for split in pictures] == [50_000, 10_000, 10_000]
     training_file = np.concatenate([pictures.train, pictures.valid])
     np.testing.assert_allclose(training_file.mean() / 255, mean, atol=5e-5)
-    path = data.readers.find_mnist(name, Path(REAL))[0]
-    np.testing.assert_array_equal(training_file, data.readers.read_idx(path))
+    path = readers.find_mnist(name, Path(REAL))[0]
+    np.testing.assert_array_equal(training_file, readers.read_idx(path))
 
 
 @needs_files
@@ -253,7 +253,7 @@ def test_an_empty_split_is_named(tmp_path, split):
 # --- what `load` refuses
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "binarized_mnist"])
+@pytest.mark.parametrize("name", data.NAMES[2:])
 def test_files_need_a_folder(name, tmp_path):
     with pytest.raises(InputError, match=f"{name} .* NCP_JAX_DATA"):
         data.load(name, MNIST)

@@ -1,6 +1,7 @@
-"""`ncp_stage.py`: the loss in closed form, and a ratio that training finds."""
+"""`ncp_stage.py`: the loss, a ratio that training finds, and groups kept apart."""
 
 import math
+from functools import partial
 
 import chex
 import jax
@@ -9,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from ncp_jax import ncp_stage, rng, training
+from ncp_jax import ncp_stage, parallel, rng, stacks
 from ncp_jax.latents import ContrastiveDraws
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
-from tests.oracles import QuadraticRatio, ThreeGroupVAE, TwoBlockVAE
+from tests.oracles import InterleavedVAE, QuadraticRatio, ThreeGroupVAE, TwoBlockVAE
 from tests.statistics import assert_mean
 
 # q = N(0.6, 0.8^2) against p = N(0, 1): log q - log p is quadratic in z.
@@ -78,7 +79,8 @@ def test_an_untrained_ratio_is_exactly_one(key, module):
     for block, stacked in zip(module.blocks, params, strict=True):
         z = jax.random.normal(key, (block.num_groups, 5, *block.latent_shape))
         context = jnp.ones((block.num_groups, 5, *block.context_shape))
-        logits = ncp_stage.group_logits(network, stacked, z, context)
+        log_r = jax.vmap(lambda p, z, c: network.apply({"params": p}, z, c))
+        logits = log_r(stacked, z, context)
         np.testing.assert_array_equal(logits, np.zeros((block.num_groups, 5)))
         first = stacked["Dense_0"]["kernel"]  # but no two groups start alike
         assert np.unique(first).size == first.size
@@ -108,17 +110,51 @@ def test_the_gradient_vanishes_at_the_true_ratio_and_only_there(key):
         assert_mean(off["slope"], 0.0, std=(2 / n) ** 0.5)
 
 
-def update_of(network, optimizer, vae, key):
-    """One compiled update of stage 2 on data that need no preparation."""
-    update = ncp_stage.make_update(network, optimizer, lambda _, x: x, key)
+def as_it_is(key, stored):
+    del key
+    return stored
+
+
+def update_of(network, optimizer, vae, key, **settings):
+    """One compiled update of stage 2: state -> (state, metrics), x always zero."""
+    update = ncp_stage.make_update(network, optimizer, as_it_is, key, **settings)
     data = {"vae": vae, "train": jnp.zeros((64, 3))}
-    return lambda state: update(state, data, jnp.arange(64))
+    return jax.jit(lambda state: update(state, data, jnp.arange(64)))
 
 
 def frozen(module):
     keys = jax.random.split(jax.random.key(1))
     init = jax.jit(module.init)
     return FrozenVAE(module, init(keys[0], jnp.zeros((1, 3)), keys[1]))
+
+
+def start(network, optimizer, vae, key, ema_decay=0.0):
+    init = partial(ncp_stage.init_state, network, optimizer, vae, ema_decay=ema_decay)
+    return ncp_stage.place(parallel.mesh_of(), jax.jit(init)(key))
+
+
+def with_params(state, change):
+    """The state with changed weights of every stack: change(params) -> params."""
+    changed = (group.replace(params=change(group.params)) for group in state.stacks)
+    return state.replace(stacks=tuple(changed))
+
+
+def plus_a_tenth(params):
+    """So that r is not 1."""
+    return jax.tree.map(lambda leaf: leaf + 0.1, params)
+
+
+def of_blocks(state, vae):
+    return stacks.by_block(vae.blocks, [stack.params for stack in state.stacks])
+
+
+def one_by_one(per_block):
+    """A list of the groups' pytrees, in the model's order."""
+    return [
+        jax.tree.map(lambda leaf, k=k: leaf[k], block)
+        for block in per_block
+        for k in range(jax.tree.leaves(block)[0].shape[0])
+    ]
 
 
 def test_training_finds_the_true_ratio(key):
@@ -151,15 +187,16 @@ def test_training_finds_the_true_ratio(key):
 
 
 def test_stacked_groups_train_as_they_would_alone(key):
-    """Three updates of all groups at once, and of each on its own draws."""
-    network, optimizer, vae = (
-        MLPDiscriminator((8,)),
-        optax.sgd(0.5),
-        frozen(ThreeGroupVAE()),
-    )
+    """Three updates of all groups at once, and of each on its own draws.
+
+    The first and the third group share a stack, the second has one of its own.
+    """
+    network, optimizer = MLPDiscriminator((8,)), optax.sgd(0.5)
+    vae = frozen(InterleavedVAE())
     params = jax.jit(lambda key: ncp_stage.init_params(network, vae, key))(key)
-    state = training.init_state(params, {}, optimizer, 0.0)
-    update = jax.jit(update_of(network, optimizer, vae, key))
+    state = start(network, optimizer, vae, key)
+    chex.assert_trees_all_equal(of_blocks(state, vae), params)
+    update = update_of(network, optimizer, vae, key)
     draws_key = rng.stream(key, "draws")
 
     @jax.jit
@@ -174,17 +211,16 @@ def test_stacked_groups_train_as_they_would_alone(key):
         value, gradients = jax.value_and_grad(loss)(params)
         return jax.tree.map(lambda p, g: p - 0.5 * g, params, gradients), value
 
-    alone = [jax.tree.map(lambda leaf, k=k: leaf[k], params[0]) for k in range(3)]
+    alone = one_by_one(params)
     sample = jax.jit(ncp_stage.contrastive_draws)
     for step in range(3):
         state, metrics = update(state)
-        (draws,) = sample(vae, jnp.zeros((64, 3)), rng.at_step(draws_key, step))
-        for k in range(3):
-            group = jax.tree.map(lambda leaf, k=k: leaf[k], draws)
+        draws = sample(vae, jnp.zeros((64, 3)), rng.at_step(draws_key, step))
+        for k, group in enumerate(one_by_one(draws)):
             alone[k], value = update_one(alone[k], group)
             np.testing.assert_allclose(metrics["loss"][k], value, rtol=1e-5)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
-    chex.assert_trees_all_close(state.params, (stacked,), rtol=1e-4, atol=1e-6)
+    together = one_by_one(of_blocks(state, vae))
+    chex.assert_trees_all_close(together, alone, rtol=1e-4, atol=1e-6)
     assert int(state.step) == 3
     assert metrics["gradient_norm"].shape == (3,)
     assert (metrics["gradient_norm"] > 0).all()
@@ -196,30 +232,59 @@ def test_update_leaves_the_vae_alone_and_draws_anew(key):
         optax.sgd(0.0),
         frozen(TwoBlockVAE()),
     )
-    params = jax.jit(lambda key: ncp_stage.init_params(network, vae, key))(key)
-    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
-    state = training.init_state(params, {}, optimizer, 0.0)
-    update = jax.jit(update_of(network, optimizer, vae, key))
+    state = with_params(start(network, optimizer, vae, key), plus_a_tenth)
+    update = update_of(network, optimizer, vae, key)
     state, first = update(state)
     state, second = update(state)
     assert (first["loss"] != second["loss"]).all()  # the same x and weights, new noise
     assert update._cache_size() == 1
 
 
+# --- validation
+
+MODULE = ThreeGroupVAE()
+X = jnp.zeros((1, 512, 3))  # of which q(z_k | x) = N(0, 0.7^2)
+STDS = np.array([1.0, (0.8**2 + (0.5 * 0.7) ** 2) ** 0.5, (0.6**2 + 0.56**2) ** 0.5])
+
+
+def validate_of(network, vae, key, **settings):
+    """A compiled validation on X: state -> (state, metrics)."""
+    validate = ncp_stage.make_validate(network, as_it_is, key, **settings)
+    data = {"vae": vae, "valid": X, "valid_mask": jnp.ones(X.shape[:2], bool)}
+    return jax.jit(lambda state: validate(state, data))
+
+
+def log_ratios(*strengths):
+    """Weights of `QuadraticRatio` with log r_k = strength times the true log-ratio.
+
+    On X, z_k ~ N(0, 0.7^2) under q, and z_k ~ N(0, STDS[k]^2) under p.
+    """
+    strengths = np.array(strengths)
+    curvature = strengths * (0.5 / STDS**2 - 0.5 / 0.7**2)
+    return {
+        "slope": jnp.zeros((3, 2)),
+        "curvature": jnp.asarray(np.stack([curvature] * 2, 1), jnp.float32),
+        "bias": jnp.asarray(2 * strengths * np.log(STDS / 0.7), jnp.float32),
+    }
+
+
+def assert_groups(tree, k, expected):
+    """Asserts that group k of a stacked pytree is that of `expected`."""
+    pick = partial(jax.tree.map, lambda leaf: np.asarray(leaf[k]))
+    chex.assert_trees_all_equal(pick(tree), pick(expected))
+
+
 def test_validation_ignores_padding_and_repeats_itself(key):
     network, vae = MLPDiscriminator((8,)), frozen(TwoBlockVAE())
-    params = jax.jit(lambda key: ncp_stage.init_params(network, vae, key))(key)
-    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
-    state = training.init_state(params, {}, optax.sgd(0.1), 0.0)
-    validate = jax.jit(
-        ncp_stage.make_validate(network, lambda _, x: x, key, num_passes=2)
-    )
+    zero = start(network, optax.sgd(0.1), vae, key)
+    state = with_params(zero, plus_a_tenth)
+    validate = jax.jit(ncp_stage.make_validate(network, as_it_is, key, num_passes=2))
     rows = jax.random.normal(key, (2, 4, 3))
     mask = jnp.array([[True] * 4, [True, False, False, False]])
 
-    def value(rows, mask=mask):
+    def value(rows, mask=mask, state=state):
         data = {"vae": vae, "valid": rows, "valid_mask": mask}
-        return np.asarray(validate(state, data)["loss"])
+        return np.asarray(validate(state, data)[1]["loss"])
 
     expected = value(rows)
     assert expected.shape == (2,)
@@ -228,8 +293,90 @@ def test_validation_ignores_padding_and_repeats_itself(key):
     assert (value(rows.at[1, 0].set(99.0)) != expected).all()
     full = value(rows, jnp.ones((2, 4), bool))
     assert (full != expected).all()
-    zero = state.replace(params=jax.tree.map(jnp.zeros_like, params))
-    data = {"vae": vae, "valid": rows, "valid_mask": mask}
     np.testing.assert_allclose(  # a mean per example and pass, not a sum
-        validate(zero, data)["loss"], 2 * math.log(2), rtol=1e-6
+        value(rows, state=with_params(zero, partial(jax.tree.map, jnp.zeros_like))),
+        2 * math.log(2),
+        rtol=1e-6,
     )
+
+
+def test_every_group_keeps_its_own_best_weights_and_stops_by_itself(key):
+    """One gets worse, one better, one better and then worse."""
+    network, vae = QuadraticRatio(), frozen(MODULE)
+    validate = validate_of(network, vae, key, patience=2)
+    state = start(network, optax.sgd(0.1), vae, key)
+    assert np.isposinf(state.stacks[0].best_loss).all()
+    course = [(0, 0, 0), (-1, 0.2, 1), (-1, 0.5, -1), (-2, 1, -2)]
+    num_waiting = [(0, 0, 0), (1, 0, 0), (2, 0, 1), (3, 0, 2)]
+    losses = []
+    for strengths, waiting in zip(course, num_waiting, strict=True):
+        weights = log_ratios(*strengths)
+        state, metrics = validate(with_params(state, lambda _, w=weights: w))
+        losses.append(metrics["loss"])
+        lowest = np.min(losses, axis=0)
+        np.testing.assert_array_equal(metrics["best_loss"], lowest)
+        np.testing.assert_array_equal(state.stacks[0].best_loss, lowest)
+        np.testing.assert_array_equal(state.stacks[0].evals_since_best, waiting)
+        np.testing.assert_array_equal(metrics["stopped"], np.array(waiting) >= 2)
+    (best,) = state.best_params(vae.blocks)
+    for k, strength in enumerate((0, 1, 1)):
+        assert_groups(best, k, log_ratios(strength, strength, strength))
+    assert validate._cache_size() == 1
+
+
+def test_the_averaged_weights_are_judged_and_kept(key):
+    """By both formulations."""
+    network, vae = QuadraticRatio(), frozen(MODULE)
+    validate = validate_of(network, vae, key, formulation="map")
+    state = start(network, optax.sgd(0.1), vae, key, ema_decay=0.9)
+    (group,) = state.stacks
+    average, weights = log_ratios(1, 0.5, 0), log_ratios(-1, -1, -1)
+    both = group.replace(params=weights, ema_params=average)
+    only = group.replace(params=average, ema_params=average)
+    after, metrics = validate(state.replace(stacks=(both,)))
+    other = validate_of(network, vae, key, formulation="vmap")
+    _, expected = other(state.replace(stacks=(only,)))
+    chex.assert_trees_all_close(metrics, expected, rtol=1e-6)
+    (best,) = after.best_params(vae.blocks)
+    chex.assert_trees_all_equal(best, average)
+    chex.assert_trees_all_equal(after.stacks[0].params, weights)
+    after, metrics = validate(after)  # the same loss: not lower
+    np.testing.assert_array_equal(after.stacks[0].evals_since_best, [1, 1, 1])
+    np.testing.assert_array_equal(metrics["stopped"], [0, 0, 0])  # without patience
+
+
+def test_a_group_that_has_stopped_rests_while_others_go_on(key):
+    """The same by both formulations, and as if nobody rested for the others."""
+    network, optimizer, vae = MLPDiscriminator((8,)), optax.adam(0.1), frozen(MODULE)
+    state = with_params(
+        start(network, optimizer, vae, key, ema_decay=0.9), plus_a_tenth
+    )
+    (group,) = state.stacks
+    group = group.replace(evals_since_best=jnp.array([1, 2, 0]))
+    before = state.replace(stacks=(group,))
+
+    def after(**settings):
+        return update_of(network, optimizer, vae, key, ema_decay=0.9, **settings)(
+            before
+        )
+
+    one_by_one, side_by_side = (
+        after(patience=2, formulation=formulation) for formulation in ("map", "vmap")
+    )
+    chex.assert_trees_all_close(one_by_one, side_by_side, atol=1e-6)
+    free, free_metrics = after()
+    for rested, metrics in (one_by_one, side_by_side):
+        assert_groups(rested.stacks[0], 1, group)  # weights, optimiser, average
+        assert metrics["gradient_norm"][1] == 0.0 < free_metrics["gradient_norm"][1]
+        np.testing.assert_allclose(metrics["loss"], free_metrics["loss"], rtol=1e-6)
+        (rested,), (moved,) = rested.stacks, free.stacks
+        for k in (0, 2):
+            pick = partial(jax.tree.map, lambda leaf, k=k: leaf[k])
+            chex.assert_trees_all_close(pick(rested), pick(moved), atol=1e-6)
+        for old, new in (
+            (group.params, rested.params),
+            (group.ema_params, rested.ema_params),
+            (group.opt_state[0].mu, rested.opt_state[0].mu),
+        ):
+            old, new = (tree["Dense_0"]["kernel"] for tree in (old, new))
+            assert (old != new).any((1, 2)).tolist() == [True, False, True]

@@ -67,12 +67,64 @@ def test_an_unknown_schedule_is_refused_with_the_known_ones():
         optimizers.schedule("linear", 0.1, 10)
 
 
+@pytest.mark.parametrize("warmup_steps", [0, 10])
+def test_cosine_may_end_above_zero(warmup_steps):
+    schedule = optimizers.schedule(
+        "cosine", 0.5, 100, warmup_steps, final_learning_rate=0.1
+    )
+    middle = warmup_steps + (100 - warmup_steps) // 2
+    found = rates(schedule, [warmup_steps, middle, 100, 120])
+    np.testing.assert_allclose(found, [0.5, 0.3, 0.1, 0.1], rtol=1e-5)
+
+
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_the_first_update_of_adam_is_the_sign_of_the_gradient(weight_decay):
     schedule = optimizers.schedule("constant", 0.01, 10)
-    optimizer = optimizers.adam(schedule, weight_decay)
+    optimizer = optimizers.optimizer("adam", schedule, weight_decay)
     params = {"w": jnp.array([2.0, -3.0])}
     gradients = {"w": jnp.array([0.5, 40.0])}
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     expected = -0.01 * (np.array([1.0, 1.0]) + weight_decay * np.array([2.0, -3.0]))
     np.testing.assert_allclose(updates["w"], expected, rtol=1e-5)
+
+
+def adamax_in_float64(w, gradients, rates, weight_decay):
+    """NVAE's: eps 1e-3 inside the maximum, the decay an L2 term of the gradient."""
+    mean, largest = np.zeros_like(w), np.zeros_like(w)
+    for t, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), 1):
+        gradient = gradient + weight_decay * w
+        mean = 0.9 * mean + 0.1 * gradient
+        largest = np.maximum(0.999 * largest, np.abs(gradient) + 1e-3)
+        w = w - rate / (1 - 0.9**t) * mean / largest
+    return w
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_adamax_is_that_of_nvae(weight_decay):
+    """Its eps is large: a gradient of 1e-3 moves half as far as one of 1."""
+    rng, num_steps = np.random.default_rng(0), 20
+    gradients = rng.standard_normal((num_steps, 4)) * np.array([1.0, 1e-3, 1e-5, 30.0])
+    schedule = optimizers.schedule("cosine", 0.1, num_steps, warmup_steps=3)
+    optimizer = optimizers.optimizer("adamax", schedule, weight_decay)
+    start = np.array([1.0, -2.0, 0.5, 3.0])
+    w = jnp.asarray(start, jnp.float32)
+    opt_state = optimizer.init(w)
+    for gradient in jnp.asarray(gradients, jnp.float32):
+        updates, opt_state = optimizer.update(gradient, opt_state, w)
+        w = w + updates
+    used = rates(schedule, range(num_steps))
+    expected = adamax_in_float64(start, gradients, used, weight_decay)
+    np.testing.assert_allclose(w, expected, rtol=1e-4)
+    for wrong in (0.9 * weight_decay, weight_decay + 0.03):
+        other = adamax_in_float64(start, gradients, used, wrong)
+        assert np.allclose(w, other, rtol=1e-3) == (wrong == weight_decay)
+    half = optimizers.optimizer("adamax", lambda step: 0.1)
+    updates, _ = half.update(
+        jnp.array([1e-3, 1.0]), half.init(jnp.ones(2)), jnp.ones(2)
+    )
+    np.testing.assert_allclose(updates, [-0.05, -0.1 / 1.001], rtol=1e-5)
+
+
+def test_an_unknown_optimiser_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"adam.*adamax.*'sgd'"):
+        optimizers.optimizer("sgd", lambda step: 0.1)

@@ -4,8 +4,8 @@ import json
 import re
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ncp_jax import experiment, quantities, report
 
@@ -22,21 +22,30 @@ def _interval(results, metric):
     return f"{shown.value} {shown.interval}"
 
 
-def test_the_plug_in_example_runs_and_repairs_the_prior():
+@pytest.fixture(scope="module")
+def plugged_in():
+    """The names that the README's example defines."""
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(code, names)
-    base = names["prior"].generate(
-        names["ncp"], names["keys"][4], 500, 100, names["prior"].by_base()
-    )
+    return names
 
-    def distance(samples):  # to the nearest of the four points that are the data
-        points = np.unique(np.asarray(names["x"]), axis=0)
-        return np.linalg.norm(samples[:, None] - points[None], axis=-1).min(1).mean()
 
-    assert jnp.isfinite(names["samples"]).all()
-    # 0.25 is the floor: the mean distance of q(z | x), 0.2 wide, from its centre
-    assert distance(names["samples"]) < 0.35 < 0.7 < distance(base.images)
+def test_the_plug_in_example_gains_and_draws(plugged_in):
+    gain = plugged_in["numbers"]["gain_nats"]
+    assert gain.value > 3 * gain.stderr > 0
+    for drawn in (plugged_in["sir"], plugged_in["langevin"]):
+        assert drawn.images.shape == (50, 8, 8, 1)
+        assert np.all((drawn.images > 0) & (drawn.images < 1))
+        z_1, z_2 = drawn.latents
+        assert z_1.shape == (1, 50, 2, 2, 4) and z_2.shape == (1, 50, 4, 4, 2)
+    ess = [info.ess for info in plugged_in["sir"].infos]
+    assert all(np.all((e >= 1) & (e <= 100)) for e in ess)
+
+
+def test_the_plugged_in_vae_is_short():
+    (body,) = re.findall(r"(class TwoScales.*?\n)\n\n\S", README, re.DOTALL)
+    assert len(body.splitlines()) < 60
 
 
 def test_the_closing_table_is_that_of_the_recorded_run():

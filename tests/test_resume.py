@@ -36,11 +36,11 @@ def train(path, stage, stops, forget=False):
             vae = experiment.load_vae() if stage == "ncp" else None
             with experiment.checkpoints(stage, vae) as checkpoints:
                 task, state = experiment.ncp_task(vae) if vae else experiment.vae_task()
-                fresh = state.opt_state
+                fresh = state
                 if restored := checkpoints.restore_latest(state):
                     state = restored.state
                 if forget:
-                    state = state.replace(opt_state=fresh)
+                    state = state.replace(opt_state=fresh.opt_state)
                 log = RunLog(path, stage, int(state.step), settings.num_steps)
                 with contextlib.closing(log):
                     state = training.fit(
@@ -52,7 +52,7 @@ def train(path, stage, stops, forget=False):
                         steps_per_dispatch=settings.steps_per_dispatch,
                         steps_per_eval=settings.steps_per_eval,
                     )
-    return digests(state)
+    return digests(task.collect(state))
 
 
 def test_both_stages_resume_bit_for_bit(tmp_path):

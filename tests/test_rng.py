@@ -5,17 +5,26 @@ import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from ncp_jax import evaluation, ncp_stage, prior, rng, training, vae_stage
-from ncp_jax.models.base import FrozenVAE
+from ncp_jax import data, evaluation, ncp_stage, prior, rng, vae_stage, wiring
+from ncp_jax.models.base import ElboTerms, FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.mlp_vae import MLPVAE
-from tests.oracles import LinearGaussianVAE, ThreeGroupVAE, TwoBlockVAE, tilted
+from ncp_jax.models.nvae_layers import Conv
+from tests import tiny
+from tests.oracles import (
+    InterleavedVAE,
+    LinearGaussianVAE,
+    ThreeGroupVAE,
+    TwoBlockVAE,
+    tilted,
+)
 
 PACKAGE = Path(rng.__file__).parent
 
@@ -57,7 +66,7 @@ def test_the_streams_of_a_training_stage_have_different_names():
             if function == f"{stage}.make_update" and owner == "key"
         ]
         assert len(names) == 2
-        assert not {"batch", "valid", "init"} & set(names)
+        assert not {"batch", "valid", "init", "penalty"} & set(names)
 
 
 def test_a_name_that_a_counter_could_reach_is_refused(key):
@@ -100,7 +109,7 @@ def uses(monkeypatch):
         return f"name {data}" if isinstance(data, int) and data >= 2**20 else "count"
 
     describe = {"fold_in": describe_fold, "split": lambda *_: "split"}
-    for name in ("fold_in", "split", "normal", "bernoulli", "categorical"):
+    for name in ("fold_in", "split", "normal", "bernoulli", "categorical", "bits"):
         function = getattr(jax.random, name)
         wrapped = recording(function, describe.get(name, lambda *_: "draw"))
         monkeypatch.setattr(jax.random, name, wrapped)
@@ -156,16 +165,15 @@ def frozen(module):
 
 
 def test_no_key_of_stage_one_has_two_purposes(key, uses):
-    module = MLPVAE((3,), 2, (4,), likelihood="normal")
-    optimizer = optax.sgd(0.1)
+    module, x = MLPVAE((3,), 2, (4,), likelihood="normal"), jnp.zeros((1, 3))
+    optimizer, init_key = optax.sgd(0.1), rng.stream(key, "penalty")
 
     def trace():
-        variables = dict(frozen(module).variables)
-        params = variables.pop("params")
+        variables = frozen(module).variables
         trace_stage(
             vae_stage.make_update(module, optimizer, noisy, key),
             vae_stage.make_validate(module, noisy, rng.stream(key, "valid")),
-            training.init_state(params, variables, optimizer, 0.0),
+            vae_stage.init_state(module, variables, optimizer, x, init_key),
             DATA,
         )
 
@@ -175,7 +183,46 @@ def test_no_key_of_stage_one_has_two_purposes(key, uses):
     assert_one_purpose_per_key(uses, at_least=7 + 7)
 
 
-@pytest.mark.parametrize("module", [TwoBlockVAE(), ThreeGroupVAE()])
+class ConvVAE(nn.Module):
+    """So small that it can be traced, with a kernel to be penalised."""
+
+    @nn.compact
+    def elbo_terms(self, x, key):
+        h = jnp.mean(Conv(2)(x), (1, 2))
+        z = h + jax.random.normal(key, h.shape)
+        return ElboTerms(-jnp.sum(z**2, 1), h**2)
+
+
+def test_no_key_of_the_penalty_has_two_purposes(key, uses):
+    module, x, penalty = ConvVAE(), jnp.zeros((4, 2, 2, 1)), vae_stage.Penalty(1.0)
+    optimizer = optax.sgd(0.1)
+
+    def trace():
+        variables = module.init(jax.random.key(1), x, key, method="elbo_terms")
+        uses.clear()  # a layer's name need not be a key's only use while it is made
+        state = vae_stage.init_state(
+            module, variables, optimizer, x, rng.stream(key, "penalty"), penalty=penalty
+        )
+        update = vae_stage.make_update(module, optimizer, noisy, key, penalty=penalty)
+        update(state, {"train": x}, jnp.arange(4))
+
+    jax.eval_shape(trace)
+    # Of the state 2 names (one of the stream itself), a count and 2 draws; of the
+    # update 2 names, 3 counts and 2 draws.
+    assert_one_purpose_per_key(uses, at_least=5 + 7)
+
+
+def test_no_key_of_training_pictures_has_two_purposes(key, uses):
+    """Flips and binarisation share the key of a step."""
+    config = tiny.config()
+    config.data.horizontal_flips = True
+    pictures = np.zeros((4, 8, 8, 1), np.uint8)
+    run = wiring.Experiment(config, None, data.Dataset(*[pictures] * 3))
+    jax.eval_shape(run.prepare_to_train, key, jnp.asarray(pictures))
+    assert_one_purpose_per_key(uses, at_least=3)
+
+
+@pytest.mark.parametrize("module", [TwoBlockVAE(), ThreeGroupVAE(), InterleavedVAE()])
 def test_no_key_of_stage_two_has_two_purposes(key, uses, module):
     network, optimizer = MLPDiscriminator((4,)), optax.sgd(0.1)
     draws = {
@@ -186,13 +233,15 @@ def test_no_key_of_stage_two_has_two_purposes(key, uses, module):
 
     def trace():
         vae = frozen(module)
-        params = ncp_stage.init_params(network, vae, rng.stream(key, "init"))
         trace_stage(
             ncp_stage.make_update(network, optimizer, noisy, key),
-            ncp_stage.make_validate(network, noisy, rng.stream(key, "valid"), 2),
-            training.init_state(params, {}, optimizer, 0.0),
+            ncp_stage.make_validate(
+                network, noisy, rng.stream(key, "valid"), num_passes=2
+            ),
+            ncp_stage.init_state(network, optimizer, vae, rng.stream(key, "init")),
             DATA | {"vae": vae},
         )
+        params = ncp_stage.init_params(network, vae, rng.stream(key, "other"))
         ncp = prior.NCPPrior(vae, network, params)
         for name, draw in draws.items():
             prior.ancestral(ncp, rng.stream(key, name), 2, draw)

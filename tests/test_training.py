@@ -1,5 +1,6 @@
 """`training.fit` on a toy task: boundaries, resuming, stopping, failing."""
 
+import dataclasses
 import os
 import signal
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax import training
+from ncp_jax import parallel, training
 from ncp_jax.checkpoints import Checkpoints
 from ncp_jax.errors import InputError
 from ncp_jax.run_log import RunLog, read_metrics
@@ -20,12 +21,12 @@ STEPS = {"num_steps": 25, "steps_per_dispatch": 4, "steps_per_eval": 10}
 BOUNDARIES = [4, 8, 10, 12, 16, 20, 24, 25]
 
 
-def fit(path, task, **steps):
+def fit(path, task, start=toy_state, **steps):
     """Trains from the newest checkpoint in `path` and returns the state."""
     steps = STEPS | steps
     with Checkpoints(path / "checkpoints", {}) as checkpoints:
-        restored = checkpoints.restore_latest(toy_state())
-        state = restored.state if restored else toy_state()
+        restored = checkpoints.restore_latest(start())
+        state = restored.state if restored else start()
         log = RunLog(path, task.name, int(state.step), steps["num_steps"])
         try:
             return training.fit(task, state, checkpoints, log, **steps)
@@ -33,9 +34,9 @@ def fit(path, task, **steps):
             log.close()
 
 
-def newest(path):
+def newest(path, start=toy_state):
     with Checkpoints(path / "checkpoints", {}) as checkpoints:
-        return checkpoints.restore_latest(toy_state())
+        return checkpoints.restore_latest(start())
 
 
 def records(path, split):
@@ -193,13 +194,118 @@ def test_apply_gradients_averages_the_weights():
     stepped = training.apply_gradients(state, jnp.array([1.0, -1.0]), OPTIMIZER, 0.9)
     assert int(stepped.step) == 1
     chex.assert_trees_all_close(stepped.params, jnp.array([-0.1, 0.1]), rtol=1e-5)
-    chex.assert_trees_all_close(stepped.ema_params, 0.1 * stepped.params, rtol=1e-5)
-    chex.assert_trees_all_equal(stepped.eval_params, stepped.ema_params)
+    average = stepped.averages["params"]
+    chex.assert_trees_all_close(average, 0.1 * stepped.params, rtol=1e-5)
+    chex.assert_trees_all_equal(stepped.eval_variables, {"params": average})
+    chex.assert_trees_all_equal(stepped.variables, {"params": stepped.params})
+
+
+def test_batch_statistics_are_averaged_with_the_weights_and_constants_are_not():
+    """A running mean of 4 that moves to 8, beside a constant."""
+    model_state = {"batch_stats": jnp.array([4.0]), "statistics": jnp.array([7.0])}
+    state = training.init_state(jnp.zeros(2), model_state, OPTIMIZER, ema_decay=0.9)
+    assert state.averages.keys() == {"params", "batch_stats"}
+    changed = {"batch_stats": jnp.array([8.0])}
+    for expected in (4.4, 4.76):
+        state = training.apply_gradients(state, jnp.ones(2), OPTIMIZER, 0.9, changed)
+        variables = state.eval_variables
+        np.testing.assert_allclose(variables["batch_stats"], expected, rtol=1e-6)
+        assert state.variables["batch_stats"] == 8.0
+        assert variables["statistics"] == state.variables["statistics"] == 7.0
+        assert not np.allclose(variables["params"], state.params)
 
 
 def test_without_averaging_the_weights_themselves_are_evaluated():
-    state = training.init_state(jnp.ones(2), {}, OPTIMIZER, ema_decay=0.0)
-    assert state.ema_params is None
-    stepped = training.apply_gradients(state, jnp.ones(2), OPTIMIZER, 0.0)
-    chex.assert_trees_all_equal(stepped.eval_params, stepped.params)
+    model_state = {"batch_stats": jnp.ones(1)}
+    state = training.init_state(jnp.ones(2), model_state, OPTIMIZER, ema_decay=0.0)
+    assert state.averages is None
+    changed = {"batch_stats": jnp.zeros(1)}
+    stepped = training.apply_gradients(state, jnp.ones(2), OPTIMIZER, 0.0, changed)
+    expected = {"params": stepped.params, **changed}
+    chex.assert_trees_all_equal(stepped.eval_variables, expected)
     assert jax.tree.structure(stepped) == jax.tree.structure(state)
+
+
+def test_without_stored_examples_rows_are_the_examples_themselves():
+    stored, rows = 10.0 * jnp.arange(5.0), jnp.array([3, 1])
+    np.testing.assert_array_equal(training.take(stored, rows), [30.0, 10.0])
+    assert training.take(None, rows) is rows
+
+
+# --- what a validation may do: change the state, judge, and end the training
+
+
+def judging(**metrics):
+    """The toy task whose validations count themselves and return more metrics."""
+    task = toy_task()
+
+    def validate(state, data):
+        _, old = task.validate(state, data)
+        count = state.penalty_state + 1
+        new = {name: value(count) for name, value in metrics.items()}
+        return state.replace(penalty_state=count), old | new
+
+    return dataclasses.replace(task, validate=validate)
+
+
+def counting_state():
+    return toy_state().replace(penalty_state=jnp.zeros(()))
+
+
+def test_a_validation_may_change_the_state_and_judge_by_another_loss(tmp_path):
+    """The loss itself falls; of "best_loss" the second validation has the lowest."""
+    lowest_at_two = judging(best_loss=lambda count: jnp.abs(count - 2.0))
+    state = fit(tmp_path, lowest_at_two, counting_state)
+    assert state.penalty_state == 3.0  # trained on
+    with Checkpoints(tmp_path / "checkpoints", {}) as checkpoints:
+        saved = checkpoints.restore_latest(counting_state())
+        best = checkpoints.restore_best(counting_state())
+    assert (saved.step, saved.state.penalty_state) == (25, 3.0)
+    assert (best.step, best.metadata["valid_loss"]) == (20, 0.0)
+
+
+def test_training_ends_where_all_have_stopped(tmp_path):
+    """The second validation says so; nothing after it is trained or logged."""
+    one_then_both = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    stopping = judging(stopped=lambda n: jnp.where(n < 2, *one_then_both))
+    state = fit(tmp_path, stopping, counting_state)
+    assert [r["step"] for r in records(tmp_path, "train")] == [4, 8, 10, 12, 16, 20]
+    assert [r["stopped"] for r in records(tmp_path, "valid")] == [[1, 0], [1, 1]]
+    saved = newest(tmp_path, counting_state)  # where a run looks for its end
+    assert int(state.step) == saved.step == int(saved.state.step) == 25
+    (tmp_path / "long").mkdir()
+    twenty = fit(tmp_path / "long", judging(), counting_state, num_steps=20)
+    chex.assert_trees_all_equal(twenty.params, saved.state.params)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    again = fit(tmp_path, stopping, counting_state)
+    chex.assert_trees_all_equal(again, saved.state)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_what_is_saved_is_collected_and_what_is_restored_is_placed(tmp_path):
+    """A layout on the devices with one more row than what a checkpoint holds."""
+    task = toy_task()
+
+    def place(state):
+        padded = jnp.concatenate([jnp.asarray(state.params), jnp.full(1, 5.0)])
+        return jax.device_put(state.replace(params=padded))
+
+    def resize(state, change):
+        return state.replace(params=change(state.params))
+
+    def update(state, data, rows):
+        inner, metrics = task.update(resize(state, lambda p: p[:2]), data, rows)
+        tail = state.params[2:]
+        return resize(inner, lambda p: jnp.concatenate([p, tail])), metrics
+
+    padded = dataclasses.replace(
+        task,
+        update=update,
+        place=place,
+        collect=lambda state: parallel.gather(resize(state, lambda p: p[:2])),
+    )
+    fit(tmp_path, padded, num_steps=12)
+    saved = newest(tmp_path).state.params
+    assert saved.shape == (2,) and (saved != 0.0).all()
+    state = fit(tmp_path, padded)
+    assert state.params[2] == 5.0 and (state.params[:2] != saved).all()

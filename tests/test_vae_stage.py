@@ -1,5 +1,7 @@
-"""`vae_stage.py`: the loss by hand, its warm-up, and validation under padding."""
+"""`vae_stage.py`: the loss by hand, its warm-up and penalty, and validation."""
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,11 @@ import optax
 import pytest
 
 from ncp_jax import rng, training, vae_stage
+from ncp_jax.checkpoints import Checkpoints, digests
 from ncp_jax.models.base import ElboTerms
 from ncp_jax.models.mlp_vae import MLPVAE
+from ncp_jax.models.nvae_layers import BatchNorm, CellOptions, Conv
+from ncp_jax.vae_stage import KLWarmup, Penalty
 
 MODULE = MLPVAE((3,), 2, (8,), likelihood="normal", likelihood_std=0.5)
 TRAIN = np.random.default_rng(1).standard_normal((16, 3)).astype(np.float32)
@@ -27,35 +32,232 @@ def as_it_is(key, stored):
 
 
 def terms_at(state, x, key):
-    variables = {"params": state.params, **state.model_state}
-    return MODULE.apply(variables, x, key, method="elbo_terms")
+    return MODULE.apply(state.variables, x, key, method="elbo_terms")
 
 
-@pytest.mark.parametrize("kl_weight", [0.0, 0.25, 1.0])
-def test_elbo_loss_by_hand(kl_weight):
+class ConvVAE(nn.Module):
+    """What stage 1 asks of a model, with a batch norm and two groups."""
+
+    def setup(self):
+        self.conv, self.norm = Conv(4, 3), BatchNorm(CellOptions())
+        self.centre = self.variable("statistics", "centre", jnp.ones, ())
+
+    def elbo_terms(self, x, key):
+        """For x [B, H, W, 1]."""
+        h = jnp.mean(jnp.tanh(self.norm(self.conv(x))), (1, 2))  # [B, 4]
+        z = h + jax.random.normal(key, h.shape)
+        error = jnp.mean(x, (1, 2)) - self.centre.value - z
+        kl = 0.5 * jnp.sum(h.reshape(-1, 2, 2) ** 2, -1)
+        return ElboTerms(-0.5 * jnp.sum(error**2, 1), kl)
+
+
+CONV = ConvVAE()
+PICTURES = np.random.default_rng(2).random((16, 4, 4, 1), np.float32)
+CONV_DATA = {"train": jnp.asarray(PICTURES)}
+
+
+def start_conv(optimizer, **settings):
+    keys = jax.random.key(1), jax.random.key(2)
+    init = jax.jit(CONV.init, static_argnames="method")
+    variables = init(keys[0], PICTURES[:1], keys[1], method="elbo_terms")
+    scale = variables["params"]["norm"]["scale"]
+    variables["params"]["norm"]["scale"] = scale * jnp.array([0.5, -1.5, 1.0, 0.9])
+    x = jnp.asarray(PICTURES[:1])
+    return vae_stage.init_state(CONV, variables, optimizer, x, keys[0], **settings)
+
+
+def conv_update(optimizer, key, **settings):
+    """A compiled update: state -> (state, metrics), always on the same pictures."""
+    update = vae_stage.make_update(CONV, optimizer, as_it_is, key, **settings)
+    return jax.jit(lambda state: update(state, CONV_DATA, jnp.arange(8)))
+
+
+@jax.jit
+def conv_terms(state, key):
+    """What a training pass over the same pictures sees, and what it changes."""
+    return CONV.apply(
+        state.variables,
+        PICTURES[:8],
+        key,
+        method="elbo_terms",
+        mutable=["batch_stats"],
+    )
+
+
+def test_elbo_loss_by_hand():
     terms = ElboTerms(jnp.array([-3.0, -5.0]), jnp.array([[1.0, 2.0], [0.0, 4.0]]))
-    loss = vae_stage.elbo_loss(terms, kl_weight)
-    np.testing.assert_allclose(loss, [3 + 3 * kl_weight, 5 + 4 * kl_weight])
+    np.testing.assert_allclose(vae_stage.elbo_loss(terms), [3.0 + 3.0, 5.0 + 4.0])
 
 
-def test_the_kl_weight_rises_to_one(key):
+# --- the weights of the KL terms
+
+ALPHAS = np.array([1.0, 4.0], np.float32)
+
+
+def weighted_by_hand(kl, coefficient, alphas):
+    """NVAE's balancing: gamma_k ~ (mean |KL_k| + 0.01) / alpha_k, of mean 1."""
+    kl = np.asarray(kl, np.float64)
+    gamma = np.ones(kl.shape[1])
+    if alphas is not None and coefficient < 1.0:
+        gamma = (np.abs(kl).mean(0) + 0.01) / alphas
+        gamma /= gamma.mean()
+    return coefficient * (gamma * kl).sum(1)
+
+
+@pytest.mark.parametrize("alphas", [None, ALPHAS])
+def test_kl_weights_wait_rise_and_stay(alphas):
+    """Nothing happens for 10 of 100 steps, then the weight rises for 30."""
+    kl = jnp.array([[1.0, 2.0], [0.5, 6.0], [0.0, 1.0]])
+    warmup = KLWarmup(100, 0.3, 0.1, alphas)
+    for step in (0, 10, 13, 25, 40, 99):
+        coefficient = np.clip((step - 10) / 30, 1e-4, 1.0)
+        np.testing.assert_allclose(warmup.coefficient(step), coefficient, rtol=1e-5)
+        expected = weighted_by_hand(kl, coefficient, alphas)
+        np.testing.assert_allclose(warmup.weigh(step, kl), expected, rtol=1e-5)
+    if alphas is not None:  # balancing matters
+        plain = KLWarmup(100, 0.3, 0.1).weigh(25, kl)
+        assert (np.abs(warmup.weigh(25, kl) - plain) > 0.05).all()
+
+
+@pytest.mark.parametrize("alphas", [None, ALPHAS])
+def test_without_a_warm_up_the_kl_counts_in_full_at_once(alphas):
+    kl = jnp.array([[1.0, 2.0], [0.5, 6.0]])
+    weighted = KLWarmup(100, alphas=alphas).weigh(0, kl)
+    np.testing.assert_allclose(weighted, [3.0, 6.5])
+
+
+@pytest.mark.parametrize("alphas", [None, ALPHAS])
+def test_the_loss_weighs_the_kl_by_its_warm_up(key, alphas):
     """With a zero learning rate only the weight and the noise change."""
     optimizer = optax.sgd(0.0)
-    update = jax.jit(
-        vae_stage.make_update(MODULE, optimizer, as_it_is, key, kl_warmup_steps=4)
-    )
-    state, data = start(optimizer), {"train": jnp.asarray(TRAIN)}
-    posterior_key, indices = rng.stream(key, "posterior"), jnp.arange(8)
-    terms_of = jax.jit(terms_at)
-    for step, weight in enumerate([0.25, 0.5, 0.75, 1.0, 1.0]):
-        terms = terms_of(state, TRAIN[:8], rng.at_step(posterior_key, step))
-        kl = float(terms.kl.sum(1).mean())
-        expected = weight * kl - float(terms.log_likelihood.mean())
-        state, metrics = update(state, data, indices)
+    warmup = KLWarmup(num_steps=10, warmup_fraction=0.4, alphas=alphas)
+    update, state = conv_update(optimizer, key, warmup=warmup), start_conv(optimizer)
+    posterior_key = rng.stream(key, "posterior")
+    for step, weight in enumerate([1e-4, 0.25, 0.5, 0.75, 1.0, 1.0]):
+        terms, _ = conv_terms(state, rng.at_step(posterior_key, step))
+        kl = weighted_by_hand(terms.kl, weight, alphas).mean()
+        expected = kl - float(terms.log_likelihood.mean())
+        state, metrics = update(state)
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
-        np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-5)
+        np.testing.assert_allclose(metrics["group_kl"], terms.kl.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(metrics["kl"], terms.kl.sum(1).mean(), rtol=1e-5)
     assert update._cache_size() == 1
-    assert int(state.step) == 5
+    assert int(state.step) == 6
+
+
+# --- batch norm
+
+
+def test_training_moves_batch_statistics_and_averages_them(key):
+    """By the formulas of both averages, over two updates; the constant stays."""
+    optimizer = optax.sgd(0.1)
+    update = conv_update(optimizer, key, ema_decay=0.9)
+    state = start_conv(optimizer, ema_decay=0.9)
+    first = state.model_state["batch_stats"]["norm"]
+    np.testing.assert_array_equal(first["mean"], np.zeros(4))
+    posterior_key = rng.stream(key, "posterior")
+    for step in range(2):
+        old = state
+        _, changed = conv_terms(old, rng.at_step(posterior_key, step))
+        state, _ = update(old)
+        new = state.model_state["batch_stats"]
+        chex.assert_trees_all_close(new, changed["batch_stats"], rtol=1e-5)
+        assert np.abs(new["norm"]["mean"]).min() > 0
+        expected = jax.tree.map(
+            lambda average, newest: 0.9 * average + 0.1 * newest,
+            old.averages,
+            {"params": state.params, "batch_stats": new},
+        )
+        chex.assert_trees_all_close(state.averages, expected, rtol=1e-5)
+    assert state.eval_variables["statistics"]["centre"] == 1.0
+    chex.assert_trees_all_equal(  # what stage 2 gets
+        vae_stage.freeze(CONV, state).variables,
+        {**state.averages, "statistics": {"centre": jnp.ones(())}},
+    )
+
+
+def test_validation_freezes_batch_statistics(key):
+    """An example's value depends on no other: running statistics are used."""
+    validate = jax.jit(vae_stage.make_validate(CONV, as_it_is, key))
+    state = start_conv(optax.sgd(0.1))
+    rows = jnp.asarray(PICTURES[None, :4])
+    data = {"valid": rows, "valid_mask": jnp.array([[True, True, False, False]])}
+    after, first = validate(state, data)
+    chex.assert_trees_all_equal(after, state)
+    other = data | {"valid": rows.at[:, 2:].set(9.0)}
+    np.testing.assert_array_equal(validate(state, other)[1]["loss"], first["loss"])
+    stats = {"norm": {"mean": jnp.ones(4), "var": 2.0 * jnp.ones(4)}}
+    moved = state.replace(model_state=state.model_state | {"batch_stats": stats})
+    assert validate(moved, data)[1]["loss"] != first["loss"]
+
+
+# --- the penalty
+
+
+def singular(params):
+    """The left singular vectors and the singular values of the kernel in effect."""
+    kernel = np.asarray(params["conv"]["kernel"], np.float64).reshape(9, 4)
+    gain = np.exp(np.asarray(params["conv"]["log_norm"], np.float64))
+    left, values, _ = np.linalg.svd((gain * kernel / np.linalg.norm(kernel, axis=0)).T)
+    return left, values
+
+
+def test_the_penalty_joins_the_gradient_and_not_the_reported_loss(key):
+    """As its row o grows by e^t, a singular value s grows at a rate of s u_o^2."""
+    optimizer, penalty = optax.sgd(1.0), Penalty(weight=0.25)
+    state = start_conv(optimizer, penalty=penalty)
+    left, values = singular(state.params)
+    plain, expected = conv_update(optimizer, key)(state)
+    penalised, metrics = conv_update(optimizer, key, penalty=penalty)(state)
+    np.testing.assert_allclose(metrics["penalty"], 0.25 * (values[0] + 1.5), rtol=1e-3)
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
+    difference = jax.tree.map(jnp.subtract, plain.params, penalised.params)
+    np.testing.assert_allclose(difference["norm"]["scale"], [0, -0.25, 0, 0], atol=1e-6)
+    rate = 0.25 * values[0] * left[:, 0] ** 2
+    np.testing.assert_allclose(difference["conv"]["log_norm"], rate, atol=1e-3)
+    assert rate.max() > 0.1  # far above the tolerance
+
+
+def test_the_weight_of_the_penalty_falls_as_that_of_the_kl_rises():
+    """From 1 to 0.01, halfway in logarithms at 0.1."""
+    params, kernel = {"scale": jnp.array([2.0])}, jnp.full((1, 1, 1, 1), 3.0)
+    power = {"1x1": jnp.ones((1, 1))}
+    for coefficient, weight in ((0.0, 1.0), (0.5, 0.1), (1.0, 0.01)):
+        value, _ = Penalty(0.01, 1.0).value(coefficient, params, [kernel], power)
+        np.testing.assert_allclose(value, weight * (3.0 + 2.0), rtol=1e-5)
+        constant, _ = Penalty(0.01).value(coefficient, params, [kernel], power)
+        np.testing.assert_allclose(constant, 0.05, rtol=1e-5)
+
+
+def test_the_power_iteration_follows_the_kernel_and_is_saved(key, tmp_path):
+    optimizer, penalty = optax.sgd(0.1, momentum=0.9), Penalty(weight=0.1)
+    start = start_conv(optimizer, penalty=penalty)
+    update = conv_update(optimizer, key, penalty=penalty)
+
+    def after(state, num_updates):
+        for _ in range(num_updates):
+            state, _ = update(state)
+        return state
+
+    def alignment(state):
+        """|cos| of the vector carried along with the true one."""
+        (u,) = np.asarray(state.penalty_state["4x9"])
+        return abs(singular(state.params)[0][:, 0] @ u)
+
+    half, whole = after(start, 3), after(start, 6)
+    assert alignment(start) > 0.999 and alignment(whole) > 0.99
+    moved = start.replace(params=whole.params)
+    assert alignment(moved) < 0.98  # the first vector would not do
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        checkpoints.save(3, half, None)
+        checkpoints.wait()
+        restored = jax.device_put(checkpoints.restore_latest(start).state)
+    assert digests(after(restored, 3)) == digests(whole)
+    forgetful = after(restored.replace(penalty_state=start.penalty_state), 3)
+    assert digests(forgetful) != digests(whole)
+
+
+# --- one update, and validation
 
 
 def test_updates_lower_the_loss_with_finite_gradients(key):
@@ -111,7 +313,7 @@ def test_validation_ignores_padding_and_uses_its_key(key):
 
     def value(rows, mask=mask):
         data = {"valid": rows, "valid_mask": mask}
-        return float(validate(state, data)["loss"])
+        return float(validate(state, data)[1]["loss"])
 
     expected = value(rows)
     assert value(rows) == expected
@@ -132,9 +334,11 @@ def test_validation_measures_the_averaged_weights(key):
     validate = jax.jit(vae_stage.make_validate(MODULE, as_it_is, key))
     data = {"valid": jnp.asarray(TRAIN[None]), "valid_mask": jnp.ones((1, 16), bool)}
     average = jax.tree.map(lambda leaf: 0.5 * leaf, state.params)
-    both = state.replace(ema_params=average)
+    both = state.replace(averages={"params": average})
     only = state.replace(params=average)
-    np.testing.assert_allclose(
-        validate(both, data)["loss"], validate(only, data)["loss"], rtol=1e-6
-    )
-    assert validate(both, data)["loss"] != validate(state, data)["loss"]
+
+    def value(state):
+        return float(validate(state, data)[1]["loss"])
+
+    np.testing.assert_allclose(value(both), value(only), rtol=1e-6)
+    assert value(both) != value(state)

@@ -61,6 +61,10 @@ def toy_task(inputs=None, nan_at=None):
         gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
         return training.apply_gradients(state, gradients, OPTIMIZER, 0.9), metrics
 
+    def validate(state, data):
+        loss = jnp.abs(state.eval_variables["params"] - data[50])
+        return state, {"loss": loss}
+
     def default_inputs(first_step, num_steps):
         steps = jnp.arange(first_step, first_step + num_steps)
         return steps[:, None] + jnp.arange(3)[None]
@@ -70,7 +74,7 @@ def toy_task(inputs=None, nan_at=None):
         data=jnp.arange(100.0) ** 0.5,
         inputs=inputs or default_inputs,
         update=update,
-        validate=lambda state, data: {"loss": jnp.abs(state.eval_params - data[50])},
+        validate=validate,
     )
 
 

@@ -1,18 +1,26 @@
-"""Binary classifiers whose logit is the log density ratio log r_k(z_k, c)."""
+"""Binary classifiers whose logit is the log density ratio log r_k(z_k, c).
+
+A classifier works in two steps, so that a sampler that weighs many proposals against
+one context reads the context once:
+
+  feature = embed(context)              all that depends on the context alone
+  log_r = log_ratio(z, feature)         [B], nats
+
+and `__call__(z, context)` does both.  At the optimum of the NCE loss (Eq. 4) the logit
+equals log q(z_k | z_<k) - log p(z_k | z_<k), so it is returned as it is, without a
+sigmoid.  The last layer starts at zero: before training r_k = 1 and the NCP prior is
+exactly the VAE's own prior.
+"""
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 
 
 class MLPDiscriminator(nn.Module):
     """Tells posterior draws of one latent group from prior draws, given its context.
-
-    At the optimum of the NCE loss (Eq. 4) the logit equals
-    log q(z_k | z_<k) - log p(z_k | z_<k), so it is returned as it is, without a
-    sigmoid.  The last layer starts at zero: before training r_k = 1 and the NCP prior
-    is exactly the VAE's own prior.
 
     Attributes:
       hidden_dims: widths of the hidden layers.
@@ -22,18 +30,39 @@ class MLPDiscriminator(nn.Module):
     hidden_dims: tuple[int, ...] = (100, 100)
     activation: str = "tanh"
 
-    @nn.compact
+    def setup(self) -> None:
+        """Makes the layers; they take their shapes from what they first see."""
+        init = nn.initializers.glorot_uniform()
+        first, *_ = self.hidden_dims
+        # Checkpoints know the layers that every group has by these names.
+        self.hidden = [
+            nn.Dense(width, kernel_init=init, name=f"Dense_{i}")
+            for i, width in enumerate(self.hidden_dims)
+        ]
+        self.last = nn.Dense(
+            1, kernel_init=nn.initializers.zeros, name=f"Dense_{len(self.hidden_dims)}"
+        )
+        self.context = nn.Dense(first, kernel_init=init, use_bias=False)
+
     def __call__(self, z: Array, context: Array) -> Array:
         """Maps z [B, *latent_shape] and context [B, *context_shape] to log r_k [B]."""
+        return self.log_ratio(z, self.embed(context))
+
+    def embed(self, context: Array) -> Array:
+        """The context's part of the first layer: [B, width], or zeros [B, 1] if empty.
+
+        Args:
+          context: [B, *context_shape]; of shape [B, 0] where there is none.
+        """
+        if not context.size:
+            return jnp.zeros((context.shape[0], 1))
+        return self.context(context.reshape(context.shape[0], -1))
+
+    def log_ratio(self, z: Array, feature: Array) -> Array:
+        """Maps z [B, *latent_shape] and its context's feature to log r_k [B]."""
         activation = getattr(jax.nn, self.activation)
-        init = nn.initializers.glorot_uniform()
-        first, *others = self.hidden_dims
-        h = nn.Dense(first, kernel_init=init)(z.reshape(z.shape[0], -1))
-        if context.size:
-            # Apart from z, so that it is computed once and not once per proposal.
-            flat = context.reshape(context.shape[0], -1)
-            h += nn.Dense(first, kernel_init=init, use_bias=False)(flat)
-        for width in others:
-            h = nn.Dense(width, kernel_init=init)(activation(h))
-        log_r = nn.Dense(1, kernel_init=nn.initializers.zeros)(activation(h))
-        return log_r[:, 0]
+        first, *others = self.hidden
+        h = first(z.reshape(z.shape[0], -1)) + feature
+        for layer in others:
+            h = layer(activation(h))
+        return self.last(activation(h))[:, 0]

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ncp_jax.models.convolution import convolve
+
 Array = jax.Array
 
 BN_MOMENTUM = 0.95  # what a running statistic keeps per step
@@ -77,15 +79,8 @@ class Conv(nn.Module):
             kernel = self._normalize(kernel)
         if not self.is_initializing():
             self.sow("kernels", "kernel", kernel, lambda _, new: new, lambda: None)
-        pad = (self.size - 1) // 2
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = convolve(x, kernel, self.stride, self.groups)
         if not self.use_bias:
             return y
         bias = self.param("bias", _bias_init(shape), (self.features,))

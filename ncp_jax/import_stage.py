@@ -1,0 +1,74 @@
+"""The stage that takes a trained NVAE of the reference implementation for stage 1."""
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ncp_jax import config as config_lib
+from ncp_jax import nvae_import, torch_file
+from ncp_jax.errors import InputError
+from ncp_jax.models.nvae import NVAE
+from ncp_jax.run_log import RunLog
+from ncp_jax.wiring import Experiment
+
+
+def with_its_model(config: ConfigDict) -> ConfigDict:
+    """Returns the config with the model of the file that `vae.checkpoint` names.
+
+    Raises:
+      InputError: if the file cannot be read, or its model is of other data.
+    """
+    module, _ = _read(config.vae.checkpoint)
+    for field, found in (("shape", module.data_shape), ("num_bits", module.num_bits)):
+        if config.data[field] != found:
+            raise InputError(
+                f"{config.vae.checkpoint} is a model of data with {field} = {found}: "
+                f"give --config.data.{field}={str(found)!r} and the data set that it "
+                f"was trained on, not {config.data[field]}"
+            )
+    fields = {name: getattr(module, name) for name in config_lib.VAES["nvae"]}
+    fields["dtype"] = jnp.dtype(fields["dtype"]).name
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.vae.model = ConfigDict({"name": "nvae", **fields})
+    return config
+
+
+def import_vae(experiment: Experiment) -> None:
+    """Writes the file's model as what stage 1 would have left."""
+    settings, workdir = experiment.config.vae, experiment.workdir
+    with experiment.checkpoints("vae") as checkpoints:
+        task, state = experiment.vae_task()
+        restored = checkpoints.restore_latest(state)
+        if restored and workdir.is_done("vae"):
+            print(f"import: complete, {settings.checkpoint}")
+            return
+        _, variables = _read(settings.checkpoint)
+        params = variables.pop("params")
+        averages = None
+        if state.averages is not None:
+            averages = {"params": params, "batch_stats": variables["batch_stats"]}
+        state = state.replace(
+            step=jnp.asarray(settings.num_steps, jnp.int32),
+            params=params,
+            model_state=variables,
+            averages=averages,
+        )
+        state, metrics = jax.jit(task.validate)(task.place(state), task.data)
+        valid = jax.device_get(metrics)
+        log = RunLog(experiment.path, "vae", 0, settings.num_steps)
+        with contextlib.closing(log):
+            log.write(settings.num_steps, "valid", valid)
+        loss = float(np.sum(valid["loss"]))
+        checkpoints.save(settings.num_steps, task.collect(state), loss)
+        checkpoints.wait()
+        workdir.add_results("vae", {}, checkpoints.wall_seconds())
+        print(f"import: {settings.checkpoint}, held-out negative ELBO {loss:.2f} nats")
+
+
+def _read(path: str) -> tuple[NVAE, dict[str, Any]]:
+    return nvae_import.from_checkpoint(torch_file.load(path))

@@ -1,0 +1,131 @@
+"""Stage 2 on however many devices there are, in a process of its own.
+
+`python -m tests.on_devices FOLDER STEPS` trains up to STEPS updates, from the newest
+checkpoint in FOLDER, and leaves the final state, joined, in FOLDER/STEPS.npz.
+
+`python -m tests.on_devices` prints, as JSON, which collective operations the compiled
+programs hold, by the function of the source that they come from.
+"""
+
+import contextlib
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ncp_jax import data, ncp_stage, parallel, rng, stacks, training
+from ncp_jax.checkpoints import Checkpoints
+from ncp_jax.latents import ContrastiveDraws
+from ncp_jax.models.base import FrozenVAE
+from ncp_jax.models.discriminator import MLPDiscriminator
+from ncp_jax.run_log import SilentLog
+from tests.oracles import InterleavedVAE
+
+SEED = 7
+BATCH_SIZE = 32
+
+
+def frozen_vae():
+    module = InterleavedVAE()
+    x = jnp.zeros((1, *module.data_shape))
+    return FrozenVAE(module, jax.jit(module.init)(rng.root(SEED), x, rng.root(SEED)))
+
+
+def examples():
+    return np.random.default_rng(0).normal(size=(96, 3)).astype(np.float32)
+
+
+def make_task(mesh):
+    """The task and its first state."""
+    network, optimizer = MLPDiscriminator((8, 8)), optax.adam(1e-2)
+    vae = frozen_vae()
+    settings = {"patience": 100, "mesh": mesh}
+    stored = {
+        "train": examples(),
+        "valid": examples()[None, :BATCH_SIZE],
+        "valid_mask": np.ones((1, BATCH_SIZE), bool),
+        "vae": vae,
+    }
+
+    def inputs(first_step, num_steps):
+        rows = data.batch_indices(rng.root(SEED), first_step, num_steps, BATCH_SIZE, 96)
+        return parallel.replicate(mesh, rows)
+
+    def prepare(key, stored):
+        return stored
+
+    task = training.Task(
+        name="ncp",
+        data=parallel.replicate(mesh, stored),
+        inputs=inputs,
+        update=ncp_stage.make_update(
+            network, optimizer, prepare, rng.root(SEED), ema_decay=0.9, **settings
+        ),
+        validate=ncp_stage.make_validate(network, prepare, rng.root(SEED), **settings),
+        place=functools.partial(ncp_stage.place, mesh),
+        collect=functools.partial(ncp_stage.collect, vae.blocks),
+    )
+    return task, ncp_stage.init_state(
+        network, optimizer, vae, rng.root(SEED), ema_decay=0.9
+    )
+
+
+def main(folder, num_steps):
+    parallel.join_processes()
+    task, state = make_task(parallel.mesh_of())
+    with contextlib.closing(Checkpoints(Path(folder), {})) as checkpoints:
+        if restored := checkpoints.restore_latest(state):
+            state = restored.state
+        state = training.fit(
+            task,
+            state,
+            checkpoints,
+            SilentLog(),
+            num_steps=num_steps,
+            steps_per_dispatch=5,
+            steps_per_eval=10,
+        )
+        leaves = jax.tree.leaves(task.collect(state))
+        checkpoints.wait()
+    if parallel.is_writer():
+        np.savez(Path(folder) / f"{num_steps}.npz", *leaves)
+
+
+def collectives(function, *arguments):
+    """The names of the collective operations of a compiled function."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    names = "all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
+    return sorted(set(re.findall(rf"({names})(?:-start)?\(", text)))
+
+
+def communication():
+    """What the learning of the groups alone, and a whole update, send to others."""
+    mesh = parallel.mesh_of()
+    task, state = make_task(mesh)
+    state = task.place(state)
+    network, optimizer = MLPDiscriminator((8, 8)), optax.adam(1e-2)
+    learn = functools.partial(
+        stacks.over_groups, functools.partial(ncp_stage.learn, network, optimizer)
+    )
+    groups = state.stacks[0]
+    draws = ContrastiveDraws(*(jnp.zeros((mesh.size, BATCH_SIZE, 2)),) * 3)
+    draws = parallel.split_groups(mesh, draws)
+    return {
+        "groups": collectives(
+            lambda g, d: parallel.over_device_groups(mesh, learn, g, d), groups, draws
+        ),
+        "update": collectives(task.update, state, task.data, task.inputs(0, 1)[0]),
+    }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        print(json.dumps(communication()))
+    else:
+        main(sys.argv[1], int(sys.argv[2]))
