@@ -1,4 +1,4 @@
-"""Every setting once, with its default, and what values are allowed.
+"""Every setting once, with its default.
 
 Keys are the argument names of what they configure; `wiring`, `sample_stage`,
 `evaluate_stage` and `experiment` read them, and nothing below.
@@ -6,17 +6,14 @@ Keys are the argument names of what they configure; `wiring`, `sample_stage`,
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ncp_jax import optimizers
 from ncp_jax.errors import InputError
 
 VARIANTS = ("", "smoke")
-ACTIVATIONS = ("tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "swish", "softplus")
 # Where the same data lie and how they come there changes no result.
 WITHOUT_EFFECT = (
     "data.dir",
@@ -63,7 +60,6 @@ DISCRIMINATORS: dict[str, dict[str, Any]] = {
         "dtype": "float32",  # or "bfloat16"
     },
 }
-DTYPES = ("float32", "bfloat16")
 
 
 def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
@@ -226,110 +222,6 @@ def _shrink_nvae(config: ConfigDict) -> None:
         num_log_z_draws=8,
         log_z_batch_size=4,
     )
-
-
-def validate(config: ConfigDict) -> None:
-    """Refuses settings that cannot work, naming the field and what is allowed.
-
-    Raises:
-      InputError: for the first such field.
-    """
-    for name, value in flatten(config.to_dict()):
-        if isinstance(value, tuple | list):
-            _require_integers(name, value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            is_allowed = value > 0 or (name in MAY_BE_ZERO and value == 0)
-            if not (is_allowed and math.isfinite(value)):
-                at_least = "zero or more" if name in MAY_BE_ZERO else "positive"
-                raise InputError(
-                    f"config.{name} must be finite and {at_least}, got {value}"
-                )
-    if config.seed >= 2**32:
-        raise InputError(f"config.seed must be below 2**32, got {config.seed}")
-    for section in ("vae", "ncp"):
-        if config[section].ema_decay >= 1.0:
-            raise InputError(f"config.{section}.ema_decay must be below 1")
-    for name, allowed in _choices(config).items():
-        value = dict(flatten(config.to_dict()))[name]
-        if value not in allowed:
-            raise InputError(f"config.{name} must be one of {allowed}, got {value!r}")
-    vae = config.vae
-    if vae.kl_warmup_fraction + vae.kl_constant_fraction > 1.0:
-        raise InputError(
-            "config.vae.kl_warmup_fraction and kl_constant_fraction add up to more "
-            "than 1: the KL would never have its full weight"
-        )
-    if vae.initial_penalty_weight and not vae.penalty_weight:
-        raise InputError(
-            "config.vae.initial_penalty_weight needs a config.vae.penalty_weight"
-        )
-    if config.data.num_bits > 8:
-        raise InputError(
-            f"config.data.num_bits is at most 8, got {config.data.num_bits}"
-        )
-
-
-MAY_BE_ZERO = (
-    "seed",
-    "evaluate.max_examples",
-    "sample.temperature",
-    "sample.num_readjust_iterations",
-    "ncp.patience",
-    "vae.kl_warmup_fraction",
-    "vae.kl_constant_fraction",
-    "vae.penalty_weight",
-    "vae.initial_penalty_weight",
-    "vae.model.padding",
-    "vae.model.num_flows",
-    *(
-        f"{section}.{name}"
-        for section in ("vae", "ncp")
-        for name in ("warmup_steps", "weight_decay", "ema_decay", "final_learning_rate")
-    ),
-)
-
-
-def _require_integers(name: str, values: Sequence[Any]) -> None:
-    """Sizes are positive; `sample.groups` counts from 0 and may be empty."""
-    is_groups = name == "sample.groups"
-    if not (values or is_groups) or not all(
-        type(value) is int and value >= (0 if is_groups else 1) for value in values
-    ):
-        kind = "integers from 0 on" if is_groups else "positive integers"
-        raise InputError(f"config.{name} must hold {kind}, got {values}")
-
-
-def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
-    """What the fields that are names may be."""
-    choices: dict[str, tuple[str, ...]] = {
-        "data.binarization": ("dynamic", "fixed", "none"),
-        "data.crop": ("nvae", "rae"),
-        "ncp.formulation": ("auto", "vmap", "map"),
-        "vae.model.likelihood": ("bernoulli", "normal"),
-        # Its fields come with it, so it is the experiment's file that chooses.
-        "vae.model.name": tuple(
-            n for n in VAES if VAES[n].keys() < set(config.vae.model)
-        ),
-        "ncp.discriminator.name": tuple(
-            n
-            for n in DISCRIMINATORS
-            if DISCRIMINATORS[n].keys() < set(config.ncp.discriminator)
-        ),
-    }
-    if "num_mixtures" in config.vae.model:
-        choices["vae.model.likelihood"] += ("logistic_mixture",)
-    for section, part in (("vae", "model"), ("ncp", "discriminator")):
-        choices[f"{section}.schedule"] = optimizers.SCHEDULES
-        choices[f"{section}.optimizer"] = optimizers.OPTIMIZERS
-        for field, allowed in (("activation", ACTIVATIONS), ("dtype", DTYPES)):
-            if field in config[section][part]:
-                choices[f"{section}.{part}.{field}"] = allowed
-    return choices
-
-
-def _fitting(kinds: Mapping[str, Any], section: ConfigDict) -> tuple[str, ...]:
-    """The kinds of network whose settings a section has."""
-    return tuple(name for name in kinds if kinds[name].keys() < set(section.keys()))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

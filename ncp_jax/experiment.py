@@ -25,6 +25,7 @@ from ncp_jax import (
     report,
     sample_stage,
     training,
+    validation,
     wiring,
 )
 from ncp_jax import config as config_lib
@@ -54,7 +55,7 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
     """
     if stage not in STAGES:
         raise InputError(f"--stage must be one of {', '.join(STAGES)}; got {stage!r}")
-    config_lib.validate(config)
+    validation.validate(config)
     if stage == "report":  # needs files only: neither the data nor the workdir's lock
         print(f"report: {report.write(workdir)}")
         return

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax import architectures, kl_schedule
+from ncp_jax import architectures, kl_schedule, validation
 from ncp_jax import config as config_lib
 from ncp_jax.distributions import WHITE
 
@@ -72,7 +72,7 @@ def test_settings_reach_the_module():
     assert build_discriminator("mlp", hidden_dims=(3,)).hidden_dims == (3,)
 
 
-@pytest.mark.parametrize("name", config_lib.DTYPES)
+@pytest.mark.parametrize("name", validation.DTYPES)
 def test_names_of_dtypes_become_dtypes(name):
     for module in (
         build_vae("nvae", dtype=name),

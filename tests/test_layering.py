@@ -22,7 +22,7 @@ LAYERS = [
     {"data_files", "models.nvae_layout", "models.nvae_group", "models.nvae_towers"},
     {"training", "prior", "data", "page", "models.nvae_topdown"},
     {"vae_stage", "report", "config", "benchmark", "models.nvae"},
-    {"ncp_stage", "workdir", "models.nvae_readjust", "nvae_names"},
+    {"ncp_stage", "workdir", "validation", "models.nvae_readjust", "nvae_names"},
     {"evaluation", "nvae_import", "architectures"},
     {"wiring"},
     {"sample_stage", "import_stage"},
@@ -31,7 +31,7 @@ LAYERS = [
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 WITHOUT_JAX = ("report", "page", "plots", "quantities")
-MAY_READ_CONFIG = {"workdir", "wiring", "import_stage", "experiment"}
+MAY_READ_CONFIG = {"workdir", "validation", "wiring", "import_stage", "experiment"}
 BAD_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 
 
@@ -90,7 +90,13 @@ def test_settings_stop_at_the_wiring():
         for name, path in MODULES.items()
         if any(i.split(".")[0] == "ml_collections" for i in imports(path))
     }
-    assert with_dicts <= {"config", "wiring", "import_stage", "experiment"}
+    assert with_dicts <= {
+        "config",
+        "validation",
+        "wiring",
+        "import_stage",
+        "experiment",
+    }
 
 
 def outer(name):

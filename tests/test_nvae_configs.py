@@ -7,8 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from ncp_jax import architectures, cifar, experiment
-from ncp_jax import config as config_lib
+from ncp_jax import architectures, cifar, experiment, validation
 from ncp_jax.workdir import SAMPLERS
 from tests.test_experiment import CONFIGS, METRICS, load
 from tests.test_picture_files import encoded, picture, write, write_zip
@@ -43,7 +42,7 @@ def test_every_nvae_config_is_here():
 @pytest.mark.parametrize("name", GROUPS)
 def test_the_groups_are_the_papers(name):
     config = load(name, "")
-    config_lib.validate(config)
+    validation.validate(config)
     assert sizes(config) == GROUPS[name]
     assert config.ncp.discriminator.blocks == "AAABAAAB"
     assert config.sample.num_proposals == 5_000
@@ -55,7 +54,7 @@ def test_the_groups_are_the_papers(name):
 @pytest.mark.parametrize("name", GROUPS)
 def test_smoke_keeps_what_makes_the_model_special(name):
     full, small = load(name, ""), load(name, "smoke")
-    config_lib.validate(small)
+    validation.validate(small)
     assert [height for height, _ in sizes(small)] == [h for h, _ in GROUPS[name]]
     assert {k: small.vae.model[k] for k in KEPT} == {k: full.vae.model[k] for k in KEPT}
     assert small.data == full.data
