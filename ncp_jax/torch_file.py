@@ -1,4 +1,4 @@
-"""Reads PyTorch's zip checkpoints (version 1.6 or later) as NumPy, without PyTorch.
+"""Reads PyTorch's checkpoints as NumPy; those of 1.6 or later without PyTorch.
 
 Only tensors, plain containers and `argparse.Namespace` are built: a file that asks for
 any other class is refused, so reading one runs no code of its own.
@@ -31,6 +31,10 @@ STORAGES = {
 }
 
 
+# How a file begins that PyTorch wrote before version 1.6: a pickled number.
+LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
 def load(path: str | pathlib.Path) -> Any:
     """Returns the object that `torch.save` wrote, every tensor as an array.
 
@@ -40,17 +44,49 @@ def load(path: str | pathlib.Path) -> Any:
     Raises:
       InputError: for another format, or a class that is neither tensor nor container.
     """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(LEGACY_START))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if start == LEGACY_START:
+        return _load_legacy(path)
     if not zipfile.is_zipfile(path):
-        raise InputError(
-            f"{path} is no zip archive, which torch.save writes since PyTorch 1.6; "
-            "load and save an older file once with a newer PyTorch"
-        )
+        raise InputError(f"{path} is no file that torch.save has written")
     with zipfile.ZipFile(path) as archive:
         pickles = [n for n in archive.namelist() if n.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise InputError(f"{path} holds no PyTorch checkpoint (no data.pkl)")
         with archive.open(pickles[0]) as file:
             return _Unpickler(file, archive, pickles[0].removesuffix(".pkl")).load()
+
+
+def _load_legacy(path: str | pathlib.Path) -> Any:
+    """Reads the format before 1.6 with PyTorch's own restricted unpickler."""
+    try:
+        import torch  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise InputError(
+            f"{path} was written before PyTorch 1.6: reading it "
+            "needs PyTorch, which nothing else here does: pip install torch"
+        ) from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return _as_numpy(content, torch.Tensor)
+
+
+def _as_numpy(content: Any, tensor: type) -> Any:
+    """The same with an array in the place of every tensor."""
+    if isinstance(content, tensor):
+        return content.detach().numpy()  # type: ignore[attr-defined]
+    if isinstance(content, dict):
+        return {name: _as_numpy(value, tensor) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(_as_numpy(value, tensor) for value in content)
+    return content
 
 
 class _Unpickler(pickle.Unpickler):

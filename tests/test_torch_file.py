@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import pickle
 import sys
 import types
@@ -95,9 +96,58 @@ def test_other_classes_are_refused(tmp_path):
 
 def test_other_formats_are_refused(tmp_path):
     (tmp_path / "old.pt").write_bytes(pickle.dumps({}))
-    with pytest.raises(InputError, match=r"PyTorch 1\.6"):
+    with pytest.raises(InputError, match=r"no file that torch\.save has written"):
         torch_file.load(tmp_path / "old.pt")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("a.txt", "")
     with pytest.raises(InputError, match=r"no data\.pkl"):
         torch_file.load(tmp_path / "other.zip")
+
+
+@pytest.fixture
+def legacy(tmp_path):
+    """The start of a file of PyTorch 1.5."""
+    path = tmp_path / "old.pt"
+    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + b"...")
+    return path
+
+
+def test_an_old_file_asks_for_pytorch(legacy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if not installed
+    with pytest.raises(InputError, match="pip install torch"):
+        torch_file.load(legacy)
+
+
+def test_an_old_file_is_read_by_pytorch_and_runs_nothing(legacy, torch, monkeypatch):
+    class FakeTensor:
+        def __init__(self, value):
+            self.value = value
+
+        def detach(self):
+            return self
+
+        def numpy(self):
+            return np.asarray(self.value)
+
+    calls = []
+
+    def load(path, **options):
+        calls.append((path, options))
+        state = collections.OrderedDict(weight=FakeTensor([1.0, 2.0]))
+        return {"args": argparse.Namespace(num_nf=1), "state_dict": state, "l": [3]}
+
+    torch.Tensor, torch.load = FakeTensor, load
+    torch.serialization = types.SimpleNamespace(
+        safe_globals=lambda allowed: contextlib.nullcontext(allowed)
+    )
+    content = torch_file.load(legacy)
+    assert calls == [(legacy, {"map_location": "cpu", "weights_only": True})]
+    np.testing.assert_array_equal(content["state_dict"]["weight"], [1.0, 2.0])
+    assert content["args"].num_nf == 1 and content["l"] == [3]
+
+    def refuse(path, **options):
+        raise pickle.UnpicklingError("Unsupported global: os.system")
+
+    torch.load = refuse
+    with pytest.raises(InputError, match=r"old\.pt cannot be read.*os\.system"):
+        torch_file.load(legacy)
