@@ -31,7 +31,9 @@ def with_its_model(config: ConfigDict) -> ConfigDict:
                 f"was trained on, not {config.data[field]}"
             )
     fields = {name: getattr(module, name) for name in config_lib.VAES["nvae"]}
-    fields["dtype"] = jnp.dtype(fields["dtype"]).name
+    for name in ("dtype", "is_rematerialized"):  # how to compute, not what
+        default = config_lib.VAES["nvae"][name]
+        fields[name] = config.vae.model.get(name, default)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.vae.model = ConfigDict({"name": "nvae", **fields})
@@ -60,6 +62,11 @@ def import_vae(experiment: Experiment) -> None:
         )
         state, metrics = jax.jit(task.validate)(task.place(state), task.data)
         valid = jax.device_get(metrics)
+        if not np.isfinite(valid["loss"]).all():
+            raise InputError(
+                f"{settings.checkpoint} has a held-out loss of {valid['loss']} on "
+                f"{experiment.config.data.name}: its weights or the data are broken"
+            )
         log = RunLog(experiment.path, "vae", 0, settings.num_steps)
         with contextlib.closing(log):
             log.write(settings.num_steps, "valid", valid)

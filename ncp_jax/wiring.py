@@ -150,8 +150,9 @@ class Experiment:
         """Opens the checkpoints of "vae", or of "ncp" on `vae`; to use in a `with`."""
         metadata = {"config": self.workdir.fingerprint(stage)}
         if self.config.vae.checkpoint and stage == "vae":
-            content = Path(self.config.vae.checkpoint).read_bytes()
-            metadata["vae.checkpoint"] = hashlib.sha256(content).hexdigest()[:16]
+            with open(self.config.vae.checkpoint, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+            metadata["vae.checkpoint"] = digest.hexdigest()[:16]
         if vae is not None:  # its discriminators fit no other
             leaves = json.dumps(digests(vae.variables), sort_keys=True)
             metadata["vae"] = hashlib.sha256(leaves.encode()).hexdigest()[:16]
