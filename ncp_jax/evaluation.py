@@ -235,11 +235,12 @@ def per_group(name: str, values: Array | np.ndarray, unit: str) -> dict[str, Est
     }
 
 
-def sampler_diagnostics(info: Any) -> dict[str, Estimate]:
+def sampler_diagnostics(info: Any, moved: str = "z") -> dict[str, Estimate]:
     """What a sampler tells of its chains, as means over them, for each group.
 
     Args:
       info: of `prior.generate`, its blocks joined: fields [K, ..., N].
+      moved: what Langevin dynamics moved, "z" or its "noise".
     """
     if isinstance(info, samplers.SIRInfo):
         return {
@@ -248,7 +249,7 @@ def sampler_diagnostics(info: Any) -> dict[str, Estimate]:
         }
     if isinstance(info, samplers.LangevinInfo):
         last = info.gradient_norm[:, -1]  # [K, N]
-        return per_group("langevin_gradient_norm", last, "nats per unit of z")
+        return per_group("langevin_gradient_norm", last, f"nats per unit of {moved}")
     return {}
 
 

@@ -55,7 +55,8 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
             arrays |= {f: np.mean(v, axis=-1) for f, v in info._asdict().items()}
         np.savez_compressed(folder / f"{name}.npz", images=out.images, **arrays)
         _save_picture(folder / f"{name}.png", out.images, name)
-        estimates |= evaluation.sampler_diagnostics(info)
+        moved = "noise" if settings.langevin_in_noise else "z"
+        estimates |= evaluation.sampler_diagnostics(info, moved)
     return estimates
 
 
