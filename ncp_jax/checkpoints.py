@@ -171,10 +171,13 @@ class Checkpoints:
 
     def _open(self) -> None:
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LatestTwoAndBest(self._losses),
-            cleanup_tmp_directories=True,
+            preservation_policy=_LatestTwoAndBest(self._losses)
         )
         try:
+            if jax.process_index() == 0:
+                # Orbax's own clearing may still be at work after it was closed.
+                for torn in self._directory.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(torn, ignore_errors=True)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
             raise InputError(f"cannot use {self._directory}: {error}") from error
