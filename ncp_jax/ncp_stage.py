@@ -1,8 +1,4 @@
-"""Stage 2: noise contrastive estimation of all groups at once (Eqs. 3 and 4).
-
-Groups learn side by side and apart: nothing of one enters another, so each keeps its
-own optimiser, its own best weights and its own end.
-"""
+"""Stage 2: noise contrastive estimation of all groups at once (Eqs. 3 and 4)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,28 +11,13 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from ncp_jax import parallel, rng, stacks, training
+from ncp_jax import nce, parallel, rng, stacks, training
 from ncp_jax.latents import ContrastiveDraws, contrastive_draws
 from ncp_jax.models.base import Block, LatentVariableModel
+from ncp_jax.nce import GroupState
 from ncp_jax.training import Metrics, Prepare, PyTree
 
 Array = jax.Array
-
-
-class GroupState(struct.PyTreeNode):
-    """One discriminator in training; in a stack all leaves lead with the groups."""
-
-    params: PyTree
-    opt_state: optax.OptState
-    ema_params: PyTree  # None without averaging
-    best_params: PyTree  # of the lowest held-out loss so far
-    best_loss: Array  # [] nats
-    evals_since_best: Array  # [] int32
-
-    @property
-    def eval_params(self) -> PyTree:
-        """The averaged weights where there are any, else the weights."""
-        return self.params if self.ema_params is None else self.ema_params
 
 
 class NCPState(struct.PyTreeNode):
@@ -54,20 +35,6 @@ class NCPState(struct.PyTreeNode):
         """Each group's weights after the last step, stacked per block."""
         newest = [stack.eval_params for stack in self.stacks]
         return stacks.by_block(blocks, newest)
-
-
-def nce_loss(logit_q: Array, logit_p: Array) -> Array:
-    """-E_q[log D] - E_p[log(1 - D)] with D = sigmoid(logit): Eq. (3), [...], nats.
-
-    2 log 2 = 1.386 when the classes cannot be told apart, 0 when they do not overlap.
-
-    Args:
-      logit_q: [..., B] logits of posterior draws (label 1).
-      logit_p: [..., B] logits of prior draws (label 0).
-    """
-    return jnp.mean(jax.nn.softplus(-logit_q), -1) + jnp.mean(
-        jax.nn.softplus(logit_p), -1
-    )
 
 
 def init_params(
@@ -104,30 +71,10 @@ def init_state(
       key: PRNG key; consumed here.
       ema_decay: of the running average of the weights; 0 for none.
     """
-
-    def init_one(params: PyTree) -> GroupState:
-        return GroupState(
-            params=params,
-            opt_state=optimizer.init(params),
-            ema_params=params if ema_decay else None,
-            best_params=params,
-            best_loss=jnp.asarray(jnp.inf),
-            evals_since_best=jnp.zeros((), jnp.int32),
-        )
-
     params = init_params(discriminator, vae, key)
-    per_stack = map(jax.vmap(init_one), stacks.by_stack(vae.blocks, params))
+    start = jax.vmap(partial(nce.start, optimizer, ema_decay=ema_decay))
+    per_stack = map(start, stacks.by_stack(vae.blocks, params))
     return NCPState(jnp.zeros((), jnp.int32), tuple(per_stack))
-
-
-def logits(
-    discriminator: nn.Module, params: PyTree, draws: ContrastiveDraws
-) -> tuple[Array, Array]:
-    """Logits of posterior and of prior draws of one group: two arrays [B]."""
-    variables = {"params": params}
-    feature = discriminator.apply(variables, draws.context, method="embed")
-    log_r = partial(discriminator.apply, variables, method="log_ratio")
-    return log_r(draws.positive, feature), log_r(draws.negative, feature)
 
 
 def contrast(
@@ -143,85 +90,13 @@ def contrast(
       draws: per block.
     """
     per_block = [
-        stacks.over_groups(partial(logits, discriminator), p, d)
+        stacks.over_groups(partial(nce.logits, discriminator), p, d)
         for p, d in zip(params, draws, strict=True)
     ]
     logit_q, logit_p = (
         jnp.concatenate(parts) for parts in zip(*per_block, strict=True)
     )
     return logit_q, logit_p
-
-
-def group_metrics(logit_q: Array, logit_p: Array) -> Metrics:
-    """What the logs say of a group, from logits [..., B]; every value is [...]."""
-    correct = jnp.mean(logit_q > 0, -1) + jnp.mean(logit_p <= 0, -1)
-    log_z = jax.nn.logsumexp(logit_p, -1) - jnp.log(logit_p.shape[-1])
-    return {
-        "loss": nce_loss(logit_q, logit_p),
-        "accuracy": 0.5 * correct,
-        "log_z": log_z,  # log mean r over prior draws; 0 for the ideal classifier
-    }
-
-
-def learn(
-    discriminator: nn.Module,
-    optimizer: optax.GradientTransformation,
-    group: GroupState,
-    draws: ContrastiveDraws,
-    *,
-    ema_decay: float = 0.0,
-    patience: int = 0,
-) -> tuple[GroupState, Metrics]:
-    """One update of one discriminator.
-
-    Args:
-      discriminator: (z_k, context) -> logit.
-      optimizer: an optax optimiser.
-      group: its state.
-      draws: both classes: [B, *latent_shape], with contexts [B, *context_shape].
-      ema_decay: of the running average of the weights; 0 for none.
-      patience: validations without a lower loss after which it rests; 0 for no end.
-    """
-
-    def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
-        metrics = group_metrics(*logits(discriminator, params, draws))
-        return metrics["loss"], metrics
-
-    def work() -> tuple[GroupState, Metrics]:
-        gradients, metrics = jax.grad(loss_fn, has_aux=True)(group.params)
-        with jax.numpy_dtype_promotion("standard"):  # Adam counts in int32
-            updates, opt_state = optimizer.update(
-                gradients, group.opt_state, group.params
-            )
-        params = optax.apply_updates(group.params, updates)
-        ema_params = group.ema_params
-        if ema_params is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
-        metrics["gradient_norm"] = optax.tree.norm(gradients)
-        new = group.replace(params=params, opt_state=opt_state, ema_params=ema_params)
-        return new, metrics
-
-    def rest() -> tuple[GroupState, Metrics]:
-        _, metrics = loss_fn(group.params)
-        return group, metrics | {"gradient_norm": jnp.zeros(())}
-
-    if not patience:
-        return work()
-    return jax.lax.cond(group.evals_since_best < patience, work, rest)
-
-
-def judge(group: GroupState, loss: Array) -> GroupState:
-    """Keeps the weights if their held-out loss [] is the lowest so far."""
-    is_best = loss < group.best_loss
-    return group.replace(
-        best_params=jax.tree.map(
-            lambda new, old: jnp.where(is_best, new, old),
-            group.eval_params,
-            group.best_params,
-        ),
-        best_loss=jnp.where(is_best, loss, group.best_loss),
-        evals_since_best=jnp.where(is_best, 0, group.evals_since_best + 1),
-    )
 
 
 def make_update(
@@ -255,7 +130,7 @@ def make_update(
     mesh = mesh or _one_device()
     prepare_key, draws_key = rng.stream(key, "prepare"), rng.stream(key, "draws")
     learn_one = partial(
-        learn, discriminator, optimizer, ema_decay=ema_decay, patience=patience
+        nce.learn, discriminator, optimizer, ema_decay=ema_decay, patience=patience
     )
     learn_stack = partial(stacks.over_groups, learn_one, formulation=formulation)
 
@@ -263,10 +138,7 @@ def make_update(
         stored = training.take(data["train"], rows)
         x = prepare(rng.at_step(prepare_key, state.step), stored)
         draws = _draws(mesh, data["vae"], x, rng.at_step(draws_key, state.step))
-        per_stack = [
-            parallel.over_device_groups(mesh, learn_stack, groups, d)
-            for groups, d in zip(state.stacks, draws, strict=True)
-        ]
+        per_stack = _over_stacks(mesh, learn_stack, state.stacks, draws)
         groups, metrics = zip(*per_stack, strict=True)
         joined = _per_group(mesh, data["vae"].blocks, metrics)
         return state.replace(step=state.step + 1, stacks=groups), joined
@@ -303,7 +175,7 @@ def make_validate(
     mesh = mesh or _one_device()
 
     def loss_of(group: GroupState, draws: ContrastiveDraws, mask: Array) -> Array:
-        logit_q, logit_p = logits(discriminator, group.eval_params, draws)
+        logit_q, logit_p = nce.logits(discriminator, group.eval_params, draws)
         loss = jax.nn.softplus(-logit_q) + jax.nn.softplus(logit_p)  # [B]
         return jnp.sum(loss, where=mask)
 
@@ -318,25 +190,14 @@ def make_validate(
             x = prepare(rng.stream(batch_key, "prepare"), data["valid"][i])
             draws = _draws(mesh, vae, x, rng.stream(batch_key, "draws"))
             mask = data["valid_mask"][i]
-            totals = [
-                parallel.over_device_groups(
-                    mesh,
-                    loss_of_stack,
-                    groups,
-                    d,
-                    jnp.broadcast_to(mask, (d.positive.shape[0], *mask.shape)),
-                )
-                for groups, d in zip(state.stacks, draws, strict=True)
-            ]
+            masks = [jnp.broadcast_to(mask, d.positive.shape[:2]) for d in draws]
+            totals = _over_stacks(mesh, loss_of_stack, state.stacks, draws, masks)
             return totals, jnp.sum(mask)
 
         totals, counts = jax.lax.map(batch_loss, jnp.arange(num_passes * num_batches))
         count = jnp.sum(counts).astype(jnp.float32)
         losses = [jnp.sum(total, 0) / count for total in totals]
-        judged = tuple(
-            parallel.over_device_groups(mesh, jax.vmap(judge), groups, loss)
-            for groups, loss in zip(state.stacks, losses, strict=True)
-        )
+        judged = _over_stacks(mesh, jax.vmap(nce.judge), state.stacks, losses)
         metrics = [
             {
                 "loss": loss,
@@ -345,7 +206,9 @@ def make_validate(
             }
             for groups, loss in zip(judged, losses, strict=True)
         ]
-        return state.replace(stacks=judged), _per_group(mesh, vae.blocks, metrics)
+        return state.replace(stacks=tuple(judged)), _per_group(
+            mesh, vae.blocks, metrics
+        )
 
     return validate
 
@@ -372,6 +235,19 @@ def _draws(
     """Both classes per stack, the batch (axis 1) split over the devices."""
     draws = contrastive_draws(vae, parallel.split(mesh, x), key)
     return parallel.split(mesh, stacks.by_stack(vae.blocks, draws), axis=1)
+
+
+def _over_stacks(
+    mesh: Mesh,
+    function: Callable[..., Any],
+    groups: tuple[GroupState, ...],
+    *per_stack: Any,
+) -> list[Any]:
+    """Applies a function of one stack's arrays to those of every stack."""
+    return [
+        parallel.over_device_groups(mesh, function, *each)
+        for each in zip(groups, *per_stack, strict=True)
+    ]
 
 
 def _per_group(

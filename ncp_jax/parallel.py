@@ -19,7 +19,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ncp_jax.errors import InputError
 
 PyTree = Any
-T = Any
 
 AXIS = "devices"
 # What a scheduler sets for each process; together they start several processes as one.
@@ -110,8 +109,8 @@ def gather(tree: PyTree) -> PyTree:
 
 
 def over_device_groups(
-    mesh: Mesh, function: Callable[..., T], groups: PyTree, *stacked: PyTree
-) -> T:
+    mesh: Mesh, function: Callable[..., PyTree], groups: PyTree, *stacked: PyTree
+) -> PyTree:
     """Applies a function to each device's share of the groups, without communication.
 
     Args:

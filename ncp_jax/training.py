@@ -100,6 +100,18 @@ def init_state(
     )
 
 
+def descend(
+    optimizer: optax.GradientTransformation,
+    gradients: PyTree,
+    opt_state: optax.OptState,
+    params: PyTree,
+) -> tuple[PyTree, optax.OptState]:
+    """Returns the parameters and the optimiser's state after one step."""
+    with jax.numpy_dtype_promotion("standard"):  # Adam counts its steps in int32
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
 def apply_gradients(
     state: TrainState,
     gradients: PyTree,
@@ -119,9 +131,7 @@ def apply_gradients(
       ema_decay: of the averages, where the state has some.
       model_state: collections that the pass over the model has changed.
     """
-    with jax.numpy_dtype_promotion("standard"):  # Adam counts its steps in int32
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state = descend(optimizer, gradients, state.opt_state, state.params)
     model_state = state.model_state | (model_state or {})
     averages = state.averages
     if averages is not None:

@@ -16,7 +16,6 @@ from ncp_jax.models.base import ElboTerms, FrozenVAE
 from ncp_jax.training import Metrics, Prepare, PyTree, TrainState
 
 Array = jax.Array
-KLWeighting = Callable[[Array, Array], Array]  # (step [], kl [B, K]) -> [B] nats
 
 POWER_ITERATIONS = 4  # per step; kernels move little from one to the next
 FIRST_POWER_ITERATIONS = 40

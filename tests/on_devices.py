@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ncp_jax import data, ncp_stage, parallel, rng, stacks, training
+from ncp_jax import data, nce, ncp_stage, parallel, rng, stacks, training
 from ncp_jax.checkpoints import Checkpoints
 from ncp_jax.latents import ContrastiveDraws
 from ncp_jax.models.base import FrozenVAE
@@ -111,7 +111,7 @@ def communication():
     state = task.place(state)
     network, optimizer = MLPDiscriminator((8, 8)), optax.adam(1e-2)
     learn = functools.partial(
-        stacks.over_groups, functools.partial(ncp_stage.learn, network, optimizer)
+        stacks.over_groups, functools.partial(nce.learn, network, optimizer)
     )
     groups = state.stacks[0]
     draws = ContrastiveDraws(*(jnp.zeros((mesh.size, BATCH_SIZE, 2)),) * 3)

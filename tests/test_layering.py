@@ -21,7 +21,7 @@ LAYERS = [
     | {"models.flows", "models.nvae_cells", "models.residual_discriminator"},
     {"data_files", "models.nvae_layout", "models.nvae_group", "models.nvae_towers"},
     {"training", "prior", "data", "page", "models.nvae_topdown"},
-    {"vae_stage", "report", "config", "benchmark", "models.nvae"},
+    {"vae_stage", "nce", "report", "config", "benchmark", "models.nvae"},
     {"ncp_stage", "workdir", "validation", "models.nvae_readjust", "nvae_names"},
     {"evaluation", "nvae_import", "architectures"},
     {"wiring"},

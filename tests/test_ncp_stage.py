@@ -1,4 +1,4 @@
-"""`ncp_stage.py`: the loss, a ratio that training finds, and groups kept apart."""
+"""`ncp_stage.py` and `nce.py`: the loss, a ratio that is found, groups kept apart."""
 
 import math
 from functools import partial
@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from ncp_jax import ncp_stage, parallel, rng, stacks
+from ncp_jax import nce, ncp_stage, parallel, rng, stacks
 from ncp_jax.latents import ContrastiveDraws
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
@@ -45,27 +45,25 @@ def ratio_params(slope, curvature, bias):
 
 def test_nce_loss_at_known_logits():
     zero = jnp.zeros((2, 3))
-    np.testing.assert_allclose(
-        ncp_stage.nce_loss(zero, zero), 2 * math.log(2), rtol=1e-6
-    )
+    np.testing.assert_allclose(nce.nce_loss(zero, zero), 2 * math.log(2), rtol=1e-6)
     logit_q, logit_p = jnp.array([[1.0, -2.0]]), jnp.array([[0.5, 3.0]])
     d_q, d_p = (1 / (1 + np.exp(-np.asarray(v))) for v in (logit_q, logit_p))
     expected = -np.log(d_q).mean() - np.log(1 - d_p).mean()
-    np.testing.assert_allclose(ncp_stage.nce_loss(logit_q, logit_p), [expected], 1e-6)
+    np.testing.assert_allclose(nce.nce_loss(logit_q, logit_p), [expected], 1e-6)
 
 
 def test_nce_loss_and_its_gradient_survive_large_logits():
     big = jnp.full(4, 1e4)
-    value, slope = jax.value_and_grad(ncp_stage.nce_loss)(-big, big)
+    value, slope = jax.value_and_grad(nce.nce_loss)(-big, big)
     assert value == 2e4
     np.testing.assert_allclose(slope, -0.25)
-    assert ncp_stage.nce_loss(big, -big) == 0.0
+    assert nce.nce_loss(big, -big) == 0.0
 
 
 def test_group_metrics():
     logit_q = jnp.array([[1.0, 2.0, -1.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
     logit_p = jnp.array([[-1.0, -2.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
-    metrics = ncp_stage.group_metrics(logit_q, logit_p)
+    metrics = nce.group_metrics(logit_q, logit_p)
     chex.assert_shape(list(metrics.values()), (2,))
     np.testing.assert_allclose(metrics["accuracy"], [0.625, 0.5])  # r = 1 is a guess
     log_z = np.log(np.exp(np.asarray(logit_p)).mean(1))
@@ -94,7 +92,7 @@ def test_the_gradient_vanishes_at_the_true_ratio_and_only_there(key):
             logits = ncp_stage.contrast(
                 QuadraticRatio(), (params,), (contrastive(key, n),)
             )
-            return jnp.sum(ncp_stage.nce_loss(*logits))
+            return jnp.sum(nce.nce_loss(*logits))
 
         return jax.grad(loss)(params)
 
@@ -163,7 +161,7 @@ def test_training_finds_the_true_ratio(key):
 
     def loss(params, key):
         logits = ncp_stage.contrast(QuadraticRatio(), (params,), (contrastive(key, n),))
-        return jnp.sum(ncp_stage.nce_loss(*logits))
+        return jnp.sum(nce.nce_loss(*logits))
 
     def step(carry, t):
         params, opt_state = carry
@@ -206,7 +204,7 @@ def test_stacked_groups_train_as_they_would_alone(key):
                 network.apply({"params": params}, z, draws.context)
                 for z in (draws.positive, draws.negative)
             ]
-            return ncp_stage.nce_loss(*logits)
+            return nce.nce_loss(*logits)
 
         value, gradients = jax.value_and_grad(loss)(params)
         return jax.tree.map(lambda p, g: p - 0.5 * g, params, gradients), value
