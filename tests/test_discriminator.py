@@ -21,7 +21,7 @@ from ncp_jax.models.residual_discriminator import (
     ResidualDiscriminator,
     num_norm_groups,
 )
-from ncp_jax.ncp_stage import nce_loss
+from ncp_jax.nce import nce_loss
 from tests.random_variables import random_variables
 
 SMALL = ResidualDiscriminator(channels=4, blocks="B")
@@ -98,7 +98,7 @@ def test_mlp_against_numpy(has_context):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("sides", [(1, 1), (2, 2), (7, 4)])
-def test_patches_are_a_convolution(sides, stride):
+def test_the_layer_is_a_convolution_and_a_bias(sides, stride):
     x, module = maps(0, 3, *sides, 2), Conv3x3(5, stride)
     variables = random_variables(module, x)
     expected = jax.lax.conv_general_dilated(
@@ -244,10 +244,12 @@ def test_the_company_of_a_z_does_not_matter(module):
 
 
 def contractions(jaxpr):
-    """Lengths of the sums in all matrix products of a jaxpr; no convolutions."""
+    """Lengths of the sums in all matrix products and convolutions of a jaxpr."""
     lengths = []
     for equation in jaxpr.eqns:
-        assert equation.primitive.name != "conv_general_dilated"
+        if equation.primitive.name == "conv_general_dilated":
+            *sizes, features = equation.invars[1].aval.shape  # HWIO
+            lengths.append(math.prod(sizes))
         if equation.primitive.name == "dot_general":
             ((axes, _), _) = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape

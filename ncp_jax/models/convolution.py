@@ -1,14 +1,21 @@
-"""Convolutions whose gradients are fast inside `lax.scan` on CPUs, too.
+"""The one place that chooses how a convolution is computed.
 
-XLA hands a convolution to its fast CPU kernel if the axes are in one particular order,
-and brings others into that order only outside of loops.  JAX writes the gradients of a
-convolution in other orders: in a scan over groups they ran forty times slower than
-here, where transposes are explicit.  A depthwise convolution has no fast kernel at all:
-forward and gradients ran forty times slower than as a sum of shifted copies.
+Measured on 2 CPU cores.  XLA hands a convolution to its fast CPU kernel if the axes are
+in one particular order, and brings others into that order only outside of loops.  JAX
+writes the gradients of a convolution in other orders: in a scan over groups they ran
+forty times slower than here, where transposes are explicit.  A depthwise convolution
+has no fast kernel at all: forward and gradients ran forty times slower than as a sum of
+shifted copies.
+
+Stacked kernels (`vmap` over groups of discriminators) would become XLA's grouped
+convolution, thirty times slower than one after another on CPUs.  There a stack is gone
+through one by one; accelerators get one batched product of patches and kernels, which
+costs memory: `size ** 2` times that of x.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +38,15 @@ def convolve(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array
     Returns:
       [B, ceil(H / stride), ceil(W / stride), out].
     """
-    if jax.default_backend() == "cpu" and groups == 1:
+    if groups == 1:
         return _dense(x, kernel, stride)
-    if jax.default_backend() == "cpu" and groups == kernel.shape[-1] and stride == 1:
+    if _is_cpu() and groups == kernel.shape[-1] and stride == 1:
         return _depthwise(x, kernel)
     return _any(x, kernel, stride, groups)
+
+
+def _is_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _any(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
@@ -51,17 +62,83 @@ def _any(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dense(x: Array, kernel: Array, stride: int) -> Array:
-    return _any(x, kernel, stride)
+    return _stackable(_any, _product, stride)(x, kernel)
 
 
 def _dense_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple]:
-    return _any(x, kernel, stride), (x, kernel)
+    return _dense(x, kernel, stride), (x, kernel)
 
 
 def _dense_backward(
     stride: int, saved: tuple[Array, Array], slope: Array
 ) -> tuple[Array, Array]:
-    x, kernel = saved
+    alone = _gradients_on_cpu if _is_cpu() else partial(_gradients, _any)
+    return _stackable(alone, partial(_gradients, _product), stride)(*saved, slope)
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _stackable(
+    alone: Callable[..., Any], stacked: Callable[..., Any], stride: int
+) -> Callable[..., Any]:
+    """Computes `alone`, but under `vmap` over kernels what suits a stack.
+
+    Args:
+      alone: (x, kernel, ..., stride=) -> arrays.
+      stacked: the same, fast under `vmap` over kernels on accelerators.
+      stride: of both axes.
+    """
+    alone, stacked = partial(alone, stride=stride), partial(stacked, stride=stride)
+    call = jax.custom_batching.custom_vmap(alone)
+
+    @call.def_vmap
+    def in_batches(axis_size: int, is_batched: list[bool], *args: Array) -> Any:
+        in_axes = [0 if batched else None for batched in is_batched]
+        _, is_stack, *_ = is_batched
+        if is_stack and _is_cpu():
+            args = tuple(
+                arg if batched else jnp.broadcast_to(arg, (axis_size, *arg.shape))
+                for arg, batched in zip(args, is_batched, strict=True)
+            )
+            out = jax.lax.map(lambda each: alone(*each), args)
+        else:
+            out = jax.vmap(stacked if is_stack else alone, in_axes)(*args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return call
+
+
+def _product(x: Array, kernel: Array, stride: int) -> Array:
+    """One matrix product of all patches and the kernel."""
+    height, width = x.shape[1:3]
+    size, _, channels, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), *_pads(size), (0, 0)))
+    shifted = [
+        x[:, i : i + height : stride, j : j + width : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    patches = jnp.concatenate(shifted, axis=-1)  # [B, H', W', size^2 in]
+    return patches @ kernel.reshape(size**2 * channels, features)
+
+
+def _gradients(
+    convolution: Callable[..., Array],
+    x: Array,
+    kernel: Array,
+    slope: Array,
+    stride: int,
+) -> tuple[Array, Array]:
+    """Those of x and kernel, as JAX writes them."""
+    _, pull = jax.vjp(partial(convolution, stride=stride), x, kernel)
+    of_x, of_kernel = pull(slope)
+    return of_x, of_kernel
+
+
+def _gradients_on_cpu(
+    x: Array, kernel: Array, slope: Array, stride: int
+) -> tuple[Array, Array]:
     size, pad = kernel.shape[0], kernel.shape[0] // 2
     sides = list(zip(x.shape[1:3], slope.shape[1:3], strict=True))
     # The slope spread out by the stride is (n - 1) * stride + 1 wide; the rest follows
@@ -85,9 +162,6 @@ def _dense_backward(
         dimension_numbers=LAYOUT,
     )
     return of_x, of_kernel.transpose(1, 2, 0, 3)
-
-
-_dense.defvjp(_dense_forward, _dense_backward)
 
 
 @jax.custom_vjp
