@@ -76,7 +76,6 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.sample.update(
         num_proposals=5_000,
-        chunk_size=50,
         langevin_step_size=1e-2,
         langevin_num_steps=500,
         langevin_in_noise=True,

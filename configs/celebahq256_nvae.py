@@ -79,7 +79,6 @@ def get_config(variant: str = "") -> ConfigDict:
         num_images=16,
         batch_size=8,
         num_proposals=5_000,
-        chunk_size=20,
         langevin_step_size=1e-2,
         langevin_num_steps=500,
         langevin_in_noise=True,

@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
         steps_per_dispatch=25,
         steps_per_eval=500,
     )
-    config.sample.update(chunk_size=50, langevin_num_steps=500, langevin_in_noise=True)
+    config.sample.update(langevin_num_steps=500, langevin_in_noise=True)
     config.evaluate.update(
         num_importance_samples=1_000,
         chunk_size=10,

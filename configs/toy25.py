@@ -29,8 +29,6 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.ncp.discriminator.update(hidden_dims=(192, 192, 192), activation="relu")
     config.ncp.update(batch_size=512, num_steps=20_000, ema_decay=0.999)
-    config.sample.update(
-        num_images=10_000, batch_size=1_000, chunk_size=50, langevin_step_size=1e-3
-    )
+    config.sample.update(num_images=10_000, batch_size=1_000, langevin_step_size=1e-3)
     config.evaluate.update(num_importance_samples=200)
     return config_lib.variant(config, variant)

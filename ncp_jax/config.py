@@ -21,6 +21,8 @@ WITHOUT_EFFECT = (
     "data.cache_dir",
     "data.on_device",
     "vae.checkpoint",  # known by its hash
+    "sample.chunk_size",
+    "sample.memory_mib",
 )
 VAES: dict[str, dict[str, Any]] = {
     "mlp": {
@@ -52,7 +54,7 @@ VAES: dict[str, dict[str, Any]] = {
     },
 }
 DISCRIMINATORS: dict[str, dict[str, Any]] = {
-    "mlp": {"hidden_dims": (100, 100), "activation": "tanh"},
+    "mlp": {"hidden_dims": (100, 100), "activation": "tanh", "dtype": "float32"},
     "residual": {
         "channels": 32,
         "blocks": "AAABAAAB",
@@ -112,11 +114,18 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "groups": (),  # that are reweighted, from 0 on; () for all
                 "num_readjust_iterations": 0,  # of batch norm, for the temperature
                 "temperature": 1.0,  # of the base prior's own samples
-                "num_proposals": 5_000,
-                "chunk_size": 500,  # proposals per chain at a time
+                "samplers": ("sir", "langevin"),  # also "mala", "isir", "sirmala"
+                "dtype": "float32",  # of the discriminators' activations; "bfloat16"
+                "num_proposals": 5_000,  # of "sir", "isir" and "sirmala"
+                "chunk_size": 0,  # of them, per chain at a time; 0: what memory takes
+                "memory_mib": 0,  # for a chunk; 0: half of what the device has free
+                "num_iterations": 10,  # that "isir" shares its proposals between
                 "langevin_step_size": 1e-2,
+                "langevin_step_sizes": (),  # of each group; () for the same of all
                 "langevin_num_steps": 1_000,
                 "langevin_in_noise": False,  # e in z = mean + std * e, instead of z
+                "mala_step_size": 1e-1,  # in noise, before it adapts
+                "mala_num_steps": 200,  # of which a quarter adapts
             },
             "evaluate": {
                 "batch_size": 100,
@@ -165,7 +174,11 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
         config.ncp.update(small, batch_size=min(config.ncp.batch_size, 64))
         config.ncp.num_passes = 1
         config.sample.update(
-            num_images=16, batch_size=16, num_proposals=100, langevin_num_steps=20
+            num_images=16,
+            batch_size=16,
+            num_proposals=100,
+            langevin_num_steps=20,
+            mala_num_steps=20,
         )
         config.benchmark.update(num_steps=60, num_repeats=1)
         config.evaluate.update(
@@ -211,7 +224,12 @@ def _shrink_nvae(config: ConfigDict) -> None:
         blocks = "B" if is_large else "AB"
         config.ncp.discriminator.update(channels=8, blocks=blocks, dtype="float32")
     config.sample.update(
-        num_images=4, batch_size=4, num_proposals=6, chunk_size=3, langevin_num_steps=2
+        num_images=4,
+        batch_size=4,
+        num_proposals=6,
+        num_iterations=2,
+        langevin_num_steps=2,
+        mala_num_steps=2,
     )
     config.evaluate.update(
         batch_size=4,

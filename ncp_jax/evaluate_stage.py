@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ncp_jax import data, evaluation, pictures, prior, rng, samplers
+from ncp_jax import data, evaluation, pictures, prior, rng
 from ncp_jax.importance import Estimate
 from ncp_jax.metrics import modes
 from ncp_jax.models.base import LatentVariableModel
-from ncp_jax.sample_stage import load_samples
+from ncp_jax.sample_stage import LANGEVIN_FIELDS, load_samples
 from ncp_jax.wiring import Experiment
 
 MAX_RECONSTRUCTED = 32  # pictures
@@ -59,10 +59,10 @@ def _compare_samples(
     """Sets the samples beside decoded posterior draws, the floor that stage 2 has."""
     test = test[: MAX_RECONSTRUCTED if experiment.has_pictures else None]
     decoded, latents = _reconstruct(experiment, ncp.vae, test)
-    arrays: dict[str, Any] = {
-        f"langevin_{field}": drawn["langevin"][field]
-        for field in samplers.LangevinInfo._fields
-    }
+    arrays: dict[str, Any] = {}
+    if "langevin" in drawn:
+        fields = {name: drawn["langevin"][name] for name in LANGEVIN_FIELDS}
+        arrays = {f"langevin_{name}": course for name, course in fields.items()}
     if _is_plane(ncp):
         arrays["plane_z_q"] = latents[:, 0]
     if experiment.has_pictures:

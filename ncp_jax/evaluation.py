@@ -235,22 +235,29 @@ def per_group(name: str, values: Array | np.ndarray, unit: str) -> dict[str, Est
     }
 
 
-def sampler_diagnostics(info: Any, moved: str = "z") -> dict[str, Estimate]:
+def sampler_diagnostics(name: str, info: Any, moved: str = "z") -> dict[str, Estimate]:
     """What a sampler tells of its chains, as means over them, for each group.
 
     Args:
-      info: of `prior.generate`, its blocks joined: fields [K, ..., N].
+      name: of the sampler.
+      info: of `generation.generate`, its blocks joined: fields [N, K, ...].
       moved: what Langevin dynamics moved, "z" or its "noise".
     """
-    if isinstance(info, samplers.SIRInfo):
-        return {
-            **per_group("sir_ess", info.ess, "proposals"),
-            **per_group("sir_log_z", info.log_z, "nats"),
-        }
+    if isinstance(info, samplers.SIRThenMALAInfo):
+        parts = (sampler_diagnostics(name, part, moved) for part in info)
+        return {key: value for part in parts for key, value in part.items()}
     if isinstance(info, samplers.LangevinInfo):
-        last = info.gradient_norm[:, -1]  # [K, N]
-        return per_group("langevin_gradient_norm", last, f"nats per unit of {moved}")
-    return {}
+        last = info.gradient_norm[..., -1].T  # [K, N]
+        unit = f"nats per unit of {moved}"
+        return per_group(f"{name}_gradient_norm", last, unit)
+    units = {"ess": "proposals", "log_z": "nats", "acceptance": "fraction"}
+    fields = getattr(info, "_fields", ())
+    estimates = {
+        field: per_group(f"{name}_{field}", getattr(info, field).T, unit)
+        for field, unit in units.items()
+        if field in fields
+    }
+    return {key: value for part in estimates.values() for key, value in part.items()}
 
 
 def reconstruct(

@@ -131,6 +131,27 @@ def over_device_groups(
     return share(groups, *split(mesh, padded))
 
 
+def over_device_chains(
+    mesh: Mesh, function: Callable[..., PyTree], tree: PyTree, keys: jax.Array
+) -> PyTree:
+    """Applies a function of chains to each device's share, without communication.
+
+    Args:
+      mesh: of all devices.
+      function: (tree, keys [B / devices]) -> a pytree of arrays [B / devices, ...].
+      tree: the same on every device.
+      keys: [B] PRNG keys, one per chain; B is a multiple of the devices.
+    """
+    share = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+        out_specs=PartitionSpec(AXIS),
+        check_vma=False,
+    )
+    return share(tree, keys)
+
+
 def _padded(leaf: Any, mesh: Mesh) -> Any:
     """Repeats the last group until the devices can share evenly."""
     missing = -len(leaf) % mesh.size

@@ -70,23 +70,25 @@ MEANINGS = {
     "ess_fraction": Meaning(
         STAGE_2, "ESS fraction", "share of base-prior draws that reweighting keeps"
     ),
-    "sir_ess": Meaning(
-        SAMPLES, "ESS of SIR", "effective proposals per draw; near 1 is degenerate"
-    ),
-    "sir_log_z": Meaning(SAMPLES, "log Z of SIR", "log Z as the sampler saw it"),
-    "langevin_gradient_norm": Meaning(
-        SAMPLES, "Langevin gradient norm", "of the energy, at the last step"
-    ),
 }
+SAMPLERS = {  # their names in settings and files, and to a reader
+    "base": "Base prior p(z)",
+    "sir": "NCP by SIR",
+    "langevin": "NCP by Langevin",
+    "mala": "NCP by MALA",
+    "isir": "NCP by iterated SIR",
+    "sirmala": "NCP by SIR, then MALA",
+}
+SOURCES = SAMPLERS | {"floor": "floor"}
 FAMILIES = {  # metrics of one kind, one per source of samples
     "off_mode": ("Off-mode share", "samples far from every mode; lower is better"),
     "modes_visited": ("Modes visited", "modes with a sample; higher is better"),
 }
-SOURCES = {
-    "base": "base prior",
-    "sir": "NCP by SIR",
-    "langevin": "NCP by Langevin",
-    "floor": "floor",
+OF_CHAINS = {  # what samplers tell of their chains, after their name
+    "ess": ("ESS", "effective proposals per draw; near 1 is degenerate"),
+    "log_z": ("log Z", "as the sampler saw it"),
+    "gradient_norm": ("gradient norm", "of the energy, at the last step"),
+    "acceptance": ("acceptance", "share of steps that moved"),
 }
 
 
@@ -144,4 +146,8 @@ def _meaning(name: str) -> Meaning:
     if family in FAMILIES and source in SOURCES:
         label, text = FAMILIES[family]
         return Meaning(SAMPLES, f"{label}, {SOURCES[source]}", text)
+    source, _, field = name.partition("_")
+    if source in SAMPLERS and field in OF_CHAINS:
+        label, text = OF_CHAINS[field]
+        return Meaning(SAMPLES, f"{SAMPLERS[source]}: {label}", text)
     return MEANINGS.get(name, Meaning(OTHER, name, ""))

@@ -25,11 +25,6 @@ LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
 noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling
 (SIR) and by Langevin dynamics.</p>
 """
-SAMPLE_GRIDS = (
-    ("base", "Base prior p(z)"),
-    ("sir", "NCP by SIR"),
-    ("langevin", "NCP by Langevin"),
-)
 FIGURES = (  # heading, what to look for, panels
     (
         "Latent space",
@@ -213,7 +208,8 @@ def _pictures(workdir: Path) -> Iterable[str]:
     """Sections of images, those nearest to the eye first, training last."""
     samples, arrays = workdir / "samples", _arrays(workdir / "evaluation/arrays.npz")
     is_plane = any(name.startswith("points_") for name in arrays)  # drawn below
-    grids = [(samples / f"{name}.png", caption) for name, caption in SAMPLE_GRIDS]
+    names = quantities.SAMPLERS.items()
+    grids = [(samples / f"{name}.png", caption) for name, caption in names]
     figures = [_grid_image(path, caption) for path, caption in grids if path.exists()]
     if figures and not is_plane:
         yield page.section(

@@ -18,7 +18,8 @@ def stream(key: Array, name: str) -> Array:
     in at a hash of their name, which no counter reaches.
 
     Args:
-      key: PRNG key of the owner, which may go on to `split` it or to count with it.
+      key: PRNG key of the owner, which may go on to `split` it or to count with it;
+        or one of each chain [B], and then so is the result.
       name: what the numbers are for, e.g. "vae/posterior".
 
     Returns:
@@ -31,12 +32,23 @@ def stream(key: Array, name: str) -> Array:
     tag = zlib.crc32(name.encode())
     if tag < 2**20:
         raise ValueError(f"stream name {name!r} hashes too low; choose another name")
-    return jax.random.fold_in(key, tag)
+    return _fold_in(key, tag)
 
 
 def at_step(key: Array, step: Array | int) -> Array:
-    """Returns the key of one step (or chain, proposal, group) of a stream."""
-    return jax.random.fold_in(key, step)
+    """Returns the key of one step (or chain, proposal, group) of a stream.
+
+    Args:
+      key: the stream's, or one of each chain [B]: then so is the result.
+      step: a count.
+    """
+    return _fold_in(key, step)
+
+
+def _fold_in(key: Array, count: Array | int) -> Array:
+    if not key.shape:
+        return jax.random.fold_in(key, count)
+    return jax.vmap(jax.random.fold_in, (0, None))(key, count)
 
 
 def root(seed: int) -> Array:

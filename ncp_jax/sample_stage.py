@@ -1,8 +1,9 @@
-"""The stage that draws: base prior, SIR and Langevin, as pictures and as arrays."""
+"""The stage that draws, by all samplers: pictures and arrays."""
 
 import dataclasses
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,54 +11,117 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncp_jax import evaluation, pictures, plots, prior, rng, samplers
+from ncp_jax import (
+    evaluation,
+    generation,
+    group_samplers,
+    pictures,
+    plots,
+    prior,
+    rng,
+    samplers,
+)
 from ncp_jax.errors import InputError
 from ncp_jax.importance import Estimate
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.nvae_readjust import readjust_batch_norm
+from ncp_jax.quantities import SAMPLERS
 from ncp_jax.wiring import Experiment
-from ncp_jax.workdir import SAMPLERS
 
-FIELDS = {"base": (), "sir": (), "langevin": samplers.LangevinInfo._fields}
 MAX_SHOWN = 64  # pictures of one grid
+LANGEVIN_FIELDS = ("log_density", "gradient_norm")  # that the report draws
 
 
 def sample(experiment: Experiment) -> dict[str, Estimate]:
-    """Draws by the base prior, SIR and Langevin; writes samples/."""
+    """Draws by the base prior and the samplers that are asked for; writes samples/."""
     settings, ncp = experiment.config.sample, experiment.load_ncp()
     folder = experiment.path / "samples"
     folder.mkdir(exist_ok=True)
-    draws = {
-        "base": prior.by_base(settings.temperature),
-        "sir": prior.by_sir(settings.num_proposals, settings.chunk_size),
-        "langevin": prior.by_langevin(
-            settings.langevin_step_size,
-            settings.langevin_num_steps,
-            settings.langevin_in_noise,
-        ),
-    }
+    _remove_old(folder)
+    ncp = in_dtype(ncp, settings.dtype)
     of_base = _readjusted(experiment, ncp) if settings.num_readjust_iterations else ncp
+    batch_size = min(settings.batch_size, settings.num_images)
+    num_chains = -(-batch_size // experiment.mesh.size)
     estimates: dict[str, Estimate] = {}
-    for name, draw in draws.items():
+    for name in ("base", *settings.samplers):
+        draw = sampler_of(name, settings, ncp, num_chains)
         key = rng.stream(experiment.key("sample"), name)
         drawn_from = of_base if name == "base" else ncp
-        out = prior.generate(
-            drawn_from, key, settings.num_images, settings.batch_size, draw
+        out = generation.generate(
+            drawn_from, key, settings.num_images, batch_size, draw, experiment.mesh
         )
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out)):
             hint = "; lower config.sample.langevin_step_size" * (name == "langevin")
             raise InputError(f"sampler {name!r} left the finite numbers{hint}")
-        arrays: dict[str, Any] = {
-            f"latents_{b}": z.swapaxes(0, 1) for b, z in enumerate(out.latents)
-        }
-        info = jax.tree.map(lambda *blocks: np.concatenate(blocks), *out.infos)
+        arrays: dict[str, Any] = {f"latents_{b}": z for b, z in enumerate(out.latents)}
+        info = jax.tree.map(lambda *blocks: np.concatenate(blocks, 1), *out.infos)
         if isinstance(info, samplers.LangevinInfo):
-            arrays |= {f: np.mean(v, axis=-1) for f, v in info._asdict().items()}
+            arrays |= {f: np.mean(getattr(info, f), axis=0) for f in LANGEVIN_FIELDS}
         np.savez_compressed(folder / f"{name}.npz", images=out.images, **arrays)
-        _save_picture(folder / f"{name}.png", out.images, name)
+        _save_picture(folder / f"{name}.png", np.asarray(out.images), name)
         moved = "noise" if settings.langevin_in_noise else "z"
-        estimates |= evaluation.sampler_diagnostics(info, moved)
+        estimates |= evaluation.sampler_diagnostics(name, info, moved)
     return estimates
+
+
+def sampler_of(
+    name: str, settings: Any, ncp: prior.NCPPrior, num_chains: int
+) -> prior.DrawGroup:
+    """Returns the sampler of one of `quantities.SAMPLERS` with its settings.
+
+    Args:
+      name: of the sampler.
+      settings: the section `sample` of the config.
+      ncp: the prior, whose networks decide how many proposals fit into memory.
+      num_chains: on one device.
+    """
+    step_sizes = tuple(settings.langevin_step_sizes)
+    mala: dict[str, Any] = {
+        "step_size": settings.mala_step_size,
+        "num_steps": settings.mala_num_steps,
+        "num_adapt_steps": settings.mala_num_steps // 4,
+    }
+    num_proposals = settings.num_proposals
+
+    def of_proposals(number: int) -> dict[str, Any]:
+        chunk_size = settings.chunk_size or generation.fitting_chunk(
+            ncp, num_chains, number, settings.memory_mib * 2**20
+        )
+        return {"num_proposals": number, "chunk_size": chunk_size}
+
+    makers: dict[str, Callable[[], prior.DrawGroup]] = {
+        "base": lambda: group_samplers.Base(settings.temperature),
+        "sir": lambda: group_samplers.SIR(**of_proposals(num_proposals)),
+        "isir": lambda: group_samplers.IteratedSIR(
+            **of_proposals(max(num_proposals // settings.num_iterations, 2)),
+            num_steps=settings.num_iterations,
+        ),
+        "langevin": lambda: group_samplers.Langevin(
+            step_sizes or settings.langevin_step_size,
+            settings.langevin_num_steps,
+            settings.langevin_in_noise,
+        ),
+        "mala": lambda: group_samplers.MALA(**mala),
+        "sirmala": lambda: group_samplers.SIRThenMALA(
+            **of_proposals(num_proposals), **mala
+        ),
+    }
+    return makers[name]()
+
+
+def in_dtype(ncp: prior.NCPPrior, dtype: str) -> prior.NCPPrior:
+    """The same with the discriminators' activations in another type."""
+    if dtype == "float32":
+        return ncp
+    network = ncp.discriminator.clone(dtype=jnp.dtype(dtype))
+    return dataclasses.replace(ncp, discriminator=network)
+
+
+def _remove_old(folder: Path) -> None:
+    """Nothing of another call, perhaps with other samplers, may be taken for ours."""
+    for name in SAMPLERS:
+        for suffix in ("npz", "png"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
 
 
 def _readjusted(experiment: Experiment, ncp: prior.NCPPrior) -> prior.NCPPrior:
@@ -86,14 +150,15 @@ def load_samples(experiment: Experiment) -> dict[str, dict[str, np.ndarray]]:
       InputError: some are missing or damaged.
     """
     drawn = {}
-    for name in SAMPLERS:
+    for name in ("base", *experiment.config.sample.samplers):
         path = experiment.path / "samples" / f"{name}.npz"
         if not path.exists():
             raise InputError(f"{path} is missing: run --stage=sample first")
         try:
             with path.open("rb") as file, np.load(file) as arrays:
                 drawn[name] = dict(arrays)
-            if missing := {"images", *FIELDS[name]} - drawn[name].keys():
+            fields = LANGEVIN_FIELDS if name == "langevin" else ()
+            if missing := {"images", *fields} - drawn[name].keys():
                 raise ValueError(f"lacks {sorted(missing)}")
         except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise InputError(

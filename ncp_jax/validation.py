@@ -1,7 +1,7 @@
 """What values the settings may have; refused before anything is made of them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from ncp_jax import optimizers, stacks
 from ncp_jax.config import DISCRIMINATORS, VAES, flatten
 from ncp_jax.errors import InputError
+from ncp_jax.quantities import SAMPLERS
 
 DTYPES = ("float32", "bfloat16")
 ACTIVATIONS = ("tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "swish", "softplus")
@@ -21,7 +22,9 @@ def validate(config: ConfigDict) -> None:
       InputError: for the first such field.
     """
     for name, value in flatten(config.to_dict()):
-        if isinstance(value, tuple | list):
+        if name in _LISTS:
+            _LISTS[name](name, value)
+        elif isinstance(value, tuple | list):
             _require_integers(name, value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             is_allowed = value > 0 or (name in MAY_BE_ZERO and value == 0)
@@ -59,6 +62,8 @@ MAY_BE_ZERO = (
     "seed",
     "evaluate.max_examples",
     "sample.temperature",
+    "sample.chunk_size",
+    "sample.memory_mib",
     "sample.num_readjust_iterations",
     "ncp.patience",
     "vae.kl_warmup_fraction",
@@ -76,13 +81,33 @@ MAY_BE_ZERO = (
 
 
 def _require_integers(name: str, values: Sequence[Any]) -> None:
-    """Sizes are positive; `sample.groups` counts from 0 and may be empty."""
-    is_groups = name == "sample.groups"
-    if not (values or is_groups) or not all(
-        type(value) is int and value >= (0 if is_groups else 1) for value in values
-    ):
-        kind = "integers from 0 on" if is_groups else "positive integers"
-        raise InputError(f"config.{name} must hold {kind}, got {values}")
+    if not values or not all(type(value) is int and value >= 1 for value in values):
+        raise InputError(f"config.{name} must hold positive integers, got {values}")
+
+
+def _require_groups(name: str, values: Sequence[Any]) -> None:
+    if not all(type(value) is int and value >= 0 for value in values):
+        raise InputError(f"config.{name} must hold integers from 0 on, got {values}")
+
+
+def _require_steps(name: str, values: Sequence[Any]) -> None:
+    if not all(type(v) in (int, float) and 0 < v < math.inf for v in values):
+        raise InputError(f"config.{name} must hold positive numbers, got {values}")
+
+
+def _require_samplers(name: str, values: Sequence[Any]) -> None:
+    allowed = tuple(sampler for sampler in SAMPLERS if sampler != "base")
+    if not set(values) <= set(allowed) or len(set(values)) < len(values):
+        raise InputError(
+            f"config.{name} must hold some of {allowed}, each once, got {values}"
+        )
+
+
+_LISTS: Mapping[str, Callable[[str, Sequence[Any]], None]] = {
+    "sample.groups": _require_groups,
+    "sample.langevin_step_sizes": _require_steps,
+    "sample.samplers": _require_samplers,
+}
 
 
 def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
@@ -91,6 +116,7 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
         "data.binarization": ("dynamic", "fixed", "none"),
         "data.crop": ("nvae", "rae"),
         "ncp.formulation": stacks.FORMULATIONS,
+        "sample.dtype": DTYPES,
         "vae.model.likelihood": ("bernoulli", "normal"),
         # Its fields come with it, so it is the experiment's file that chooses.
         "vae.model.name": tuple(
@@ -111,8 +137,3 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
             if field in config[section][part]:
                 choices[f"{section}.{part}.{field}"] = allowed
     return choices
-
-
-def _fitting(kinds: Mapping[str, Any], section: ConfigDict) -> tuple[str, ...]:
-    """The kinds of network whose settings a section has."""
-    return tuple(name for name in kinds if kinds[name].keys() < set(section.keys()))

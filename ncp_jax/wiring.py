@@ -268,6 +268,12 @@ def check_networks(config: ConfigDict) -> None:
             f"config.sample.groups = {tuple(config.sample.groups)}: the model has the "
             f"groups 0 to {num_groups - 1}"
         )
+    step_sizes = config.sample.langevin_step_sizes
+    if step_sizes and len(step_sizes) != num_groups:
+        raise InputError(
+            f"config.sample.langevin_step_sizes holds {len(step_sizes)} numbers for "
+            f"{num_groups} groups"
+        )
     if config.vae.penalty_weight and config.vae.model.name == "mlp":
         raise InputError(
             "config.vae.penalty_weight is for convolutions: the model 'mlp' has none"

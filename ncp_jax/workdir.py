@@ -19,12 +19,6 @@ SECTIONS = {
     "sample": ("seed", "data", "vae", "ncp", "sample"),
     "evaluate": ("seed", "data", "vae", "ncp", "sample", "evaluate"),
 }
-SAMPLERS = ("base", "sir", "langevin")
-# Without them a stage is not done, whatever the records say; later ones build on them.
-_OUTPUTS = {
-    "sample": [f"samples/{name}.npz" for name in SAMPLERS],
-    "evaluate": ["evaluation/arrays.npz"],
-}
 _CURES = {
     "config.json": "delete it; the checkpoints know which config made them",
     "results.json": "delete it and run --stage=sample and --stage=evaluate again",
@@ -83,9 +77,17 @@ class Workdir:
     def is_done(self, stage: str) -> bool:
         """Whether `stage` has ended with just these settings and left its files."""
         record = self.results()["run"].get("stages", {}).get(stage, {})
-        files = (self.path / name for name in _OUTPUTS.get(stage, ()))
         is_same = record.get("fingerprint") == self.fingerprint(stage)
-        return is_same and all(file.exists() for file in files)
+        return is_same and all(
+            (self.path / name).exists() for name in self._files(stage)
+        )
+
+    def _files(self, stage: str) -> list[str]:
+        """Without them a stage is not done, whatever the records say."""
+        if stage == "sample":
+            names = ("base", *self._config["sample"]["samplers"])
+            return [f"samples/{name}.npz" for name in names]
+        return ["evaluation/arrays.npz"] if stage == "evaluate" else []
 
     def results(self) -> dict[str, Any]:
         """Returns the content of results.json."""

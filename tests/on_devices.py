@@ -4,7 +4,7 @@
 checkpoint in FOLDER, and leaves the final state, joined, in FOLDER/STEPS.npz.
 
 `python -m tests.on_devices` prints, as JSON, which collective operations the compiled
-programs hold, by the function of the source that they come from.
+programs hold, and how far draws of all devices lie from those of one.
 """
 
 import contextlib
@@ -19,7 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ncp_jax import data, nce, ncp_stage, parallel, rng, stacks, training
+from ncp_jax import (
+    data,
+    generation,
+    group_samplers,
+    nce,
+    ncp_stage,
+    parallel,
+    prior,
+    rng,
+    stacks,
+    training,
+)
 from ncp_jax.checkpoints import Checkpoints
 from ncp_jax.latents import ContrastiveDraws
 from ncp_jax.models.base import FrozenVAE
@@ -124,8 +135,40 @@ def communication():
     }
 
 
+def drawing():
+    """How far draws of all devices lie from those of one, and what devices send."""
+    vae, network = frozen_vae(), MLPDiscriminator((8, 8))
+    params = ncp_stage.init_params(network, vae, rng.root(SEED))
+    params = jax.tree.map(
+        lambda leaf: (
+            leaf
+            + 0.3 * jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)
+        ),
+        params,
+    )
+    ncp = prior.NCPPrior(vae, network, params)
+    mesh, found = parallel.mesh_of(), {}
+    draws = {
+        "sir": group_samplers.SIR(num_proposals=30, chunk_size=7),
+        "mala": group_samplers.MALA(num_steps=8, num_adapt_steps=4),
+    }
+    for name, draw in draws.items():
+        arguments = (ncp, rng.root(SEED), 20, 12, draw)  # 12 on 8 devices: padded
+        ours = generation.generate(*arguments, mesh)
+        theirs = generation.generate(*arguments)
+        gaps = jax.tree.map(lambda a, b: float(np.abs(a / b - 1).max()), ours, theirs)
+        keys = jax.random.split(rng.root(SEED), 16)
+        found[name] = {
+            "gap": max(jax.tree.leaves(gaps)),
+            "sent": collectives(
+                functools.partial(generation._one_batch, mesh, draw), ncp, keys
+            ),
+        }
+    return found
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 1:
-        print(json.dumps(communication()))
+        print(json.dumps(communication() | drawing()))
     else:
         main(sys.argv[1], int(sys.argv[2]))

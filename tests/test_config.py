@@ -78,6 +78,8 @@ def test_a_misspelt_field_in_an_experiment_is_an_error():
 MAY_BE_ZERO = {
     "seed",
     "evaluate.max_examples",
+    "sample.chunk_size",
+    "sample.memory_mib",
     "sample.num_readjust_iterations",
     "vae.warmup_steps",
     "vae.model.padding",

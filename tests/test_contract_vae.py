@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax import latents, ncp_stage, prior, rng
+from ncp_jax import generation, latents, ncp_stage, prior, rng
+from ncp_jax.group_samplers import SIR, Base, Langevin
 from ncp_jax.models import base
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.mlp_vae import MLPVAE
@@ -28,6 +29,7 @@ VAES = {
     "three_groups": ThreeGroupVAE(),
 }
 B = 5
+split = jax.random.split
 
 
 def freeze(module):
@@ -191,14 +193,14 @@ def test_walk_and_terms_agree_with_a_plain_loop(ncp, vae, key):
 
 def test_every_sampler_draws_and_compiles_once(ncp, vae, key):
     draws = {
-        "base": prior.by_base(0.7),
-        "sir": prior.by_sir(num_proposals=6, chunk_size=6),
-        "langevin": prior.by_langevin(step_size=0.01, num_steps=3),
+        "base": Base(0.7),
+        "sir": SIR(num_proposals=6, chunk_size=6),
+        "langevin": Langevin(step_size=0.01, num_steps=3),
     }
 
     def sample(ncp, key):
         out = {
-            name: prior.ancestral(ncp, rng.stream(key, name), B, draw)
+            name: prior.ancestral(ncp, split(rng.stream(key, name), B), draw)
             for name, draw in draws.items()
         }
         carries = {name: by_hand(vae, d.latents)[1] for name, d in out.items()}
@@ -245,7 +247,7 @@ def test_contrastive_draws_share_what_comes_before(vae, key):
 # --- Known joint moments -------------------------------------------------------------
 
 N = 20_000
-DRAWS = {"base": prior.by_base(), "sir": prior.by_sir(num_proposals=3, chunk_size=3)}
+DRAWS = {"base": Base(), "sir": SIR(num_proposals=3, chunk_size=3)}
 
 
 def untrained(module):
@@ -256,7 +258,7 @@ def untrained(module):
 
 def draw_groups(ncp, draw, key):
     """Base draws of all groups: [K, N, 2]."""
-    out = jax.jit(lambda ncp, key: prior.ancestral(ncp, key, N, draw))(ncp, key)
+    out = jax.jit(lambda ncp, key: prior.ancestral(ncp, split(key, N), draw))(ncp, key)
     return np.concatenate([np.asarray(z).reshape(len(z), N, 2) for z in out.latents])
 
 
@@ -283,7 +285,7 @@ def test_untrained_draws_have_the_moments_of_the_base_prior(key, module, name):
 def test_base_draw_ratios_are_those_along_base_draws(key):
     @jax.jit
     def both(ncp):
-        out = prior.ancestral(ncp, key, B, prior.by_base())
+        out = prior.ancestral(ncp, split(key, B), Base())
         return prior.base_draw_ratios(ncp, key, B), ncp.terms(out.latents)[1].T
 
     ratios, expected = both(with_ratios(freeze(ThreeGroupVAE())))
@@ -292,13 +294,13 @@ def test_base_draw_ratios_are_those_along_base_draws(key):
 
 def test_generate_joins_batches_and_drops_the_surplus(key):
     ncp = with_ratios(freeze(ThreeGroupVAE()))
-    draw = prior.by_langevin(step_size=0.01, num_steps=2)
-    out = prior.generate(ncp, key, num_images=7, batch_size=3, draw=draw)
+    draw = Langevin(step_size=0.01, num_steps=2)
+    out = generation.generate(ncp, key, num_images=7, batch_size=3, draw=draw)
     assert out.images.shape == (7, 3)
-    assert [z.shape for z in out.latents] == [(3, 7, 2)]
-    assert [info.gradient_norm.shape for info in out.infos] == [(3, 2, 7)]
+    assert [z.shape for z in out.latents] == [(7, 3, 2)]
+    assert [info.gradient_norm.shape for info in out.infos] == [(7, 3, 2)]
     assert np.unique(out.latents[0]).size == 3 * 7 * 2  # no batch repeats another
-    total = out.latents[0].sum(0)  # what this model's decoder reads
+    total = out.latents[0].sum(1)  # what this model's decoder reads
     kernel = np.asarray(ncp.vae.variables["params"]["decoder"]["kernel"])
     expected = total @ kernel  # and biases start at zero
     np.testing.assert_allclose(out.images, expected, rtol=1e-4, atol=1e-5)
@@ -364,21 +366,22 @@ def test_groups_that_are_left_out_keep_a_ratio_of_one(key):
 @pytest.mark.parametrize(
     "draw_group",
     [
-        prior.by_sir(num_proposals=6, chunk_size=6),
-        prior.by_langevin(step_size=0.1, num_steps=3),
+        SIR(num_proposals=6, chunk_size=6),
+        Langevin(step_size=0.1, num_steps=3),
     ],
 )
 def test_groups_that_are_left_out_are_drawn_from_the_base_prior(key, draw_group):
     """Exactly: z is base.sample of the group's key, and the sampler tells nothing."""
+    keys = split(key, B)
 
     @jax.jit
     def draw(full, part):
-        out, whole = (prior.ancestral(n, key, B, draw_group) for n in (part, full))
+        out, whole = (prior.ancestral(n, keys, draw_group) for n in (part, full))
         visited, _ = by_hand(part.vae, out.latents)
-        group_keys = (rng.at_step(rng.at_step(key, b), k) for b, k, _, _ in visited)
+        group_keys = (rng.at_step(rng.at_step(keys, b), k) for b, k, _, _ in visited)
         plain = [
-            group.base.sample(group_key)
-            for (_, _, group, _), group_key in zip(visited, group_keys, strict=True)
+            prior.sample_each(of_group, group.base)
+            for (_, _, group, _), of_group in zip(visited, group_keys, strict=True)
         ]
         return out, whole, jnp.stack(plain)
 
@@ -388,7 +391,7 @@ def test_groups_that_are_left_out_are_drawn_from_the_base_prior(key, draw_group)
     assert not np.isclose(z[0], plain[0]).all() and not np.isclose(z[2], plain[2]).all()
     np.testing.assert_allclose(z[0], whole.latents[0][0], rtol=1e-6)
     chex.assert_trees_all_equal_shapes(info, whole_info)
-    for leaf, whole_leaf in zip(info, whole_info, strict=True):
+    for leaf, whole_leaf in zip(*map(jax.tree.leaves, (info, whole_info)), strict=True):
         np.testing.assert_allclose(leaf[0], whole_leaf[0], rtol=1e-5)
         assert leaf[0].all() and not leaf[1].any() and leaf[2].all()
 
@@ -423,7 +426,13 @@ def mixture(n, centre, std):
 
 def draw_mixture(draw, key, base):
     """With log r(z) = z."""
-    return jax.jit(lambda key, base: draw(key, base, lambda z: z[:, 0]))(key, base)
+    keys = split(key, len(base.means))
+
+    @jax.jit
+    def run(keys, base):
+        return draw(keys, prior.Target(base, lambda z: z[:, 0], jnp.array(0)))
+
+    return run(keys, base)
 
 
 def test_sir_takes_a_mixture_as_base_prior(key):
@@ -432,7 +441,7 @@ def test_sir_takes_a_mixture_as_base_prior(key):
     E_p[r] = cosh(2) e^(s^2 / 2); E w^2 / (E w)^2 = cosh(4) e^(s^2) / cosh(2)^2 < 2.5.
     """
     n, s, m = 8_192, 0.5, 128
-    z, info = draw_mixture(prior.by_sir(m, chunk_size=32), key, mixture(n, 2.0, s))
+    z, info = draw_mixture(SIR(m, chunk_size=32), key, mixture(n, 2.0, s))
     share = np.exp(2) / (2 * np.cosh(2))  # 0.982
     assert_mean(z > 0, share, std=0.15, bias=2.5 / m)
     with pytest.raises(AssertionError):
@@ -449,7 +458,7 @@ def test_langevin_takes_a_mixture_as_base_prior(key):
     v = 1 / (1 - h / (4 s^2)), and the memory of 60 steps is below 0.2 %.
     """
     s, h = 0.7, 0.1
-    draw = prior.by_langevin(step_size=h, num_steps=60)
+    draw = Langevin(step_size=h, num_steps=60)
     z, _ = draw_mixture(draw, key, mixture(8_192, 4.0, s))
     assert_mean(z > 0, 0.5, std=0.5)
     shift, std = z - 4.0 * np.sign(z), s * (1 - h / (4 * s**2)) ** -0.5

@@ -248,7 +248,7 @@ def contractions(jaxpr):
     lengths = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
-            *sizes, features = equation.invars[1].aval.shape  # HWIO
+            *sizes, _ = equation.invars[1].aval.shape  # HWIO
             lengths.append(math.prod(sizes))
         if equation.primitive.name == "dot_general":
             ((axes, _), _) = equation.params["dimension_numbers"]

@@ -239,14 +239,25 @@ def test_per_group_names_only_what_there_are_several_of():
 
 
 def test_sampler_diagnostics():
-    info = samplers.SIRInfo(ess=np.array([[2.0, 4.0]]), log_z=np.array([[0.0, 1.0]]))
-    found = evaluation.sampler_diagnostics(info)
+    sir = samplers.SIRInfo(ess=np.array([[2.0], [4.0]]), log_z=np.array([[0.0], [1.0]]))
+    found = evaluation.sampler_diagnostics("sir", sir)
     assert {n: e.value for n, e in found.items()} == {"sir_ess": 3.0, "sir_log_z": 0.5}
-    norms = np.array([[[9.0, 9.0], [1.0, 2.0]]])  # [K, num_steps, N]
+    norms = np.array([[[9.0, 1.0]], [[9.0, 2.0]]])  # [N, K, num_steps]
     info = samplers.LangevinInfo(log_density=norms, gradient_norm=norms)
-    found = evaluation.sampler_diagnostics(info)
+    found = evaluation.sampler_diagnostics("langevin", info)
     assert found["langevin_gradient_norm"].value == 1.5  # at the last step
-    assert evaluation.sampler_diagnostics(None) == {}
+    rates = np.array([[0.5, 0.2], [0.7, 0.4]])  # [N, K]
+    mala = samplers.MALAInfo(norms, acceptance=rates, step_size=rates)
+    both = samplers.SIRThenMALAInfo(sir, mala)
+    found = evaluation.sampler_diagnostics("sirmala", both)
+    assert found.keys() == {
+        "sirmala_ess",
+        "sirmala_log_z",
+        "sirmala_acceptance/0",
+        "sirmala_acceptance/1",
+    }
+    np.testing.assert_allclose(found["sirmala_acceptance/1"].value, 0.3)
+    assert evaluation.sampler_diagnostics("base", None) == {}
 
 
 def test_reconstruct_decodes_a_posterior_draw(x, key):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ncp_jax import architectures, cifar, experiment, validation
-from ncp_jax.workdir import SAMPLERS
 from tests.test_experiment import CONFIGS, METRICS, load
 from tests.test_picture_files import encoded, picture, write, write_zip
 
@@ -46,7 +45,7 @@ def test_the_groups_are_the_papers(name):
     assert sizes(config) == GROUPS[name]
     assert config.ncp.discriminator.blocks == "AAABAAAB"
     assert config.sample.num_proposals == 5_000
-    assert config.sample.num_proposals % config.sample.chunk_size == 0
+    assert config.sample.chunk_size == 0  # what memory takes
     for stage in (config.vae, config.ncp):  # else another program is compiled for it
         assert stage.steps_per_eval % stage.steps_per_dispatch == 0
 
@@ -125,7 +124,7 @@ def test_all_stages_pass(name, tmp_path, monkeypatch):
     num_groups = sum(config.vae.model.groups_per_scale)
     assert f"nce_loss/{num_groups - 1}" in metrics
     assert all(np.isfinite(metric["value"]) for metric in metrics.values())
-    for sampler in SAMPLERS:
+    for sampler in ("base", "sir", "langevin"):
         drawn = np.load(workdir / "samples" / f"{sampler}.npz")["images"]
         assert drawn.shape == (config.sample.num_images, *config.data.shape)
         assert np.isfinite(drawn).all() and drawn.std() > 0

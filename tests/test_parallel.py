@@ -95,11 +95,21 @@ def test_two_processes_of_four_devices_learn_what_one_does(tmp_path, on_one):
     assert_same(final(tmp_path), on_one)
 
 
-def test_the_groups_learn_without_communication_after_one_re_layout():
-    found = json.loads(finish(start(num_devices=8)).splitlines()[-1])
-    assert found["groups"] == []
+@pytest.fixture(scope="module")
+def on_eight():
+    return json.loads(finish(start(num_devices=8)).splitlines()[-1])
+
+
+def test_the_groups_learn_without_communication_after_one_re_layout(on_eight):
+    assert on_eight["groups"] == []
     # The draws change hands; the gather is that of the metrics.
-    assert set(found["update"]) == {"all-to-all", "all-gather"}
+    assert set(on_eight["update"]) == {"all-to-all", "all-gather"}
+
+
+@pytest.mark.parametrize("sampler", ["sir", "mala"])
+def test_chains_on_many_devices_draw_what_they_draw_on_one(on_eight, sampler):
+    assert on_eight[sampler]["gap"] < 1e-4
+    assert on_eight[sampler]["sent"] == []
 
 
 def test_uneven_groups_are_padded_and_come_back_whole():

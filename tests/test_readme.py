@@ -37,7 +37,7 @@ def test_the_plug_in_example_gains_and_draws(plugged_in):
         assert drawn.images.shape == (50, 8, 8, 1)
         assert np.all((drawn.images > 0) & (drawn.images < 1))
         z_1, z_2 = drawn.latents
-        assert z_1.shape == (1, 50, 2, 2, 4) and z_2.shape == (1, 50, 4, 4, 2)
+        assert z_1.shape == (50, 1, 2, 2, 4) and z_2.shape == (50, 1, 4, 4, 2)
     ess = [info.ess for info in plugged_in["sir"].infos]
     assert all(np.all((e >= 1) & (e <= 100)) for e in ess)
 

@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from ncp_jax import data, evaluation, ncp_stage, prior, rng, vae_stage, wiring
+from ncp_jax.group_samplers import SIR, Base, Langevin
 from ncp_jax.models.base import ElboTerms, FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.mlp_vae import MLPVAE
@@ -35,8 +36,10 @@ def stream_calls():
         tree = ast.parse(path.read_text())
         owners = {}
         for node in ast.walk(tree):  # outer functions come before inner ones
-            if isinstance(node, ast.FunctionDef):
-                owners |= dict.fromkeys(ast.walk(node), f"{path.stem}.{node.name}")
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                outer = owners.get(node, path.stem) if node.name == "__call__" else None
+                name = f"{outer or path.stem}.{node.name}"
+                owners |= dict.fromkeys(ast.walk(node), name)
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "rng.stream":
                 owner, name = node.args
@@ -226,9 +229,9 @@ def test_no_key_of_training_pictures_has_two_purposes(key, uses):
 def test_no_key_of_stage_two_has_two_purposes(key, uses, module):
     network, optimizer = MLPDiscriminator((4,)), optax.sgd(0.1)
     draws = {
-        "base": prior.by_base(),
-        "sir": prior.by_sir(num_proposals=3, chunk_size=2),
-        "langevin": prior.by_langevin(step_size=0.1, num_steps=3),
+        "base": Base(),
+        "sir": SIR(num_proposals=3, chunk_size=2),
+        "langevin": Langevin(step_size=0.1, num_steps=3),
     }
 
     def trace():
@@ -244,7 +247,7 @@ def test_no_key_of_stage_two_has_two_purposes(key, uses, module):
         params = ncp_stage.init_params(network, vae, rng.stream(key, "other"))
         ncp = prior.NCPPrior(vae, network, params)
         for name, draw in draws.items():
-            prior.ancestral(ncp, rng.stream(key, name), 2, draw)
+            prior.ancestral(ncp, jax.random.split(rng.stream(key, name)), draw)
 
     jax.eval_shape(trace)
     assert_one_purpose_per_key(uses, at_least=40)

@@ -68,9 +68,10 @@ def test_ess_tends_to_its_closed_form(tilted):
         assert_mean(1.1 * fraction, expected, std=0.2 * expected, bias=0.05 * expected)
 
 
-def sir(key, sample, log_r, **sizes):
-    """`samplers.sir`, compiled."""
-    return jax.jit(lambda key: samplers.sir(key, sample, log_r, **sizes))(key)
+def sir(key, sample, log_r, *, num_chains, **sizes):
+    """`samplers.sir`, compiled, for chains whose keys descend from one."""
+    keys = jax.random.split(key, num_chains)
+    return jax.jit(lambda keys: samplers.sir(keys, sample, log_r, **sizes))(keys)
 
 
 def test_at_two_proposals_the_bias_is_the_known_one(key):
@@ -164,14 +165,12 @@ def test_sir_does_not_recompile(key):
     traces = []
 
     @jax.jit
-    def run(key):
-        traces.append(key)
-        return samplers.sir(
-            key, standard_normal, tilt, num_chains=4, num_proposals=5, chunk_size=2
-        )
+    def run(keys):
+        traces.append(keys)
+        return samplers.sir(keys, standard_normal, tilt, num_proposals=5, chunk_size=2)
 
-    first, _ = run(key)
-    second, _ = run(rng.at_step(key, 1))
+    first, _ = run(jax.random.split(key, 4))
+    second, _ = run(jax.random.split(rng.at_step(key, 1), 4))
     assert len(traces) == 1
     assert not np.array_equal(first, second)
 
@@ -183,14 +182,16 @@ def log_target(z):
 
 def test_one_langevin_update_is_the_formula(key):
     z, step_size = jnp.array([[0.3, -1.0], [2.0, 0.1]]), 0.09
+    keys = jax.random.split(key, 2)
     draws, info = samplers.langevin(
-        key,
+        keys,
         z,
         lambda z: jnp.sum(log_target(z), axis=1),
         step_size=step_size,
         num_steps=1,
     )
-    noise = np.asarray(jax.random.normal(rng.at_step(key, 0), z.shape), np.float64)
+    noise = [jax.random.normal(rng.at_step(chain_key, 0), (2,)) for chain_key in keys]
+    noise = np.asarray(noise, np.float64)
     z = np.asarray(z, np.float64)
     slope = A - z
     np.testing.assert_allclose(draws, z + 0.045 * slope + 0.3 * noise, rtol=1e-5)
@@ -211,7 +212,7 @@ def test_langevin_has_the_moments_of_the_uncorrected_chain(key, num_steps):
     start_key, chain_key = jax.random.split(key)
     step_size, n = 0.8, 65_536
     draws, info = samplers.langevin(
-        chain_key,
+        jax.random.split(chain_key, n),
         jax.random.normal(start_key, (n,)),
         log_target,
         step_size=step_size,
@@ -233,7 +234,11 @@ def test_a_step_of_zero_stays_and_a_run_of_none_too(key):
     z = jnp.array([1.0, 2.0])
     for step_size, num_steps in ((0.0, 3), (0.1, 0)):
         draws, info = samplers.langevin(
-            key, z, log_target, step_size=step_size, num_steps=num_steps
+            jax.random.split(key, 2),
+            z,
+            log_target,
+            step_size=step_size,
+            num_steps=num_steps,
         )
         np.testing.assert_array_equal(draws, z)
         assert info.log_density.shape == (num_steps, 2)
@@ -242,7 +247,8 @@ def test_a_step_of_zero_stays_and_a_run_of_none_too(key):
 def test_every_langevin_step_and_chain_has_noise_of_its_own(key):
     # A flat density: z is the sum of its noises, so its differences are the noises.
     flat = jnp.zeros_like
-    run = partial(samplers.langevin, key, jnp.zeros(8), flat, step_size=1.0)
+    keys = jax.random.split(key, 8)
+    run = partial(samplers.langevin, keys, jnp.zeros(8), flat, step_size=1.0)
     courses = np.stack([run(num_steps=t)[0] for t in (1, 2, 3)])
     noises = np.diff(courses, axis=0, prepend=0.0)
     assert np.unique(noises.round(5)).size == 24
@@ -254,7 +260,8 @@ def test_langevin_does_not_recompile(key):
     @jax.jit
     def run(key, z):
         traces.append(key)
-        return samplers.langevin(key, z, log_target, step_size=0.1, num_steps=3)[0]
+        keys = jax.random.split(key, 3)
+        return samplers.langevin(keys, z, log_target, step_size=0.1, num_steps=3)[0]
 
     first, second = run(key, jnp.zeros(3)), run(rng.at_step(key, 1), jnp.zeros(3))
     assert len(traces) == 1

@@ -12,6 +12,8 @@ sigmoid.  The last layer starts at zero: before training r_k = 1 and the NCP pri
 exactly the VAE's own prior.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,10 +27,12 @@ class MLPDiscriminator(nn.Module):
     Attributes:
       hidden_dims: widths of the hidden layers.
       activation: name of a function in `jax.nn`.
+      dtype: of activations; parameters and the logit are float32.
     """
 
     hidden_dims: tuple[int, ...] = (100, 100)
     activation: str = "tanh"
+    dtype: Any = jnp.float32
 
     def setup(self) -> None:
         """Makes the layers; they take their shapes from what they first see."""
@@ -36,13 +40,15 @@ class MLPDiscriminator(nn.Module):
         first, *_ = self.hidden_dims
         # Checkpoints know the layers that every group has by these names.
         self.hidden = [
-            nn.Dense(width, kernel_init=init, name=f"Dense_{i}")
+            nn.Dense(width, kernel_init=init, dtype=self.dtype, name=f"Dense_{i}")
             for i, width in enumerate(self.hidden_dims)
         ]
         self.last = nn.Dense(
             1, kernel_init=nn.initializers.zeros, name=f"Dense_{len(self.hidden_dims)}"
         )
-        self.context = nn.Dense(first, kernel_init=init, use_bias=False)
+        self.context = nn.Dense(
+            first, kernel_init=init, use_bias=False, dtype=self.dtype
+        )
 
     def __call__(self, z: Array, context: Array) -> Array:
         """Maps z [B, *latent_shape] and context [B, *context_shape] to log r_k [B]."""
@@ -55,7 +61,7 @@ class MLPDiscriminator(nn.Module):
           context: [B, *context_shape]; of shape [B, 0] where there is none.
         """
         if not context.size:
-            return jnp.zeros((context.shape[0], 1))
+            return jnp.zeros((context.shape[0], 1), self.dtype)
         return self.context(context.reshape(context.shape[0], -1))
 
     def log_ratio(self, z: Array, feature: Array) -> Array:
@@ -65,4 +71,4 @@ class MLPDiscriminator(nn.Module):
         h = first(z.reshape(z.shape[0], -1)) + feature
         for layer in others:
             h = layer(activation(h))
-        return self.last(activation(h))[:, 0]
+        return self.last(activation(h).astype(jnp.float32))[:, 0]

@@ -1,0 +1,156 @@
+"""Sampling-importance-resampling (Sec. 4.3), and the exact Markov chain made of it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ncp_jax import rng
+from ncp_jax.samplers import chains
+
+Array = jax.Array
+Sample = Callable[[Array], Array]  # keys [B] -> draws [B, ...], one chain per key
+LogRatio = Callable[[Array], Array]  # z [B, ...] -> [B], nats
+
+
+class SIRInfo(NamedTuple):
+    """Diagnostics of resampling; every field is [B]."""
+
+    ess: Array  # effective sample size of the weights, in [1, num_proposals]
+    log_z: Array  # log (1/M) sum_m r_m: exp(log_z) is unbiased for Z_k
+
+
+class IteratedSIRInfo(NamedTuple):
+    """Diagnostics of iterated resampling; every field is [B]."""
+
+    ess: Array  # as of SIR, the mean over steps; the current z counts as a proposal
+    log_z: Array  # as of SIR, over the fresh proposals of all steps
+    acceptance: Array  # share of steps that moved
+
+
+def sir(
+    keys: Array,
+    sample: Sample,
+    log_r: LogRatio,
+    *,
+    num_proposals: int,
+    chunk_size: int,
+) -> tuple[Array, SIRInfo]:
+    """Keeps one of M proposals per chain, with probability proportional to r.
+
+    Proposals are made in chunks and forgotten; only their log-weights are kept, and
+    the chosen proposal is made again from its key.  The draws follow r(z) p(z) / Z as M
+    grows; at finite M their bias is O(1/M), which `info.ess` makes visible.
+
+    Args:
+      keys: [B] PRNG keys, one per chain; consumed here, so do not use them again.
+      sample: keys [B] -> [B, ...] draws from p; draw b depends on key b alone.
+      log_r: z [B, ...] -> [B] log r (nats); NaN counts as r = 0.
+      num_proposals: M.
+      chunk_size: proposals per chain weighed at a time; memory grows with it, the
+        draws do not depend on it.
+
+    Returns:
+      [B, ...] draws and their `SIRInfo`.
+    """
+    log_w = _weigh(keys, sample, log_r, num_proposals, chunk_size)  # [M, B]
+    chosen, info = _choose(keys, log_w)
+    return _propose(keys, sample, chosen), info
+
+
+def iterated_sir(
+    keys: Array,
+    initial: Array,
+    sample: Sample,
+    log_r: LogRatio,
+    *,
+    num_proposals: int,
+    chunk_size: int,
+    num_steps: int,
+) -> tuple[Array, IteratedSIRInfo]:
+    """Repeats SIR with the current z among the M proposals (i-SIR).
+
+    Andrieu, Lee & Vihola, "Uniform ergodicity of the iterated conditional SMC and
+    geometric ergodicity of particle Gibbs samplers" (2018): every step leaves
+    r(z) p(z) / Z exactly invariant, at any M of 2 or more, and forgets `initial` at the
+    rate of about 1 - ess / M; SIR itself has a bias of O(1/M).
+
+    Args:
+      keys: [B] PRNG keys, one per chain; consumed here.
+      initial: [B, ...] where the chains start, usually draws from p.
+      sample: as of `sir`.
+      log_r: as of `sir`.
+      num_proposals: M, the current z included.
+      chunk_size: as of `sir`.
+      num_steps: how often all M are weighed.
+
+    Returns:
+      [B, ...] draws and their `IteratedSIRInfo`.
+    """
+
+    def step(state: tuple[Array, Array], t: Array) -> tuple[tuple[Array, Array], tuple]:
+        z, log_w_of_z = state
+        step_keys = rng.at_step(keys, t)
+        fresh = _weigh(step_keys, sample, log_r, num_proposals - 1, chunk_size)
+        log_w = jnp.concatenate([log_w_of_z[None], fresh])  # [M, B]
+        chosen, info = _choose(step_keys, log_w)
+        new = _propose(step_keys, sample, jnp.maximum(chosen - 1, 0))
+        z = chains.where(chosen > 0, new, z)
+        log_w_of_z = jnp.take_along_axis(log_w, chosen[None], axis=0)[0]
+        return (z, log_w_of_z), (info.ess, _log_mean_exp(fresh), chosen > 0)
+
+    start = initial, _without_nan(log_r(initial))
+    (z, _), (ess, log_z, has_moved) = jax.lax.scan(step, start, jnp.arange(num_steps))
+    return z, IteratedSIRInfo(
+        jnp.mean(ess, 0), _log_mean_exp(log_z), jnp.mean(has_moved, 0)
+    )
+
+
+def _propose(keys: Array, sample: Sample, index: Array) -> Array:
+    """Proposal number `index` [B] of every chain: [B, ...]."""
+    chain_keys = rng.stream(keys, "proposals")
+    return sample(jax.vmap(rng.at_step)(chain_keys, index))
+
+
+def _weigh(
+    keys: Array, sample: Sample, log_r: LogRatio, num_proposals: int, chunk_size: int
+) -> Array:
+    """log r of all proposals, [M, B]; they are forgotten."""
+
+    def weigh(m: Array) -> Array:
+        index = jnp.broadcast_to(m, keys.shape)
+        return _without_nan(log_r(_propose(keys, sample, index)))
+
+    log_w = jax.lax.map(weigh, jnp.arange(num_proposals), batch_size=chunk_size)
+    chex.assert_shape(log_w, (num_proposals, *keys.shape))
+    return log_w
+
+
+def _choose(keys: Array, log_w: Array) -> tuple[Array, SIRInfo]:
+    """One of the M proposals [B], and what the weights [M, B] say.
+
+    Chain after chain: drawing takes several times the memory of the weights.
+    """
+
+    def of_chain(key_b: tuple[Array, Array]) -> tuple[Array, SIRInfo]:
+        key, b = key_b
+        log_w_b = jax.lax.dynamic_index_in_dim(log_w, b, axis=1, keepdims=False)  # [M]
+        log_sum = jax.nn.logsumexp(log_w_b)
+        info = SIRInfo(
+            ess=jnp.exp(2 * log_sum - jax.nn.logsumexp(2 * log_w_b)),
+            log_z=log_sum - jnp.log(len(log_w_b)),
+        )
+        return jax.random.categorical(key, log_w_b), info
+
+    chain_keys = rng.stream(keys, "choice")
+    return jax.lax.map(of_chain, (chain_keys, jnp.arange(len(keys))))
+
+
+def _log_mean_exp(log_w: Array) -> Array:
+    return jax.nn.logsumexp(log_w, axis=0) - jnp.log(log_w.shape[0])
+
+
+def _without_nan(log_w: Array) -> Array:
+    return jnp.where(jnp.isnan(log_w), -jnp.inf, log_w)
