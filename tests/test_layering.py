@@ -14,9 +14,11 @@ LAYERS = [
     {"errors", "rng", "distributions", "importance", "optimizers", "pictures"}
     | {"kl_schedule", "pixels", "models.convolution", "models.nvae_regularizers"},
     {"samplers", "models.base", "models.discriminator", "metrics.modes", "quantities"}
+    | {"metrics.moments"}
     | {"cifar", "partial_array", "picture_files", "splits"}
     | {"parallel", "torch_file", "models.nvae_layers"},
     {"models.mlp_vae", "latents", "readers", "checkpoints", "run_log", "plots"}
+    | {"metrics.frechet"}
     | {"celeba", "picture_cache", "picture_folder", "stacks"}
     | {"models.flows", "models.nvae_cells", "models.residual_discriminator"},
     {"data_files", "models.nvae_layout", "models.nvae_group", "models.nvae_towers"},
