@@ -14,11 +14,11 @@ LAYERS = [
     {"errors", "rng", "distributions", "importance", "optimizers", "pictures"}
     | {"kl_schedule", "pixels", "models.convolution", "models.nvae_regularizers"},
     {"samplers", "models.base", "models.discriminator", "metrics.modes", "quantities"}
-    | {"metrics.moments"}
+    | {"metrics.moments", "metrics.gaussian_kernel"}
     | {"cifar", "partial_array", "picture_files", "splits"}
     | {"parallel", "torch_file", "models.nvae_layers"},
     {"models.mlp_vae", "latents", "readers", "checkpoints", "run_log", "plots"}
-    | {"metrics.frechet"}
+    | {"metrics.frechet", "metrics.two_sample"}
     | {"celeba", "picture_cache", "picture_folder", "stacks"}
     | {"models.flows", "models.nvae_cells", "models.residual_discriminator"},
     {"data_files", "models.nvae_layout", "models.nvae_group", "models.nvae_towers"},
