@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "rng", "distributions", "importance", "optimizers", "pictures"}
     | {"kl_schedule", "pixels", "models.convolution", "models.nvae_regularizers"},
     {"samplers", "models.base", "models.discriminator", "metrics.modes", "quantities"}
-    | {"metrics.moments", "metrics.gaussian_kernel"}
+    | {"metrics.moments", "metrics.gaussian_kernel", "metrics.neighbours"}
     | {"cifar", "partial_array", "picture_files", "splits"}
     | {"parallel", "torch_file", "models.nvae_layers"},
     {"models.mlp_vae", "latents", "readers", "checkpoints", "run_log", "plots"}
