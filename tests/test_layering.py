@@ -12,16 +12,19 @@ PACKAGE = Path(ncp_jax.__file__).parent
 # A module imports only from layers above its own line.  A new module gets a line here.
 LAYERS = [
     {"errors", "rng", "distributions", "importance", "optimizers", "pictures"}
-    | {"kl_schedule", "pixels", "models.convolution", "models.nvae_regularizers"},
+    | {"kl_schedule", "pixels", "models.convolution", "models.nvae_regularizers"}
+    | {"metrics.inception_blocks"},
     {"samplers", "models.base", "models.discriminator", "metrics.modes", "quantities"}
     | {"metrics.moments", "metrics.gaussian_kernel", "metrics.neighbours"}
+    | {"metrics.extractor"}
     | {"cifar", "partial_array", "picture_files", "splits"}
     | {"parallel", "torch_file", "models.nvae_layers"},
     {"models.mlp_vae", "latents", "readers", "checkpoints", "run_log", "plots"}
-    | {"metrics.frechet", "metrics.two_sample"}
+    | {"metrics.frechet", "metrics.two_sample", "metrics.weights"}
     | {"celeba", "picture_cache", "picture_folder", "stacks"}
     | {"models.flows", "models.nvae_cells", "models.residual_discriminator"},
-    {"data_files", "models.nvae_layout", "models.nvae_group", "models.nvae_towers"},
+    {"data_files", "models.nvae_layout", "models.nvae_group", "models.nvae_towers"}
+    | {"metrics.inception", "metrics.feature_nets"},
     {"training", "prior", "data", "page", "models.nvae_topdown"},
     {"vae_stage", "nce", "report", "config", "benchmark", "models.nvae"},
     {"ncp_stage", "workdir", "validation", "models.nvae_readjust", "nvae_names"},

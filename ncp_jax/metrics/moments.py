@@ -15,6 +15,8 @@ import numpy as np
 
 from ncp_jax.errors import InputError
 
+# What NumPy raises for files that are damaged or of another kind.
+FILE_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 ROWS_AT_A_TIME = 4096  # of features, as float64: 67 MB at 2048 features
 
 
@@ -129,7 +131,7 @@ def load(folder: Path, content: str) -> Moments:
     try:
         with open(path, "rb") as file, np.load(file) as arrays:
             return Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except FILE_ERRORS as error:
         raise InputError(
             f"{path} holds no moments ({error}): delete it to compute them again"
         ) from error
