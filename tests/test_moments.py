@@ -120,6 +120,14 @@ def test_a_damaged_file_is_named(tmp_path, keep):
         moments.cached(tmp_path, CONTENT, lambda: pytest.fail("computed"))
 
 
+def test_another_kind_of_file_is_named(tmp_path):
+    path = moments.save(tmp_path, CONTENT, Moments.of(FEATURES))
+    with open(path, "wb") as file:
+        np.save(file, FEATURES)
+    with pytest.raises(InputError, match="holds no moments"):
+        moments.load(tmp_path, CONTENT)
+
+
 def test_a_path_is_no_hash(tmp_path):
     with pytest.raises(ValueError, match="hexadecimal"):
         moments.load(tmp_path, "../0123456789abcdef")

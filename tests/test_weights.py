@@ -58,16 +58,15 @@ def test_names_and_layouts_become_linens():
         ({"bn.bias": None}, "lacks params/bn/bias$"),
         ({"bn2.bias": np.ones(2)}, "has unknown params/bn2/bias$"),
         ({"fc.bias": np.ones(5)}, "has other shapes of params/fc/bias$"),
-        ({f"x{i}.bias": np.ones(2) for i in range(8)}, "x5/bias and 2 more$"),
+        (
+            {f"x{i}.bias": np.ones(2) for i in range(8)},
+            "has unknown .*/x5/bias and 2 more$",
+        ),
     ],
 )
 def test_weights_of_another_network_are_refused(change, message):
     state = {k: v for k, v in {**STATE, **change}.items() if v is not None}
-    with (
-        pytest.raises(InputError, match=f"another network: the file {message}")
-        if ("more" not in message)
-        else pytest.raises(InputError, match=message)
-    ):
+    with pytest.raises(InputError, match=f"another network: the file {message}"):
         weights.to_variables(Tiny(), state, SHAPE)
 
 
