@@ -105,6 +105,19 @@ def test_the_standard_error_is_the_bootstraps():
     assert estimate.stderr == pytest.approx(np.std(resampled), rel=0.2)
 
 
+def test_the_standard_error_is_the_jackknifes_on_skewed_features():
+    """Then mean and covariance err together, and their signs count."""
+    features = np.random.default_rng(0).exponential(size=(300, 3)) * [1.0, 2.0, 0.5]
+    target = population([2.0, 1.0, 0.0], 0.7 * np.eye(3) + 0.4)
+    left_out = [
+        frechet.distance(Moments.of(np.delete(features, i, 0)), target)
+        for i in range(300)
+    ]
+    expected = math.sqrt(299 * np.var(left_out))
+    estimate = frechet.estimate(features, target)
+    assert estimate.stderr == pytest.approx(expected, rel=0.03)
+
+
 def test_the_standard_error_is_that_of_repeated_experiments():
     num = 400
     found = [frechet.estimate(draws(seed, 500), TARGET) for seed in range(num)]

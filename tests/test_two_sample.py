@@ -176,6 +176,14 @@ def test_kid_is_zero_on_average_for_equal_distributions_only():
     assert shifted.distance.value > 2 * bar
 
 
+def test_either_sample_may_be_the_smaller_one():
+    x, y = normal(0, 7, 4), normal(1, 10, 4)
+    assert two_sample.kid(y, x, seed=0, subset_size=3).num_subsets == 2
+    result = two_sample.mmd(y, x, kernel(4, 1.5), seed=0, num_permutations=1)
+    turned = two_sample.mmd(x, y, kernel(4, 1.5), seed=0, num_permutations=1)
+    assert result.distance[:3] == pytest.approx(turned.distance[:3], rel=1e-10)
+
+
 @pytest.mark.parametrize(("n", "size"), [(19, 10), (19, 1)])
 def test_kid_needs_two_subsets(n, size):
     with pytest.raises(InputError, match=r"KID needs 2 subsets .* 19 and 40 samples"):
