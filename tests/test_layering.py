@@ -12,15 +12,18 @@ PACKAGE = Path(ncp_jax.__file__).parent
 # A module imports only from layers above its own line.  A new module gets a line here.
 LAYERS = [
     {"errors", "rng", "distributions", "importance", "optimizers", "pictures"}
-    | {"kl_schedule", "pixels", "models.convolution", "models.nvae_regularizers"},
+    | {"kl_schedule", "pixels", "models.convolution", "models.nvae_regularizers"}
+    | {"metrics.inception_blocks"},
     {"samplers.chains", "models.base", "models.discriminator", "metrics.modes"}
+    | {"metrics.moments", "metrics.gaussian_kernel", "metrics.neighbours"}
     | {"cifar", "partial_array", "picture_files", "splits", "quantities"}
-    | {"parallel", "torch_file", "models.nvae_layers"},
+    | {"parallel", "torch_file", "models.nvae_layers", "metrics.extractor"},
     {"models.mlp_vae", "latents", "readers", "checkpoints", "run_log", "plots"}
+    | {"metrics.frechet", "metrics.two_sample", "metrics.weights"}
     | {"celeba", "picture_cache", "picture_folder", "stacks", "samplers.resampling"}
     | {"models.flows", "models.nvae_cells", "models.residual_discriminator"},
     {"data_files", "models.nvae_layout", "models.nvae_group", "models.nvae_towers"}
-    | {"samplers.dynamics"},
+    | {"metrics.inception", "metrics.feature_nets", "samplers.dynamics"},
     {"samplers", "training", "prior", "data", "page", "models.nvae_topdown"},
     {"vae_stage", "nce", "report", "config", "models.nvae", "group_samplers"}
     | {"generation", "benchmark"},
