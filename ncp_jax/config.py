@@ -137,7 +137,19 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "log_z_batch_size": 50_000,
                 "num_passes": 4,  # encodings of each test example for the NCE loss
             },
-            "benchmark": {"num_steps": 5_000, "num_repeats": 3},
+            "benchmark": {
+                "parts": ("training", "samplers", "alone", "stage_two"),
+                "num_steps": 5_000,  # of the training loop
+                "num_repeats": 3,  # of it
+                "num_images": (1, 10),
+                "num_proposals": (5, 50, 500, 5_000),
+                "num_langevin_steps": (5, 50, 500, 1_000),
+                "num_groups": (1, 2, 5, 10, 30),  # K of stage 2
+                "batch_size": 64,  # of stage 2
+                "num_calls": 5,  # of each sampler and update
+                "max_seconds": 60.0,  # longer calls are predicted and left out
+                "max_gigabytes": 8.0,  # of the plain version, likewise
+            },
         }
     ).lock()
 
@@ -180,7 +192,16 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
             langevin_num_steps=20,
             mala_num_steps=20,
         )
-        config.benchmark.update(num_steps=60, num_repeats=1)
+        config.benchmark.update(
+            num_steps=60,
+            num_repeats=1,
+            num_images=(1, 2),
+            num_proposals=(5, 20),
+            num_langevin_steps=(2, 20),
+            num_groups=(1, 2),
+            batch_size=4,
+            num_calls=2,
+        )
         config.evaluate.update(
             max_examples=150,
             num_importance_samples=20,

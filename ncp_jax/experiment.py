@@ -4,7 +4,6 @@ Each stage writes its own part of the workdir and reads only the parts before it
 """
 
 import contextlib
-import json
 import os
 import platform
 import subprocess
@@ -18,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ncp_jax import (
-    benchmark,
+    benchmark_stage,
     evaluate_stage,
     import_stage,
     parallel,
@@ -75,7 +74,10 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
     if config.vae.checkpoint:
         config = import_stage.with_its_model(config)
     wiring.check_networks(config)
-    dataset = wiring.load_data(config)
+    if stage == "benchmark":  # seconds do not depend on the data
+        dataset = wiring.noise_for_data(config)
+    else:
+        dataset = wiring.load_data(config)
     folder = Workdir(
         workdir, config_lib.as_json(config), _environment(), parallel.is_writer()
     )
@@ -102,7 +104,7 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
         if stage in ("all", "evaluate"):
             print(report.summary_table(folder.results()))
         if stage == "benchmark":
-            time_training_loop(experiment)
+            benchmark_stage.benchmark(experiment, _environment())
         if stage == "all":
             print(f"report: {report.write(workdir)}")
 
@@ -145,21 +147,6 @@ def _trained(state: TrainState | NCPState) -> dict[str, Any]:
     if isinstance(state, TrainState):
         return state.params
     return {f"stack_{i}": stack.params for i, stack in enumerate(state.stacks)}
-
-
-def time_training_loop(experiment: Experiment) -> None:
-    """Compares stage 1's loop with a bare scan; writes benchmark.json."""
-    settings = experiment.config.vae
-    task, state = experiment.vae_task()
-    timings = benchmark.training_loop(
-        task,
-        state,
-        steps_per_dispatch=settings.steps_per_dispatch,
-        steps_per_eval=settings.steps_per_eval,
-        **experiment.config.benchmark,
-    )
-    experiment.workdir.write_json("benchmark.json", {"vae": timings})
-    print(json.dumps(timings, indent=2))
 
 
 def _environment() -> dict[str, Any]:

@@ -71,7 +71,7 @@ def batches(
         keys = jax.vmap(rng.at_step, (None, 0))(key, first + jnp.arange(padded))
         while True:
             try:
-                out = jax.device_get(_one_batch(mesh, draw, prior, keys))
+                out = jax.device_get(draw_batch(mesh, draw, prior, keys))
                 break
             except jax.errors.JaxRuntimeError as error:
                 draw = _with_smaller_chunks(draw, error)
@@ -80,7 +80,9 @@ def batches(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _one_batch(mesh: Mesh, draw: DrawGroup, prior: NCPPrior, keys: Array) -> Generated:
+def draw_batch(mesh: Mesh, draw: DrawGroup, prior: NCPPrior, keys: Array) -> Generated:
+    """Draws and decodes one batch, compiled: a picture per key, on the devices."""
+
     def share(prior: NCPPrior, keys: Array) -> Generated:
         with jax.default_matmul_precision("float32"):  # TF32 would move log-weights
             draws = ancestral(prior, keys, draw)

@@ -31,6 +31,32 @@ def importance_weighted_bound(log_w: Array) -> Array:
     return log_mean_exp(log_w, axis=0)
 
 
+def chain_ess(course: np.ndarray) -> np.ndarray:
+    """How many independent draws each Markov chain is worth, in (0, T].
+
+    T / (1 + 2 sum of autocorrelations), the sum cut where pairs of them turn negative:
+    Geyer, "Practical Markov chain Monte Carlo" (1992).  A chain that never moves has 1.
+
+    Args:
+      course: [..., T] a number at every step of a stationary chain.
+
+    Returns:
+      [...].
+    """
+    centred = course - course.mean(-1, keepdims=True)
+    num_steps = course.shape[-1]
+    spectrum = np.abs(np.fft.rfft(centred, 2 * num_steps)) ** 2
+    covariance = np.fft.irfft(spectrum)[..., :num_steps]
+    variance = covariance[..., :1]
+    is_still = variance[..., 0] <= 0
+    rho = covariance / np.where(variance > 0, variance, 1.0)
+    even = num_steps - num_steps % 2
+    pairs = rho[..., 0:even:2] + rho[..., 1:even:2]  # positive for a reversible chain
+    is_kept = np.cumprod(pairs > 0, axis=-1)
+    ess = num_steps / np.maximum(2 * (pairs * is_kept).sum(-1) - 1, 1.0)
+    return np.where(is_still, 1.0, ess)
+
+
 class Estimate(NamedTuple):
     """A measured number: nobody prints one without its error."""
 

@@ -97,7 +97,7 @@ def loss(stage: str, curves: Mapping[str, NDArray[np.float64]]) -> list[Panel]:
     curves = {split: xy for split, xy in finite.items() if len(xy)}
     if not curves:
         return []
-    axes = _axes(4.8, 2.8)
+    axes = axes_of(4.8, 2.8)
     for split, xy in curves.items():
         looks: Any = {"marker": "."} if len(xy) <= 40 else {"lw": 0.8, "alpha": 0.7}
         axes.plot(*xy.T, color=colours[split], label=split, **looks)
@@ -116,7 +116,7 @@ def loss(stage: str, curves: Mapping[str, NDArray[np.float64]]) -> list[Panel]:
     final = ", ".join(f"{split} {xy[-1, 1]:.4g}" for split, xy in curves.items())
     name = {"vae": "Stage 1: VAE", "ncp": "Stage 2: NCE"}.get(stage, stage)
     caption = f"{name} loss; last values: {final} nats"
-    return [Panel(_png(axes), f"Loss against step. {caption}.", caption)]
+    return [Panel(png(axes), f"Loss against step. {caption}.", caption)]
 
 
 @matplotlib.rc_context(STYLE)
@@ -133,7 +133,7 @@ def log_ratios(arrays: Arrays) -> list[Panel]:
             continue
         low, high = _limits(np.concatenate([on_q, on_p]), tail=0.2)
         bins = np.linspace(low, high, 60)
-        axes = _axes(*size)
+        axes = axes_of(*size)
         for values, colour, label in (
             (on_q, POSTERIOR, "z ~ q"),
             (on_p, BASE, "z ~ p"),
@@ -149,7 +149,7 @@ def log_ratios(arrays: Arrays) -> list[Panel]:
         mean = f"mean log r {on_q.mean():.2f} nats under q, {on_p.mean():.2f} under p"
         group = f"Group {k}, K = {num_groups}. " if num_groups > 1 else ""
         panels.append(
-            Panel(_png(axes), f"Histogram. {group}{mean}.", group + mean.capitalize())
+            Panel(png(axes), f"Histogram. {group}{mean}.", group + mean.capitalize())
         )
     return panels
 
@@ -162,7 +162,7 @@ def log_z(arrays: Arrays) -> list[Panel]:
     if not len(curve):
         return []
     draws, estimate, half = curve[:, 0], curve[:, 1], Z95 * curve[:, 2]
-    axes = _axes(4.8, 2.8)
+    axes = axes_of(4.8, 2.8)
     axes.fill_between(
         draws, estimate - half, estimate + half, color=NCP, alpha=0.2, lw=0
     )
@@ -174,7 +174,7 @@ def log_z(arrays: Arrays) -> list[Panel]:
         f"log Z = {estimate[-1]:.3f} ± {half[-1]:.3f} nats after {int(draws[-1]):,} "
         "draws; the band is the 95 % interval"
     )
-    return [Panel(_png(axes), f"Estimate against number of draws. {caption}.", caption)]
+    return [Panel(png(axes), f"Estimate against number of draws. {caption}.", caption)]
 
 
 @matplotlib.rc_context(STYLE)
@@ -231,7 +231,7 @@ def langevin(arrays: Arrays) -> list[Panel]:
         series = np.where(np.isfinite(series), series, np.nan)
         num_groups = len(series)
         colours = _fade(LANGEVIN, alpha=0.35)(np.linspace(1, 0, num_groups))
-        axes = _axes(4.8, 2.8)
+        axes = axes_of(4.8, 2.8)
         for k, (row, colour) in enumerate(zip(series, colours, strict=True)):
             ends = num_groups > 1 and k in (0, num_groups - 1)
             axes.plot(row, color=colour, label=f"group {k}" if ends else None)
@@ -239,15 +239,17 @@ def langevin(arrays: Arrays) -> list[Panel]:
             axes.legend()
         axes.set(xlabel="Langevin step", ylabel=label)
         caption = f"Mean {label} over the chains"
-        panels.append(Panel(_png(axes), f"{caption} against Langevin step.", caption))
+        panels.append(Panel(png(axes), f"{caption} against Langevin step.", caption))
     return panels
 
 
-def _axes(width: float, height: float) -> Axes:
+def axes_of(width: float, height: float) -> Axes:
+    """The axes of a new figure of so many inches."""
     return Figure(figsize=(width, height), dpi=180).subplots()
 
 
-def _png(axes: Axes) -> bytes:
+def png(axes: Axes) -> bytes:
+    """The figure of some axes as a PNG."""
     buffer = io.BytesIO()
     figure = axes.figure
     assert isinstance(figure, Figure)  # not one of its subfigures
@@ -264,7 +266,7 @@ def _scatter(
         shown[:, 0], shown[:, 1], s=3.5, color=colour, alpha=0.45, linewidths=0
     )
     alt = f"Scatter of {len(shown):,} points in the plane of {x} and {y}. {caption}."
-    return Panel(_png(axes), alt, caption)
+    return Panel(png(axes), alt, caption)
 
 
 def _density(
@@ -284,11 +286,11 @@ def _density(
         vmax=1,
     )
     alt = f"Density over the latent plane, brought to maximum one. {caption}."
-    return Panel(_png(axes), alt, caption)
+    return Panel(png(axes), alt, caption)
 
 
 def _square(limits: tuple[Limits, Limits], x: str, y: str) -> Axes:
-    axes = _axes(3.2, 3.2)
+    axes = axes_of(3.2, 3.2)
     axes.set(xlim=limits[0], ylim=limits[1], xlabel=x, ylabel=y)
     axes.set_aspect("equal", adjustable="box")
     return axes

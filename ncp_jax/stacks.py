@@ -60,6 +60,11 @@ def by_block(blocks: Sequence[Block], per_stack: Sequence[PyTree]) -> tuple[Any,
     return tuple(parts[b] for b in range(len(blocks)))
 
 
+def formulation_here() -> str:
+    """What "auto" means on this backend."""
+    return "map" if jax.default_backend() == "cpu" else "vmap"
+
+
 def over_groups(
     function: Callable[..., PyTree], *stacked: PyTree, formulation: str = "auto"
 ) -> PyTree:
@@ -76,7 +81,7 @@ def over_groups(
         CPUs.
     """
     if formulation == "auto":
-        formulation = "map" if jax.default_backend() == "cpu" else "vmap"
+        formulation = formulation_here()
     if jax.tree.leaves(stacked)[0].shape[0] == 1:  # neither loop nor batch of one
         alone = function(*(jax.tree.map(lambda leaf: leaf[0], s) for s in stacked))
         return jax.tree.map(lambda leaf: leaf[None], alone)

@@ -11,6 +11,7 @@ from ncp_jax.config import DISCRIMINATORS, VAES, flatten
 from ncp_jax.errors import InputError
 from ncp_jax.quantities import SAMPLERS
 
+PARTS = ("training", "samplers", "alone", "stage_two")  # of the benchmark
 DTYPES = ("float32", "bfloat16")
 ACTIVATIONS = ("tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "swish", "softplus")
 
@@ -103,10 +104,16 @@ def _require_samplers(name: str, values: Sequence[Any]) -> None:
         )
 
 
+def _require_parts(name: str, values: Sequence[Any]) -> None:
+    if not values or not set(values) <= set(PARTS):
+        raise InputError(f"config.{name} must hold some of {PARTS}, got {values}")
+
+
 _LISTS: Mapping[str, Callable[[str, Sequence[Any]], None]] = {
     "sample.groups": _require_groups,
     "sample.langevin_step_sizes": _require_steps,
     "sample.samplers": _require_samplers,
+    "benchmark.parts": _require_parts,
 }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from ncp_jax.training import Task, TrainState
 from ncp_jax.workdir import Workdir
 
 Array = jax.Array
+
+MAX_NOISE_BYTES = 2 * 10**8  # of noise that stands for a data set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,3 +323,18 @@ def load_data(config: ConfigDict) -> data.Dataset:
             for i, split in enumerate(map(jnp.asarray, dataset))
         )
     )
+
+
+def noise_for_data(config: ConfigDict) -> data.Dataset:
+    """Examples of the right shape and type, where their values do not matter."""
+    shape = tuple(config.data.shape)
+    smallest = max(config.vae.batch_size, config.ncp.batch_size)
+    num_train = max(smallest, min(10_000, MAX_NOISE_BYTES // math.prod(shape)))
+    generator = np.random.default_rng(config.seed)
+
+    def draw(number: int) -> np.ndarray:
+        if len(shape) < 3:
+            return generator.normal(size=(number, *shape)).astype(np.float32)
+        return generator.integers(256, size=(number, *shape), dtype=np.uint8)
+
+    return data.Dataset(draw(num_train), draw(smallest), draw(smallest))

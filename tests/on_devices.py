@@ -161,7 +161,7 @@ def drawing():
         found[name] = {
             "gap": max(jax.tree.leaves(gaps)),
             "sent": collectives(
-                functools.partial(generation._one_batch, mesh, draw), ncp, keys
+                functools.partial(generation.draw_batch, mesh, draw), ncp, keys
             ),
         }
     return found

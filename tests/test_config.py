@@ -242,3 +242,20 @@ def test_a_fingerprint_depends_on_its_sections_alone():
     vae, ncp = ("seed", "data", "vae"), ("seed", "data", "vae", "ncp")
     assert config_lib.fingerprint(old, vae) == config_lib.fingerprint(new, vae)
     assert config_lib.fingerprint(old, ncp) != config_lib.fingerprint(new, ncp)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("sample.samplers", ("sir", "gibbs"), "must hold some of .*'sirmala'"),
+        ("sample.samplers", ("sir", "sir"), "each once"),
+        ("sample.langevin_step_sizes", (0.1, 0.0), "positive numbers"),
+        ("benchmark.parts", ("samplers", "all"), "must hold some of .*'stage_two'"),
+        ("benchmark.parts", (), "must hold some of"),
+    ],
+)
+def test_lists_hold_what_there_is(name, values, message):
+    config = config_lib.default()
+    config.update_from_flattened_dict({name: values})
+    with pytest.raises(InputError, match=message):
+        validation.validate(config)

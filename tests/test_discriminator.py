@@ -307,9 +307,16 @@ def test_the_scale_of_a_context_does_not_matter():
     )
 
 
-def test_bfloat16_moves_log_r_little():
-    """By a few of its 8 bits."""
-    module = ResidualDiscriminator(channels=8, blocks="AB")
+@pytest.mark.parametrize(
+    "module",
+    [
+        ResidualDiscriminator(channels=8, blocks="AB"),
+        ResidualDiscriminator(channels=16, blocks="AAABAAAB"),
+        MLPDiscriminator((100, 100)),
+    ],
+)
+def test_bfloat16_moves_log_r_little(module):
+    """By a few of its 8 bits: at most a tenth of what log r varies by."""
     z, context = example(batch_size=64)
     expected = log_ratio_of(module, z, context)(z, context)
     log_r = log_ratio_of(module.clone(dtype=jnp.bfloat16), z, context)(z, context)

@@ -150,6 +150,38 @@ def test_samples_may_be_drawn_again_with_other_settings(small):
         assert results_of(small)["metrics"]["sir_ess"]["value"] <= num_proposals
 
 
+def test_every_sampler_draws_if_it_is_asked_to(small):
+    config = tiny.config()
+    names = ("mala", "isir", "sirmala")
+    config.sample.update(
+        samplers=names,
+        dtype="bfloat16",
+        num_images=4,
+        batch_size=4,
+        num_proposals=8,
+        num_iterations=2,
+        mala_num_steps=4,
+        memory_mib=1,
+    )
+    experiment.run(config, small, "sample")
+    drawn = {path.stem for path in (small / "samples").glob("*.npz")}
+    assert drawn == {"base", *names}  # nothing of an earlier call
+    found = results_of(small)["metrics"]
+    for name in ("mala_acceptance", "isir_acceptance", "sirmala_acceptance"):
+        assert 0 <= found[name]["value"] <= 1
+    assert found["isir_ess"]["value"] <= 4 and found["sirmala_ess"]["value"] <= 8
+
+
+def test_every_group_may_have_a_langevin_step_of_its_own(small):
+    config = tiny.config()
+    config.sample.update(num_images=2, langevin_num_steps=2, samplers=("langevin",))
+    config.sample.langevin_step_sizes = (0.1, 0.2)
+    with pytest.raises(InputError, match="langevin_step_sizes holds 2 numbers for 1"):
+        experiment.run(config, small, "sample")
+    config.sample.langevin_step_sizes = (0.1,)
+    experiment.run(config, small, "sample")
+
+
 def test_training_again_with_other_settings_is_refused(small):
     config = tiny.config()
     config.ncp.learning_rate = 0.5

@@ -41,11 +41,11 @@ def test_a_picture_depends_on_its_number_alone(ncp, key, draw):
 
 
 def test_batches_are_those_of_all_and_compile_once(ncp, key):
-    generation._one_batch.clear_cache()
+    generation.draw_batch.clear_cache()
     parts = list(generation.batches(ncp, key, 8, 3, Base()))
     assert [len(part.images) for part in parts] == [3, 3, 2]
     generation.generate(ncp, jax.random.key(9), 6, 3, Base())
-    assert generation._one_batch._cache_size() == 1
+    assert generation.draw_batch._cache_size() == 1
     whole = generation.generate(ncp, key, 8, 3, Base())
     np.testing.assert_array_equal(
         np.concatenate([part.images for part in parts]), whole.images
@@ -58,7 +58,7 @@ def test_batches_are_those_of_all_and_compile_once(ncp, key):
 def test_a_chunk_that_is_too_large_is_halved_and_the_draws_stay(
     ncp, key, monkeypatch, capsys
 ):
-    sound, tried = generation._one_batch, []
+    sound, tried = generation.draw_batch, []
 
     def small_device(mesh, draw, prior, keys):
         tried.append(draw.chunk_size)
@@ -67,7 +67,7 @@ def test_a_chunk_that_is_too_large_is_halved_and_the_draws_stay(
         return sound(mesh, draw, prior, keys)
 
     expected = generation.generate(ncp, key, 6, 3, SIR(30, chunk_size=30))
-    monkeypatch.setattr(generation, "_one_batch", small_device)
+    monkeypatch.setattr(generation, "draw_batch", small_device)
     out = generation.generate(ncp, key, 6, 3, SIR(30, chunk_size=30))
     assert tried == [30, 15, 7, 7]  # and the next batch starts where that ended
     assert "chunks of 15 proposals" in capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_what_smaller_chunks_cannot_cure_is_raised(
     def broken(*_):
         raise jax.errors.JaxRuntimeError(message)
 
-    monkeypatch.setattr(generation, "_one_batch", broken)
+    monkeypatch.setattr(generation, "draw_batch", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match=message[:8]):
         generation.generate(ncp, key, 6, 3, draw)
 

@@ -5,7 +5,8 @@ in one particular order, and brings others into that order only outside of loops
 writes the gradients of a convolution in other orders: in a scan over groups they ran
 forty times slower than here, where transposes are explicit.  A depthwise convolution
 has no fast kernel at all: forward and gradients ran forty times slower than as a sum of
-shifted copies.
+shifted copies.  Maps of 2x2 and less are slow in the kernel, too: twenty times slower
+than one product of patches and kernel, while from 4x4 on that is the slower one.
 
 Stacked kernels (`vmap` over groups of discriminators) would become XLA's grouped
 convolution, thirty times slower than one after another on CPUs.  There a stack is gone
@@ -14,7 +15,7 @@ costs memory: `size ** 2` times that of x.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ Array = jax.Array
 Pads = Sequence[tuple[int, int]]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+TINY = 9  # pixels of a map for which patches win on CPUs
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
@@ -45,6 +47,10 @@ def convolve(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array
     return _any(x, kernel, stride, groups)
 
 
+def _is_tiny(x: Array) -> bool:
+    return _is_cpu() and x.shape[1] * x.shape[2] <= TINY
+
+
 def _is_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
@@ -62,7 +68,8 @@ def _any(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dense(x: Array, kernel: Array, stride: int) -> Array:
-    return _stackable(_any, _product, stride)(x, kernel)
+    alone = _product if _is_tiny(x) else _any
+    return _stackable(alone, _product, stride)(x, kernel)
 
 
 def _dense_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple]:
@@ -72,13 +79,16 @@ def _dense_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple]:
 def _dense_backward(
     stride: int, saved: tuple[Array, Array], slope: Array
 ) -> tuple[Array, Array]:
-    alone = _gradients_on_cpu if _is_cpu() else partial(_gradients, _any)
-    return _stackable(alone, partial(_gradients, _product), stride)(*saved, slope)
+    alone = _gradients_on_cpu if _is_cpu() else _gradients_of_any
+    if _is_tiny(saved[0]):
+        alone = _gradients_of_product
+    return _stackable(alone, _gradients_of_product, stride)(*saved, slope)
 
 
 _dense.defvjp(_dense_forward, _dense_backward)
 
 
+@cache
 def _stackable(
     alone: Callable[..., Any], stacked: Callable[..., Any], stride: int
 ) -> Callable[..., Any]:
@@ -123,17 +133,18 @@ def _product(x: Array, kernel: Array, stride: int) -> Array:
     return patches @ kernel.reshape(size**2 * channels, features)
 
 
-def _gradients(
-    convolution: Callable[..., Array],
-    x: Array,
-    kernel: Array,
-    slope: Array,
-    stride: int,
+def _gradients_of_any(
+    x: Array, kernel: Array, slope: Array, stride: int
 ) -> tuple[Array, Array]:
-    """Those of x and kernel, as JAX writes them."""
-    _, pull = jax.vjp(partial(convolution, stride=stride), x, kernel)
-    of_x, of_kernel = pull(slope)
-    return of_x, of_kernel
+    _, pull = jax.vjp(partial(_any, stride=stride), x, kernel)
+    return pull(slope)
+
+
+def _gradients_of_product(
+    x: Array, kernel: Array, slope: Array, stride: int
+) -> tuple[Array, Array]:
+    _, pull = jax.vjp(partial(_product, stride=stride), x, kernel)
+    return pull(slope)
 
 
 def _gradients_on_cpu(

@@ -1,0 +1,105 @@
+"""Seconds and bytes of a compiled function, and what the device could do at best."""
+
+import dataclasses
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What calls of one function took.
+
+    Attributes:
+      first: seconds of the first call, compilation included.
+      repeats: seconds of each later call.
+      num_bytes: arguments, results and temporaries of the compiled program.
+    """
+
+    first: float
+    repeats: tuple[float, ...]
+    num_bytes: int
+
+    @property
+    def median(self) -> float:
+        """Of the repeats, in seconds."""
+        return float(np.median(self.repeats))
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the numbers that a reader wants."""
+        return {
+            "first_seconds": self.first,
+            "seconds": self.median,
+            "min_seconds": min(self.repeats),
+            "max_seconds": max(self.repeats),
+            "num_repeats": len(self.repeats),
+            "num_bytes": self.num_bytes,
+        }
+
+
+def time_compiled(
+    function: Callable[..., Any], *args: Any, num_repeats: int, max_seconds: float
+) -> tuple[Timing, Any]:
+    """Compiles and calls a function.
+
+    Args:
+      function: of arrays.
+      *args: its arguments.
+      num_repeats: calls after the first.
+      max_seconds: repeats end after the one that reaches this; there is one at least.
+
+    Returns:
+      The `Timing`, and what the function returned.
+    """
+    begin = perf_counter()
+    compiled = jax.jit(function).lower(*args).compile()
+    out = jax.block_until_ready(compiled(*args))
+    first = perf_counter() - begin
+    repeats = time_calls(lambda: compiled(*args), num_repeats, max_seconds)
+    return Timing(first, repeats, num_bytes(compiled)), out
+
+
+def time_calls(
+    call: Callable[[], Any], num_repeats: int, max_seconds: float
+) -> tuple[float, ...]:
+    """Seconds of calls, each waited for; at least one."""
+    repeats: list[float] = []
+    while not repeats or (len(repeats) < num_repeats and sum(repeats) < max_seconds):
+        begin = perf_counter()
+        jax.block_until_ready(call())
+        repeats.append(perf_counter() - begin)
+    return tuple(repeats)
+
+
+def num_bytes(compiled: Any) -> int:
+    """What a compiled program holds at most: arguments, results, temporaries."""
+    analysis: Any = compiled.memory_analysis()
+    return (
+        analysis.temp_size_in_bytes
+        + analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+    )
+
+
+def matmul_ceiling(dtype: str, size: int = 0, num_repeats: int = 5) -> float:
+    """FLOP/s of a large product of square matrices: the most that is to be had.
+
+    Args:
+      dtype: of both matrices; float32 is multiplied as such, not as TF32.
+      size: of a side; 0 for 2,048 on CPUs and 8,192 elsewhere.
+      num_repeats: the fastest counts.
+    """
+    size = size or (2_048 if jax.default_backend() == "cpu" else 8_192)
+    keys = jax.random.split(jax.random.key(0))
+    a, b = (jax.random.normal(key, (size, size), jnp.dtype(dtype)) for key in keys)
+    with jax.default_matmul_precision("float32"):
+        timing, _ = time_compiled(
+            jnp.matmul, a, b, num_repeats=num_repeats, max_seconds=60.0
+        )
+    return 2 * size**3 / min(timing.repeats)
