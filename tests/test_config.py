@@ -88,6 +88,7 @@ MAY_BE_ZERO = {
     "ncp.patience",
 }
 RATES_THAT_MAY_BE_ZERO = {
+    "evaluate.max_log_z_stderr",
     "sample.temperature",
     "vae.kl_warmup_fraction",
     "vae.kl_constant_fraction",

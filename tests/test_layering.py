@@ -13,7 +13,7 @@ PACKAGE = Path(ncp_jax.__file__).parent
 LAYERS = [
     {"errors", "rng", "distributions", "importance", "optimizers", "pictures"}
     | {"kl_schedule", "pixels", "models.convolution", "models.nvae_regularizers"}
-    | {"metrics.inception_blocks"},
+    | {"metrics.inception_blocks", "calibration"},
     {"samplers.chains", "models.base", "models.discriminator", "metrics.modes"}
     | {"metrics.moments", "metrics.gaussian_kernel", "metrics.neighbours"}
     | {"cifar", "partial_array", "picture_files", "splits", "quantities"}
@@ -22,20 +22,27 @@ LAYERS = [
     | {"metrics.frechet", "metrics.two_sample", "metrics.weights"}
     | {"celeba", "picture_cache", "picture_folder", "stacks", "samplers.resampling"}
     | {"models.flows", "models.nvae_cells", "models.residual_discriminator"},
-    {"data_files", "models.nvae_layout", "models.nvae_group", "models.nvae_towers"}
+    {
+        "data_files",
+        "group_plots",
+        "models.nvae_layout",
+        "models.nvae_group",
+        "models.nvae_towers",
+    }
     | {"metrics.inception", "metrics.feature_nets", "samplers.dynamics"},
     {"samplers", "training", "prior", "data", "page", "models.nvae_topdown"},
     {"vae_stage", "nce", "report", "config", "models.nvae", "group_samplers"}
     | {"generation", "benchmark"},
-    {"ncp_stage", "workdir", "validation", "models.nvae_readjust", "nvae_names"},
+    {"ncp_stage", "workdir", "validation", "models.nvae_readjust", "nvae_names"}
+    | {"bounds"},
     {"evaluation", "nvae_import", "architectures"},
-    {"wiring"},
+    {"wiring", "likelihood"},
     {"sample_stage", "import_stage"},
     {"evaluate_stage"},
     {"experiment"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
-WITHOUT_JAX = ("report", "page", "plots", "quantities")
+WITHOUT_JAX = ("report", "page", "plots", "group_plots", "quantities")
 MAY_READ_CONFIG = {"workdir", "validation", "wiring", "import_stage", "experiment"}
 BAD_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 
