@@ -138,7 +138,7 @@ def _posterior_draws(
         terms = log_w, jnp.sum(log_r, 1), log_n_0(log_r[:, 0])
         noise_key = rng.at_step(choice_key, s)
         score = terms[0] + terms[1] - terms[2]
-        score = score + jax.random.gumbel(noise_key, (num_kept, len(x)))  # [S', B]
+        score = score[None] + jax.random.gumbel(noise_key, (num_kept, len(x)))
         return terms, jnp.where(s < num_samples, score, -jnp.inf), latents
 
     def step(carry: tuple[Array, Latents], i: Array) -> tuple[tuple, tuple]:

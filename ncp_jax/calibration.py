@@ -51,29 +51,28 @@ def reliability(
 
 
 def error_terms(logit_q: Floats, logit_p: Floats, num_bins: int = NUM_BINS) -> Floats:
-    """Terms [n] whose mean estimates the expected calibration error of one group.
+    """Terms whose mean estimates the expected calibration error of one group.
 
     ECE = sum_b w_b |d_b|, with d_b the mean of (label - D) in bin b and w_b its share
     of the draws (Naeini et al., 2015).  The plain estimate of |d_b| is above 0 by
-    chance alone.  Here the sign of d_b comes from one half of the examples and its size
-    from the other, and the other way round: the mean is 0 for a calibrated
-    discriminator (an estimate may be negative), and else below ECE, which it approaches
-    as n grows.
+    chance alone.  Here the sign of d_b comes from every other example and its size from
+    those between, so the terms are independent given the signs and their mean is 0 for
+    a calibrated discriminator (an estimate may be negative), and else below ECE, which
+    it approaches as n grows.
 
     Args:
       logit_q: [n, m] log r of m posterior draws (label 1) of every example.
       logit_p: [n, m] log r of as many prior draws (label 0).
       num_bins: bins between quantiles of both together.
+
+    Returns:
+      [n - n // 2] terms, of the examples that give the size.
     """
     logits = np.stack([logit_q, logit_p], axis=2)  # [n, m, 2]
-    label = np.array([1.0, 0.0])
-    gap = label - _probability(logits)
-    bins, term = _bins(logits, num_bins), np.zeros_like(gap)
-    halves = np.arange(len(gap)) % 2 == 0
-    for half in (halves, ~halves):
-        total = np.bincount(bins[~half].ravel(), gap[~half].ravel(), minlength=num_bins)
-        term[half] = np.sign(total)[bins[half]] * gap[half]
-    return term.mean((1, 2))
+    gap = np.array([1.0, 0.0]) - _probability(logits)
+    bins = _bins(logits, num_bins)
+    total = np.bincount(bins[1::2].ravel(), gap[1::2].ravel(), minlength=num_bins)
+    return (np.sign(total)[bins[::2]] * gap[::2]).mean((1, 2))
 
 
 def _probability(logits: Floats) -> NDArray[np.float64]:

@@ -84,7 +84,7 @@ def contrast_on_held_out(
     )  # [N, passes, K]
     loss = (np.logaddexp(0.0, -logit_q) + np.logaddexp(0.0, logit_p)).mean(1)  # [N, K]
     pairs = [(logit_q[..., k], logit_p[..., k]) for k in range(loss.shape[1])]
-    off = np.stack([calibration.error_terms(*pair) for pair in pairs])  # [K, N]
+    off = np.stack([calibration.error_terms(*pair) for pair in pairs])  # [K, N / 2]
     losses = per_group("nce_loss", loss.T, "nats", ncp.groups)
     estimates = {
         **losses,
