@@ -129,6 +129,16 @@ def test_negative_sizes_are_refused_and_zero_only_where_it_means_something(name,
             validation.validate(config)
 
 
+@pytest.mark.parametrize("binarization", ["none", "fixed"])
+def test_repeats_need_other_noise_each_time(binarization):
+    config = config_lib.default()
+    config.evaluate.num_binarizations = 3
+    validation.validate(config)
+    config.data.binarization = binarization
+    with pytest.raises(InputError, match=f"num_binarizations .* is '{binarization}'"):
+        validation.validate(config)
+
+
 @pytest.mark.parametrize(("name", "names"), numbers_of(float).items())
 def test_negative_rates_are_refused_and_zero_only_where_it_means_something(name, names):
     config = config_lib.default(*names)
