@@ -119,7 +119,7 @@ def _loss_of_groups(numbers: NDArray[Any], loss: NDArray[Any]) -> Panel:
     for level, label in ((NO_SIGNAL, "p = q"), (GOOD_OVERLAP, "good overlap")):
         axes.axhline(level, color=MUTED, lw=0.9, ls="--")
         axes.annotate(label, (1, level), xycoords=axes.get_yaxis_transform(), **_ABOVE)
-    axes.set(xlabel="group", ylabel="held-out loss L (nats)", ylim=(0, None))
+    axes.set(xlabel="group", ylabel="held-out loss L (nats)", ylim=(0, 1.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     to_jsd_and_back: Any = (
         lambda x: (NO_SIGNAL - x) / 2,
@@ -145,6 +145,7 @@ def _ess_against_loss(
             str(number), (x, y), (3, 3), textcoords="offset points", fontsize=7.5
         )
     axes.set(xlabel="held-out loss L (nats)", ylabel="ESS of SIR (proposals)")
+    axes.set_yscale("log")
     caption = "(b) Effective sample size of SIR against the loss; numbers are groups"
     return Panel(to_png(axes), f"Scatter. {caption}.", caption)
 
