@@ -146,15 +146,7 @@ def _posterior_draws(
         terms, score, latents = jax.vmap(weigh)(i * chunk_size + jnp.arange(chunk_size))
         winner = jnp.argmax(score, 0)  # [S', B] of the chunk
         is_better = jnp.max(score, 0) > best
-
-        def choose(new: Array, old: Array) -> Array:
-            """[chunk, n, B, ...] and [S', n, B, ...] -> the latter."""
-            ones = (1,) * (new.ndim - 3)
-            index = winner.reshape(num_kept, 1, len(x), *ones)
-            taken = jnp.take_along_axis(new, index, axis=0)
-            return jnp.where(is_better.reshape(index.shape), taken, old)
-
-        kept = jax.tree.map(choose, latents, kept)
+        kept = jax.tree.map(partial(_replace, winner, is_better), latents, kept)
         return (jnp.maximum(best, jnp.max(score, 0)), kept), terms
 
     _, _, like = jax.eval_shape(weigh, jax.ShapeDtypeStruct((), jnp.int32))
@@ -166,6 +158,21 @@ def _posterior_draws(
     (_, kept), terms = jax.lax.scan(step, start, jnp.arange(num_chunks))
     log_w, log_r, at_0 = (t.reshape(-1, len(x))[:num_samples] for t in terms)
     return _Draws(log_w, log_r, at_0, kept)
+
+
+def _replace(winner: Array, is_better: Array, new: Array, old: Array) -> Array:
+    """Takes new[winner] where it is better.
+
+    Args:
+      winner: [S', B] numbers in the chunk.
+      is_better: [S', B].
+      new: [chunk, num_groups, B, *latent_shape].
+      old: [S', num_groups, B, *latent_shape].
+    """
+    num_kept, batch_size = winner.shape
+    shape = (num_kept, 1, batch_size, *[1] * (new.ndim - 3))
+    taken = jnp.take_along_axis(new, winner.reshape(shape), axis=0)
+    return jnp.where(is_better.reshape(shape), taken, old)
 
 
 def _log_n_of_later(

@@ -123,38 +123,43 @@ def measure(
             chunk_size=chunk_size,
         )
 
-    repeated = itertools.chain.from_iterable([list(batches)] * num_binarizations)
-    each = over_examples(partial(bounds, ncp), repeated, rng.stream(key, "examples"))
-    each = jax.tree.map(
-        lambda v: v.reshape(num_binarizations, -1).mean(0, dtype=np.float64), each
+    repeated = [list(batches)] * num_binarizations
+    each = over_examples(
+        partial(bounds, ncp), itertools.chain(*repeated), rng.stream(key, "examples")
     )
     sums, course = log_z(
         ncp, rng.stream(key, "log_z"), num_log_z_draws, log_z_batch_size, mesh
     )
-    estimates = {
-        "elbo_base": importance.mean_estimate(each.elbo, "nats"),
-        "nll_base": importance.mean_estimate(-each.base, "nats"),
-        "nll_snis": importance.mean_estimate(-each.snis, "nats"),
-        "gain_snis_nats": importance.mean_estimate(each.snis - each.base, "nats"),
-        "log_z": sums.log_mean,
-        "ess_fraction": sums.ess_fraction,
-    }
     missing = missing_draws(sums, max_log_z_stderr)
-    if missing is None:
-        estimates |= _under_global_z(each, sums.log_mean)
-    else:
+    estimates = _of_examples(each, num_binarizations, sums.log_mean, missing is None)
+    estimates |= {"log_z": sums.log_mean, "ess_fraction": sums.ess_fraction}
+    if missing is not None:
         estimates["log_z_draws_missing"] = missing
     return estimates, {"log_z_curve": course}
 
 
-def _under_global_z(each: Bounds, z: Estimate) -> dict[str, Estimate]:
-    """What needs log Z, whose error is independent of the examples'."""
-    log_p = importance.difference(importance.mean_estimate(each.ncp, "nats"), z)
-    gain = importance.mean_estimate(each.ncp - each.base, "nats")
-    return {
-        "nll_ncp": log_p._replace(value=-log_p.value),
-        "gain_nats": importance.difference(gain, z),
+def _of_examples(
+    bounds: Bounds, num_repeats: int, z: Estimate, is_z_known: bool
+) -> dict[str, Estimate]:
+    """Estimates from the bounds of N examples, each there `num_repeats` times.
+
+    The error of log Z is independent of that of the examples.
+    """
+    each = jax.tree.map(
+        lambda v: v.reshape(num_repeats, -1).mean(0, dtype=np.float64), bounds
+    )
+    mean = partial(importance.mean_estimate, unit="nats")
+    estimates = {
+        "elbo_base": mean(each.elbo),
+        "nll_base": mean(-each.base),
+        "nll_snis": mean(-each.snis),
+        "gain_snis_nats": mean(each.snis - each.base),
     }
+    if is_z_known:
+        log_p = importance.difference(mean(each.ncp), z)
+        estimates["nll_ncp"] = log_p._replace(value=-log_p.value)
+        estimates["gain_nats"] = importance.difference(mean(each.ncp - each.base), z)
+    return estimates
 
 
 def missing_draws(sums: WeightSums, max_stderr: float) -> Estimate | None:
