@@ -85,6 +85,7 @@ def get_config(variant: str = "") -> ConfigDict:
         max_examples=1_000,
         num_importance_samples=100,
         num_snis_proposals=100,
+        num_snis_samples=4,
         chunk_size=4,
         num_log_z_draws=10_000,
         log_z_batch_size=500,

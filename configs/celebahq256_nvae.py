@@ -88,6 +88,7 @@ def get_config(variant: str = "") -> ConfigDict:
         max_examples=200,
         num_importance_samples=100,
         num_snis_proposals=100,
+        num_snis_samples=4,
         chunk_size=2,
         num_log_z_draws=1_000,
         log_z_batch_size=50,

@@ -82,5 +82,6 @@ def _shrink_to_an_hour(config: ConfigDict) -> None:
         max_examples=1_000,
         num_importance_samples=50,
         num_snis_proposals=32,
+        num_snis_samples=4,
         num_log_z_draws=100_000,
     )

@@ -210,12 +210,12 @@ def _curves(rows: Sequence[Row]) -> str:
             ("num_bytes", "memory (bytes)"),
             ("ess_per_second", "ESS/s"),
         ):
-            axes = plots.axes_of(4.8, 2.8)
+            axes = plots.new_axes(4.8, 2.8)
             _lines(axes, of_one, name)
             axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
             axes.legend(fontsize=7)
             caption = f"{NAMES[sampler]}: {ylabel} against {xlabel}"
-            panels.append(plots.Panel(plots.png(axes), caption, caption))
+            panels.append(plots.Panel(plots.to_png(axes), caption, caption))
     figures = [page.figure(p.png, "plot", p.alt, p.caption) for p in panels]
     return page.grid(figures)
 
@@ -253,7 +253,7 @@ def _lines(axes: Axes, rows: Sequence[Row], name: str) -> None:
 @matplotlib.rc_context(plots.STYLE)
 def _steps(rows: Sequence[Row]) -> str:
     """Steps per second of stage 2 against K."""
-    axes = plots.axes_of(4.8, 2.8)
+    axes = plots.new_axes(4.8, 2.8)
     on_one = [row for row in rows if "map" in row]
     for name, colour in (("map", OURS), ("vmap", THEIRS)):
         points = [(row["num_groups"], 1 / row[name]["seconds"]) for row in on_one]
@@ -261,5 +261,5 @@ def _steps(rows: Sequence[Row]) -> str:
     axes.set(xlabel="K", ylabel="steps/s", xscale="log", yscale="log")
     axes.legend()
     caption = "Stage 2: steps per second against K, one device"
-    panel = page.figure(plots.png(axes), "plot", caption, caption)
+    panel = page.figure(plots.to_png(axes), "plot", caption, caption)
     return page.grid([panel], "wide")

@@ -133,8 +133,11 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "num_importance_samples": 1_000,
                 "chunk_size": 20,  # importance samples per example at a time
                 "num_snis_proposals": 1_024,
+                "num_snis_samples": 10,  # that later groups' proposals are drawn for
+                "num_binarizations": 1,  # passes over the test set, with other noise
                 "num_log_z_draws": 1_000_000,
                 "log_z_batch_size": 50_000,
+                "max_log_z_stderr": 0.1,  # nats; above it no nll_ncp. 0: any will do
                 "num_passes": 4,  # encodings of each test example for the NCE loss
             },
             "benchmark": {
@@ -206,8 +209,10 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
             max_examples=150,
             num_importance_samples=20,
             num_snis_proposals=50,
+            num_snis_samples=2,
             num_log_z_draws=20_000,
             log_z_batch_size=2_000,
+            max_log_z_stderr=0.0,  # so few draws show that it runs, and no more
             num_passes=1,
         )
         if config.vae.model.name == "nvae":

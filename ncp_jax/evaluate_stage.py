@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ncp_jax import data, evaluation, pictures, prior, rng
+from ncp_jax import data, evaluation, likelihood, pictures, prior, rng
 from ncp_jax.importance import Estimate
 from ncp_jax.metrics import modes
 from ncp_jax.models.base import LatentVariableModel
@@ -22,17 +22,23 @@ def evaluate(experiment: Experiment) -> dict[str, Estimate]:
     key, prepare = experiment.key("evaluate"), experiment.prepare
     test = experiment.dataset.test[: settings.max_examples or None]
     batches = list(data.padded_batches(test, min(settings.batch_size, len(test))))
-    estimates, arrays = evaluation.likelihood(
+    estimates, arrays = likelihood.measure(
         ncp,
         batches,
         prepare,
         rng.stream(key, "likelihood"),
         num_importance_samples=settings.num_importance_samples,
+        num_snis_samples=settings.num_snis_samples,
         num_snis_proposals=settings.num_snis_proposals,
         num_log_z_draws=settings.num_log_z_draws,
         chunk_size=settings.chunk_size,
         log_z_batch_size=settings.log_z_batch_size,
+        num_binarizations=settings.num_binarizations,
+        max_log_z_stderr=settings.max_log_z_stderr,
+        mesh=experiment.mesh,
     )
+    if line := likelihood.refusal(estimates, settings.max_log_z_stderr):
+        print(line)
     held_out, ratios = evaluation.contrast_on_held_out(
         ncp,
         batches,
@@ -42,12 +48,25 @@ def evaluate(experiment: Experiment) -> dict[str, Estimate]:
     )
     on_samples, shown = _compare_samples(experiment, ncp, drawn, test)
     for_plots: dict[str, Any] = arrays | ratios | shown
+    for_plots |= _ess_of_sir(experiment, ratios["groups"])
     if _is_plane(ncp):
         for_plots |= _latent_plane(ncp, drawn, estimates["log_z"].value)
     folder = experiment.path / "evaluation"
     folder.mkdir(exist_ok=True)
     np.savez_compressed(folder / "arrays.npz", **for_plots)
     return estimates | held_out | on_samples
+
+
+def _ess_of_sir(experiment: Experiment, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """Value and standard error of each group [K, 2], from the stage `sample`."""
+    if "sir" not in experiment.config.sample.samplers:
+        return {}
+    metrics = experiment.workdir.results()["metrics"]
+    names = (
+        [f"sir_ess/{k}" for k in groups] if "sir_ess" not in metrics else ["sir_ess"]
+    )
+    rows = [(metrics[name]["value"], metrics[name]["stderr"]) for name in names]
+    return {"sir_ess": np.array(rows, np.float64)}
 
 
 def _compare_samples(

@@ -26,7 +26,6 @@ Limits = tuple[float, float]
 INK, MUTED = "#24292f", "#8c959f"
 BASE, NCP, LANGEVIN, POSTERIOR = "#3a6ea5", "#c8553d", "#2a8c6a", "#7b5aa6"
 MAX_POINTS = 4_000  # of one scatter
-MAX_GROUPS = 12  # of one row of histograms
 NO_SIGNAL = 2 * math.log(2)  # the NCE loss of a classifier that always says p = q
 
 STYLE: Any = {  # its type is the list of all of matplotlib's settings
@@ -97,7 +96,7 @@ def loss(stage: str, curves: Mapping[str, NDArray[np.float64]]) -> list[Panel]:
     curves = {split: xy for split, xy in finite.items() if len(xy)}
     if not curves:
         return []
-    axes = axes_of(4.8, 2.8)
+    axes = new_axes(4.8, 2.8)
     for split, xy in curves.items():
         looks: Any = {"marker": "."} if len(xy) <= 40 else {"lw": 0.8, "alpha": 0.7}
         axes.plot(*xy.T, color=colours[split], label=split, **looks)
@@ -116,42 +115,7 @@ def loss(stage: str, curves: Mapping[str, NDArray[np.float64]]) -> list[Panel]:
     final = ", ".join(f"{split} {xy[-1, 1]:.4g}" for split, xy in curves.items())
     name = {"vae": "Stage 1: VAE", "ncp": "Stage 2: NCE"}.get(stage, stage)
     caption = f"{name} loss; last values: {final} nats"
-    return [Panel(png(axes), f"Loss against step. {caption}.", caption)]
-
-
-@matplotlib.rc_context(STYLE)
-def log_ratios(arrays: Arrays) -> list[Panel]:
-    """Histograms of `log_r_q` and `log_r_p` [K, n], up to twelve groups."""
-    if "log_r_q" not in arrays or "log_r_p" not in arrays:
-        return []
-    log_r_q, log_r_p = (np.atleast_2d(arrays[k]) for k in ("log_r_q", "log_r_p"))
-    num_groups, panels = len(log_r_q), []
-    size = (4.8, 2.8) if num_groups == 1 else (3.2, 2.3)
-    for k in _spread(num_groups, MAX_GROUPS):
-        on_q, on_p = (log_r[k][np.isfinite(log_r[k])] for log_r in (log_r_q, log_r_p))
-        if not (len(on_q) and len(on_p)):
-            continue
-        low, high = _limits(np.concatenate([on_q, on_p]), tail=0.2)
-        bins = np.linspace(low, high, 60)
-        axes = axes_of(*size)
-        for values, colour, label in (
-            (on_q, POSTERIOR, "z ~ q"),
-            (on_p, BASE, "z ~ p"),
-        ):
-            heights = np.histogram(values, bins)[0] / len(values)
-            axes.stairs(heights, bins, color=colour, fill=True, alpha=0.3)
-            axes.stairs(heights, bins, color=colour, label=label)
-        axes.axvline(0, color=MUTED, lw=0.8)
-        axes.set(xlabel="log r (nats)", yticks=[], xlim=(low, high))
-        axes.grid(visible=False)
-        axes.spines.left.set_visible(False)
-        axes.legend(handlelength=1)
-        mean = f"mean log r {on_q.mean():.2f} nats under q, {on_p.mean():.2f} under p"
-        group = f"Group {k}, K = {num_groups}. " if num_groups > 1 else ""
-        panels.append(
-            Panel(png(axes), f"Histogram. {group}{mean}.", group + mean.capitalize())
-        )
-    return panels
+    return [Panel(to_png(axes), f"Loss against step. {caption}.", caption)]
 
 
 @matplotlib.rc_context(STYLE)
@@ -162,7 +126,7 @@ def log_z(arrays: Arrays) -> list[Panel]:
     if not len(curve):
         return []
     draws, estimate, half = curve[:, 0], curve[:, 1], Z95 * curve[:, 2]
-    axes = axes_of(4.8, 2.8)
+    axes = new_axes(4.8, 2.8)
     axes.fill_between(
         draws, estimate - half, estimate + half, color=NCP, alpha=0.2, lw=0
     )
@@ -174,7 +138,9 @@ def log_z(arrays: Arrays) -> list[Panel]:
         f"log Z = {estimate[-1]:.3f} ± {half[-1]:.3f} nats after {int(draws[-1]):,} "
         "draws; the band is the 95 % interval"
     )
-    return [Panel(png(axes), f"Estimate against number of draws. {caption}.", caption)]
+    return [
+        Panel(to_png(axes), f"Estimate against number of draws. {caption}.", caption)
+    ]
 
 
 @matplotlib.rc_context(STYLE)
@@ -231,7 +197,7 @@ def langevin(arrays: Arrays) -> list[Panel]:
         series = np.where(np.isfinite(series), series, np.nan)
         num_groups = len(series)
         colours = _fade(LANGEVIN, alpha=0.35)(np.linspace(1, 0, num_groups))
-        axes = axes_of(4.8, 2.8)
+        axes = new_axes(4.8, 2.8)
         for k, (row, colour) in enumerate(zip(series, colours, strict=True)):
             ends = num_groups > 1 and k in (0, num_groups - 1)
             axes.plot(row, color=colour, label=f"group {k}" if ends else None)
@@ -239,17 +205,17 @@ def langevin(arrays: Arrays) -> list[Panel]:
             axes.legend()
         axes.set(xlabel="Langevin step", ylabel=label)
         caption = f"Mean {label} over the chains"
-        panels.append(Panel(png(axes), f"{caption} against Langevin step.", caption))
+        panels.append(Panel(to_png(axes), f"{caption} against Langevin step.", caption))
     return panels
 
 
-def axes_of(width: float, height: float) -> Axes:
-    """The axes of a new figure of so many inches."""
+def new_axes(width: float, height: float) -> Axes:
+    """The axes of a new picture of so many inches."""
     return Figure(figsize=(width, height), dpi=180).subplots()
 
 
-def png(axes: Axes) -> bytes:
-    """The figure of some axes as a PNG."""
+def to_png(axes: Axes) -> bytes:
+    """The picture as a file."""
     buffer = io.BytesIO()
     figure = axes.figure
     assert isinstance(figure, Figure)  # not one of its subfigures
@@ -260,13 +226,13 @@ def png(axes: Axes) -> bytes:
 def _scatter(
     xy: NDArray[Any], colour: str, caption: str, x: str, y: str, limits: tuple
 ) -> Panel:
-    shown = xy[_spread(len(xy), MAX_POINTS)]
+    shown = xy[spread(len(xy), MAX_POINTS)]
     axes = _square(limits, x, y)
     axes.scatter(
         shown[:, 0], shown[:, 1], s=3.5, color=colour, alpha=0.45, linewidths=0
     )
     alt = f"Scatter of {len(shown):,} points in the plane of {x} and {y}. {caption}."
-    return Panel(png(axes), alt, caption)
+    return Panel(to_png(axes), alt, caption)
 
 
 def _density(
@@ -286,11 +252,11 @@ def _density(
         vmax=1,
     )
     alt = f"Density over the latent plane, brought to maximum one. {caption}."
-    return Panel(png(axes), alt, caption)
+    return Panel(to_png(axes), alt, caption)
 
 
 def _square(limits: tuple[Limits, Limits], x: str, y: str) -> Axes:
-    axes = axes_of(3.2, 3.2)
+    axes = new_axes(3.2, 3.2)
     axes.set(xlim=limits[0], ylim=limits[1], xlabel=x, ylabel=y)
     axes.set_aspect("equal", adjustable="box")
     return axes
@@ -301,10 +267,10 @@ def _box(clouds: Sequence[NDArray[Any]]) -> tuple[Limits, Limits]:
     if not clouds:
         return (-1.0, 1.0), (-1.0, 1.0)
     xy = np.concatenate(clouds)
-    return _limits(xy[:, 0], tail=0.5), _limits(xy[:, 1], tail=0.5)
+    return limits_of(xy[:, 0], tail=0.5), limits_of(xy[:, 1], tail=0.5)
 
 
-def _limits(values: NDArray[Any], tail: float) -> Limits:
+def limits_of(values: NDArray[Any], tail: float) -> Limits:
     """The central 100 - 2 tail per cent of the finite values, and a margin."""
     finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, [tail, 100 - tail]) if len(finite) else (0, 0)
@@ -319,7 +285,7 @@ def _fade(colour: str, alpha: float = 0.0) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("fade", ends)
 
 
-def _spread(num_items: int, num_kept: int) -> NDArray[np.int64]:
+def spread(num_items: int, num_kept: int) -> NDArray[np.int64]:
     """At most `num_kept` indices below `num_items`, evenly spaced, ends included."""
     kept = min(num_items, num_kept)
     return np.linspace(0, max(num_items - 1, 0), kept).round().astype(np.int64)

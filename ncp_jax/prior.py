@@ -179,8 +179,8 @@ def sample_each(keys: Array, base: Distribution) -> Array:
     return jax.vmap(draw)(keys, base)
 
 
-def base_draw_ratios(prior: NCPPrior, key: Array, num_draws: int) -> Array:
-    """log r_k along `num_draws` ancestral draws from the base prior: [K, num_draws].
+def base_draw_ratios(prior: NCPPrior, keys: Array) -> Array:
+    """log r_k along ancestral draws from the base prior, one per key: [K, B].
 
     The mean of exp of the sum over groups is unbiased for Z.
     """
@@ -189,5 +189,4 @@ def base_draw_ratios(prior: NCPPrior, key: Array, num_draws: int) -> Array:
         z_k = sample_each(keys, target.base)
         return z_k, target.log_r(z_k)
 
-    keys = jax.random.split(key, num_draws)
     return jnp.concatenate(ancestral(prior, keys, draw).infos)

@@ -53,7 +53,7 @@ MEANINGS = {
     "nll_snis": Meaning(
         LIKELIHOOD,
         "NLL, SNIS bound",
-        "bound for SIR at a finite number of proposals; lower is better",
+        "bound for group-by-group SIR at a finite number of proposals; lower is better",
     ),
     "elbo_base": Meaning(
         LIKELIHOOD,
@@ -63,10 +63,22 @@ MEANINGS = {
     "log_z": Meaning(
         LIKELIHOOD, "log Z", "normaliser of r(z) p(z); 0 for an ideal classifier"
     ),
+    "log_z_draws_missing": Meaning(
+        LIKELIHOOD,
+        "Draws missing",
+        "so many more bring log Z's error to evaluate.max_log_z_stderr; until then the "
+        "NCP prior's NLL and gain are not given",
+    ),
     "nce_loss": Meaning(
         STAGE_2, "NCE loss", "2 log 2 = 1.386 when q and p cannot be told apart"
     ),
     "jsd": Meaning(STAGE_2, "JSD(q, p)", "log 2 - NCE loss / 2; 0 when the prior fits"),
+    "calibration_error": Meaning(
+        STAGE_2,
+        "Calibration error",
+        "mean distance of D = sigmoid(log r) from the share of posterior draws; "
+        "0 when log r can be taken at its word",
+    ),
     "ess_fraction": Meaning(
         STAGE_2, "ESS fraction", "share of base-prior draws that reweighting keeps"
     ),

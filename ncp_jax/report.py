@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
-from ncp_jax import page, plots, quantities
+from ncp_jax import group_plots, page, plots, quantities
 from ncp_jax.errors import InputError
 from ncp_jax.quantities import Quantity
 
@@ -37,8 +37,21 @@ FIGURES = (  # heading, what to look for, panels
         "Log-ratio",
         "log r on draws from the posterior q and from the base prior p: the farther "
         "apart, the worse the base prior fits. "
-        f"Of more than {plots.MAX_GROUPS} groups, {plots.MAX_GROUPS} are drawn.",
-        plots.log_ratios,
+        f"Of more than {group_plots.MAX_GROUPS} groups, {group_plots.MAX_GROUPS} are "
+        "drawn.",
+        group_plots.log_ratios,
+    ),
+    (
+        "Calibration",
+        "Held-out draws by the discriminator's D, in bins of equally many: on the "
+        "diagonal, log r can be taken at its word. Bars are 95 % binomial intervals.",
+        group_plots.reliability,
+    ),
+    (
+        "Overlap of q and p",
+        "The smaller the loss, the farther apart q and p, and the fewer proposals of "
+        "SIR count.",
+        group_plots.overlap,
     ),
     ("Normaliser", "The estimate of log Z as its draws grow.", plots.log_z),
     ("Langevin", "A slope at the end means too few steps.", plots.langevin),

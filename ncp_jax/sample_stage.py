@@ -60,7 +60,7 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
         np.savez_compressed(folder / f"{name}.npz", images=out.images, **arrays)
         _save_picture(folder / f"{name}.png", np.asarray(out.images), name)
         moved = "noise" if settings.langevin_in_noise else "z"
-        estimates |= evaluation.sampler_diagnostics(name, info, moved)
+        estimates |= evaluation.sampler_diagnostics(name, info, moved, ncp.groups)
     return estimates
 
 

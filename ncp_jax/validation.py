@@ -53,6 +53,11 @@ def validate(config: ConfigDict) -> None:
         raise InputError(
             "config.vae.initial_penalty_weight needs a config.vae.penalty_weight"
         )
+    if config.evaluate.num_binarizations > 1 and config.data.binarization != "dynamic":
+        raise InputError(
+            "config.evaluate.num_binarizations is for data that are binarised afresh; "
+            f"config.data.binarization is {config.data.binarization!r}"
+        )
     if config.data.num_bits > 8:
         raise InputError(
             f"config.data.num_bits is at most 8, got {config.data.num_bits}"
@@ -62,6 +67,7 @@ def validate(config: ConfigDict) -> None:
 MAY_BE_ZERO = (
     "seed",
     "evaluate.max_examples",
+    "evaluate.max_log_z_stderr",
     "sample.temperature",
     "sample.chunk_size",
     "sample.memory_mib",

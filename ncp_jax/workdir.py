@@ -105,8 +105,11 @@ class Workdir:
         metrics: Mapping[str, Estimate],
         wall_seconds: float,
     ) -> None:
-        """Merges a stage's metrics into results.json and marks the stage as done."""
+        """Replaces a stage's metrics in results.json and marks the stage as done."""
         results = self.results()
+        names = results["run"].get("metric_names", {})
+        for name in names.get(stage, []):  # a refused one must not survive
+            results["metrics"].pop(name, None)
         results["metrics"] |= {
             name: {key: _or_null(value) for key, value in e._asdict().items()}
             for name, e in metrics.items()
@@ -123,6 +126,7 @@ class Workdir:
             "config": self._config,
             "seed": self._config["seed"],
             "wall_seconds": seconds | {stage: round(wall_seconds, 2)},
+            "metric_names": names | {stage: list(metrics)},
             "stages": stages,
         }
         self.write_json("results.json", results)

@@ -4,7 +4,7 @@
 checkpoint in FOLDER, and leaves the final state, joined, in FOLDER/STEPS.npz.
 
 `python -m tests.on_devices` prints, as JSON, which collective operations the compiled
-programs hold, and how far draws of all devices lie from those of one.
+programs hold, and how far draws, and log Z, of all devices lie from those of one.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from ncp_jax import (
     data,
     generation,
     group_samplers,
+    likelihood,
     nce,
     ncp_stage,
     parallel,
@@ -135,8 +136,8 @@ def communication():
     }
 
 
-def drawing():
-    """How far draws of all devices lie from those of one, and what devices send."""
+def reweighted():
+    """A prior whose ratios are not those of a new discriminator."""
     vae, network = frozen_vae(), MLPDiscriminator((8, 8))
     params = ncp_stage.init_params(network, vae, rng.root(SEED))
     params = jax.tree.map(
@@ -146,8 +147,12 @@ def drawing():
         ),
         params,
     )
-    ncp = prior.NCPPrior(vae, network, params)
-    mesh, found = parallel.mesh_of(), {}
+    return prior.NCPPrior(vae, network, params)
+
+
+def drawing():
+    """How far draws of all devices lie from those of one, and what devices send."""
+    ncp, mesh, found = reweighted(), parallel.mesh_of(), {}
     draws = {
         "sir": group_samplers.SIR(num_proposals=30, chunk_size=7),
         "mala": group_samplers.MALA(num_steps=8, num_adapt_steps=4),
@@ -167,8 +172,24 @@ def drawing():
     return found
 
 
+def normalising():
+    """The sums behind log Z by all devices and by one, and what devices send."""
+    ncp, mesh = reweighted(), parallel.mesh_of()
+    arguments = (ncp, rng.root(SEED), 45, 20)  # 20 on 8 devices: padded
+    ours, theirs = (likelihood.log_z(*arguments, m)[0] for m in (mesh, None))
+    gaps = np.subtract(ours.log_sums, theirs.log_sums)
+    draw = functools.partial(likelihood._draw_log_r, mesh, 24, first=0)
+    return {
+        "log_z": {
+            "counts": (ours.count, theirs.count),
+            "gap": float(np.abs(gaps).max()),
+            "sent": collectives(draw, ncp, rng.root(SEED)),
+        }
+    }
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 1:
-        print(json.dumps(communication() | drawing()))
+        print(json.dumps(communication() | drawing() | normalising()))
     else:
         main(sys.argv[1], int(sys.argv[2]))

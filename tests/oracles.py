@@ -95,6 +95,100 @@ def tilted(vae, tilt):
     return NCPPrior(vae, QuadraticRatio(), (params,))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ChainVAE:
+    """z_0 ~ N(0, 1), z_1 | z_0 ~ N(gain z_0, 0.8^2), x | z ~ N(w . z, 0.5^2).
+
+    All are scalars; q is the exact posterior.  Its NCP has log r_k = slope_k z_k.
+    """
+
+    gain: float = 0.9
+    weights: tuple[float, float] = (0.7, 0.6)
+    is_split: bool = dataclasses.field(default=False, metadata={"static": True})
+    std, noise = 0.8, 0.5  # of z_1 given z_0, of x given z
+
+    @property
+    def blocks(self):
+        one = Block(1, (1,), (1,))
+        return (one, one) if self.is_split else (Block(2, (1,), (1,)),)
+
+    def encode(self, x, key):
+        (w_0, w_1), s, sigma = self.weights, self.std, self.noise
+        reach, spread = w_0 + w_1 * self.gain, (w_1 * s) ** 2 + sigma**2
+        precision = 1 + reach**2 / spread
+        q_0 = Normal(reach / spread / precision * x, jnp.full_like(x, precision**-0.5))
+        z_0 = q_0.sample(rng.at_step(key, 0))
+        precision = s**-2 + (w_1 / sigma) ** 2
+        mean = self.gain * z_0 / s**2 + w_1 * (x - w_0 * z_0) / sigma**2
+        q_1 = Normal(mean / precision, jnp.full_like(x, precision**-0.5))
+        z_1 = q_1.sample(rng.at_step(key, 1))
+        log_q = jnp.stack([q_0.log_prob(z_0), q_1.log_prob(z_1)], 1)
+        latents = (z_0[None], z_1[None])
+        return Encoding(
+            latents if self.is_split else (jnp.concatenate(latents),), log_q
+        )
+
+    def root(self, batch_size):
+        return jnp.zeros((2, batch_size, 1))
+
+    def prior(self, block, k, carry):
+        is_first = jnp.asarray(block + k) == 0
+        mean = jnp.where(is_first, 0.0, self.gain * carry[0])
+        std = jnp.where(is_first, 1.0, jnp.full_like(mean, self.std))
+        return GroupPrior(Normal(mean, std), carry[0])
+
+    def absorb(self, block, k, carry, z_k):
+        return carry.at[block + k].set(z_k)
+
+    def decode(self, carry):
+        mean = self.weights[0] * carry[0] + self.weights[1] * carry[1]
+        return Normal(mean, jnp.full_like(mean, self.noise))
+
+    def ncp(self, slopes):
+        params = {
+            "slope": jnp.asarray(slopes, jnp.float32)[:, None],
+            "curvature": jnp.zeros((2, 1)),
+            "bias": jnp.zeros(2),
+        }
+        each = [jax.tree.map(lambda v, k=k: v[k : k + 1], params) for k in (0, 1)]
+        return NCPPrior(
+            self, QuadraticRatio(), tuple(each) if self.is_split else (params,)
+        )
+
+    def log_marginal(self, x, shifts=(0.0, 0.0)):
+        """log p(x) where both z_k, given z_<k, are moved by so much; float64."""
+        (w_0, w_1), (d_0, d_1) = self.weights, shifts
+        reach = w_0 + w_1 * self.gain
+        variance = reach**2 + (w_1 * self.std) ** 2 + self.noise**2
+        return scipy.stats.norm.logpdf(x, reach * d_0 + w_1 * d_1, variance**0.5)
+
+    def log_sir_marginal(self, x, slopes, num_proposals):
+        """log p(x) of ancestral SIR with 1 to 3 proposals, by quadrature; float64."""
+        t = np.linspace(-8, 8, 641)
+        density = scipy.stats.norm.pdf(t) * (t[1] - t[0])
+        s_0 = density * _chosen(slopes[0] * t, num_proposals, slopes[0])
+        s_1 = density * _chosen(
+            slopes[1] * self.std * t, num_proposals, slopes[1] * self.std
+        )
+        z_0 = t[:, None]
+        z_1 = self.gain * z_0 + self.std * t[None]
+        mean = self.weights[0] * z_0 + self.weights[1] * z_1
+        p_x = scipy.stats.norm.pdf(np.reshape(x, (-1, 1, 1)), mean[None], self.noise)
+        return np.log(np.einsum("xij,i,j->x", p_x, s_0, s_1))
+
+
+def _chosen(log_r, num_proposals, slope):
+    """E[M r / (r + the others' r)] for others of log r = slope t, t ~ N(0, 1)."""
+    t, weights = np.polynomial.hermite_e.hermegauss(64)
+    weights = weights / weights.sum()
+    r, others, share = np.exp(log_r), np.zeros(1), np.ones(1)
+    for _ in range(num_proposals - 1):
+        others = np.add.outer(others, np.exp(slope * t)).ravel()
+        share = np.multiply.outer(share, weights).ravel()
+    return (num_proposals * r[:, None] / (r[:, None] + others[None])) @ share
+
+
 class TwoBlockVAE(nn.Module):
     """z_1 ~ N(0, I), z_2 | z_1 ~ N(gain z_1, 0.8^2 I), of different shapes."""
 

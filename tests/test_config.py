@@ -88,6 +88,7 @@ MAY_BE_ZERO = {
     "ncp.patience",
 }
 RATES_THAT_MAY_BE_ZERO = {
+    "evaluate.max_log_z_stderr",
     "sample.temperature",
     "vae.kl_warmup_fraction",
     "vae.kl_constant_fraction",
@@ -126,6 +127,16 @@ def test_negative_sizes_are_refused_and_zero_only_where_it_means_something(name,
     else:
         with pytest.raises(InputError, match=rf"config\.{name} must be .*positive"):
             validation.validate(config)
+
+
+@pytest.mark.parametrize("binarization", ["none", "fixed"])
+def test_repeats_need_other_noise_each_time(binarization):
+    config = config_lib.default()
+    config.evaluate.num_binarizations = 3
+    validation.validate(config)
+    config.data.binarization = binarization
+    with pytest.raises(InputError, match=f"num_binarizations .* is '{binarization}'"):
+        validation.validate(config)
 
 
 @pytest.mark.parametrize(("name", "names"), numbers_of(float).items())

@@ -286,7 +286,9 @@ def test_base_draw_ratios_are_those_along_base_draws(key):
     @jax.jit
     def both(ncp):
         out = prior.ancestral(ncp, split(key, B), Base())
-        return prior.base_draw_ratios(ncp, key, B), ncp.terms(out.latents)[1].T
+        return prior.base_draw_ratios(ncp, jax.random.split(key, B)), ncp.terms(
+            out.latents
+        )[1].T
 
     ratios, expected = both(with_ratios(freeze(ThreeGroupVAE())))
     np.testing.assert_allclose(ratios, expected, rtol=1e-4, atol=1e-5)
@@ -349,7 +351,10 @@ def test_groups_that_are_left_out_keep_a_ratio_of_one(key):
     @jax.jit
     def both(full, part):
         z = full.vae.encode(example(full.vae), key).latents
-        ratios = (prior.base_draw_ratios(ncp, key, B) for ncp in (full, part))
+        ratios = (
+            prior.base_draw_ratios(ncp, jax.random.split(key, B))
+            for ncp in (full, part)
+        )
         return full.terms(z), part.terms(z), tuple(ratios)
 
     (log_p, log_r, carry), part, (along, along_part) = both(

@@ -1,11 +1,10 @@
 """`evaluation.py` on a linear-Gaussian VAE, whose p(x) and p_NCP(x) are exact.
 
-With log r(z) = TILT . z the NCP is N(TILT, I) and log Z = |TILT|^2 / 2, so p_NCP(x) is
-normal as well.
+With log r(z) = TILT . z the NCP is N(TILT, I) and log Z = |TILT|^2 / 2.
 """
 
+import dataclasses
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +12,15 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from ncp_jax import data, evaluation, rng, samplers
-from ncp_jax.importance import WeightSums
+from ncp_jax import data, evaluation, samplers
 from ncp_jax.prior import NCPPrior
-from tests.oracles import LinearGaussianVAE, QuadraticRatio, tilted
+from tests.oracles import ChainVAE, LinearGaussianVAE, QuadraticRatio, tilted
 from tests.statistics import assert_mean
 
 VAE = LinearGaussianVAE(jnp.array([[1.0, 0.0], [0.5, 0.0], [0.0, 0.8]]))
 TILT = np.array([0.6, -0.5], np.float32)
 NCP = tilted(VAE, TILT)
 LOG_Z = float(TILT @ TILT) / 2
-RELATIVE_VARIANCE = math.exp(2 * LOG_Z) - 1  # of r under p
 NUM_X = 4_096
 
 
@@ -39,72 +36,6 @@ def x():
     return VAE.decode(z).sample(jax.random.key(2))
 
 
-@partial(jax.jit, static_argnames=("samples", "proposals", "chunk_size"))
-def bounds(ncp, x, key, *, samples, proposals, chunk_size=8):
-    return evaluation.example_bounds(
-        ncp,
-        x,
-        key,
-        num_importance_samples=samples,
-        num_snis_proposals=proposals,
-        chunk_size=chunk_size,
-    )
-
-
-def test_with_the_exact_posterior_base_and_elbo_are_log_p(x, key):
-    out = bounds(NCP, x, key, samples=8, proposals=16)
-    exact = VAE.log_marginal(x)
-    np.testing.assert_allclose(out.elbo, exact, atol=2e-5)
-    np.testing.assert_allclose(out.base, exact, atol=2e-5)
-
-
-def test_the_ncp_weight_is_unbiased_for_z_times_p_ncp(x, key):
-    out = bounds(NCP, x, key, samples=8, proposals=16)
-    exact = VAE.log_marginal(x, TILT)
-    # E_q[r] for normal q: the relative variance is exp(sum a^2 std^2) - 1.
-    std = np.asarray(VAE.posterior(x).std[0])
-    variance = (math.exp(float(TILT**2 @ std**2)) - 1) / 8
-    ratio = np.exp(np.asarray(out.ncp) - LOG_Z - exact)
-    assert_mean(ratio, 1.0, variance**0.5)
-    with pytest.raises(AssertionError):  # 10 % of log Z
-        assert_mean(math.exp(0.1 * LOG_Z) * ratio, 1.0, variance**0.5)
-
-
-@pytest.mark.parametrize("proposals", [2, 8, 64])
-def test_the_snis_bound_is_below_and_converges(x, key, proposals):
-    """Its gap to log p_NCP(x), for x ~ p_NCP, is about Var_p[r] / (2 M Z^2)."""
-    out = bounds(NCP, x, key, samples=64, proposals=proposals)
-    gap = VAE.log_marginal(x, TILT) - np.asarray(out.snis, np.float64)
-    # Of one gap: the normaliser's log has a variance of about RELATIVE_VARIANCE / M,
-    # the 64 importance samples add less than 0.01.
-    std = 1.2 * (RELATIVE_VARIANCE / proposals + 0.01) ** 0.5
-    expected = RELATIVE_VARIANCE / (2 * proposals)
-    assert_mean(gap, expected, std, bias=0.3 * expected + 0.005)
-    if proposals == 2:
-        assert gap.mean() > 5 * std / NUM_X**0.5  # below, beyond doubt
-        with pytest.raises(AssertionError):  # the bound for M = 1 or M = infinity
-            assert_mean(gap, 0.0, std, bias=0.3 * expected + 0.005)
-
-
-def test_one_proposal_leaves_the_base_prior(x, key):
-    """SIR with M = 1 returns the proposal, whatever r is."""
-    out = bounds(NCP, x[:16], key, samples=4, proposals=1)
-    np.testing.assert_allclose(out.snis, out.base, atol=1e-5)
-
-
-def test_bounds_do_not_depend_on_the_chunk_size_but_on_the_key(x, key):
-    first, other = (
-        bounds(NCP, x[:8], key, samples=10, proposals=10, chunk_size=size)
-        for size in (3, 100)
-    )
-    for a, b in zip(first, other, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
-    other_key = rng.at_step(key, 1)
-    again = bounds(NCP, x[:8], other_key, samples=10, proposals=10, chunk_size=3)
-    assert (np.asarray(again.ncp) != first.ncp).all()
-    assert (np.asarray(again.snis) != first.snis).all()
-
-
 def test_over_examples_drops_padding_and_counts_every_example_once(key):
     rows = np.arange(10, dtype=np.float32)[:, None]
     keys = []
@@ -117,71 +48,6 @@ def test_over_examples_drops_padding_and_counts_every_example_once(key):
     np.testing.assert_array_equal(out["x"], rows[:, 0])
     np.testing.assert_array_equal(out["twice"], 2 * rows)
     assert len(set(keys)) == 3
-
-
-def test_log_z_and_its_course(key):
-    sums, course = evaluation.log_z(NCP, key, num_draws=99_000, batch_size=10_000)
-    assert isinstance(sums, WeightSums)
-    assert sums.count == 100_000
-    np.testing.assert_array_equal(course[:, 0], [1e4, 2e4, 4e4, 8e4, 1e5])
-    assert course[-1, 1:].tolist() == [sums.log_mean.value, sums.log_mean.stderr]
-    std = RELATIVE_VARIANCE**0.5
-    np.testing.assert_allclose(course[:, 2], std / course[:, 0] ** 0.5, rtol=0.1)
-    for count, log_z, _ in course:  # the mean of `count` weights
-        bar = 5.5 * std / count**0.5
-        assert abs(math.expm1(log_z - LOG_Z)) < bar
-    assert abs(math.expm1(0.9 * course[-1, 1] - LOG_Z)) > 5.5 * std / 1e5**0.5
-    assert sums.ess_fraction.value == pytest.approx(math.exp(-2 * LOG_Z), rel=0.05)
-
-
-def test_likelihood_pairs_the_gain_and_adds_the_error_of_log_z(x, key):
-    rows = np.asarray(x[:1_000])
-    estimates, arrays = evaluation.likelihood(
-        NCP,
-        list(data.padded_batches(rows, 300)),
-        as_it_is,
-        key,
-        num_importance_samples=32,
-        num_snis_proposals=32,
-        num_log_z_draws=20_000,
-        chunk_size=8,
-        log_z_batch_size=20_000,
-    )
-    log_p, log_p_ncp = VAE.log_marginal(rows), VAE.log_marginal(rows, TILT)
-    each = log_p_ncp - log_p
-    z = estimates["log_z"]
-    gain = estimates["gain_nats"]
-    # The gain of the same examples, so only noise of the estimate separates them.
-    assert gain.value == pytest.approx(each.mean(), abs=0.01 + 6 * z.stderr)
-    # The difference per example, not the spread of log p itself; and log Z's share.
-    paired = np.hypot(each.std(ddof=1) / 1_000**0.5, z.stderr)
-    assert gain.stderr == pytest.approx(paired, rel=0.03)
-    nll = estimates["nll_ncp"]
-    assert nll.value == pytest.approx(-log_p_ncp.mean(), abs=0.01 + 6 * z.stderr)
-    spread = log_p_ncp.std(ddof=1) / 1_000**0.5
-    assert nll.stderr == pytest.approx(np.hypot(spread, z.stderr), rel=0.03)
-    assert nll.n == gain.n == 1_000
-    assert estimates["nll_base"].value == pytest.approx(-log_p.mean(), abs=1e-4)
-    assert estimates["elbo_base"].value == pytest.approx(log_p.mean(), abs=1e-4)
-    difference = estimates["nll_base"].value - estimates["nll_snis"].value
-    assert estimates["gain_snis_nats"].value == pytest.approx(difference, abs=1e-5)
-    assert arrays["log_z_curve"].shape == (1, 3)
-
-
-def test_one_example_has_an_unknown_error(x, key):
-    estimates, _ = evaluation.likelihood(
-        NCP,
-        [(np.asarray(x[:1]), np.ones(1, bool))],
-        as_it_is,
-        key,
-        num_importance_samples=2,
-        num_snis_proposals=2,
-        num_log_z_draws=10,
-        chunk_size=2,
-        log_z_batch_size=10,
-    )
-    assert estimates["nll_ncp"].stderr is None
-    assert math.isfinite(estimates["nll_ncp"].value)
 
 
 def test_contrast_on_held_out_measures_a_known_divergence(key):
@@ -223,6 +89,8 @@ def test_contrast_on_held_out_measures_a_known_divergence(key):
     assert estimates["nce_loss"].value == pytest.approx(
         loss, abs=5.5 * estimates["nce_loss"].stderr
     )
+    off = estimates["calibration_error"]
+    assert abs(off.value) < 5.5 * off.stderr < 0.05  # the true ratio is calibrated
     assert arrays["log_r_q"].shape == arrays["log_r_p"].shape == (1, n)
     # Of the posterior's draws E[log r] = KL(q || p), of the prior's -KL(p || q).
     kl = 0.5 * (s**2 + m**2 - 1) - math.log(s)
@@ -231,11 +99,42 @@ def test_contrast_on_held_out_measures_a_known_divergence(key):
     assert_mean(arrays["log_r_p"], -reverse, std=3.0)
 
 
+def test_only_groups_that_are_reweighted_are_reported_under_their_numbers(key):
+    ncp = ChainVAE().ncp((0.5, -2.0))
+    rows = np.linspace(-2, 2, 50, dtype=np.float32)[:, None]
+
+    def held_out(groups):
+        return evaluation.contrast_on_held_out(
+            dataclasses.replace(ncp, groups=groups),
+            list(data.padded_batches(rows, 20)),
+            as_it_is,
+            key,
+            num_passes=2,
+        )
+
+    (every, arrays), (part, part_arrays) = held_out(None), held_out((1,))
+    kinds = ("nce_loss", "jsd", "calibration_error")
+    assert part.keys() == {f"{kind}/1" for kind in kinds}
+    assert every.keys() == {f"{kind}/{k}" for kind in kinds for k in (0, 1)}
+    assert part.items() <= every.items()
+    assert part["nce_loss/1"] != every["nce_loss/0"]
+    np.testing.assert_array_equal(part_arrays.pop("groups"), [1])
+    np.testing.assert_array_equal(arrays.pop("groups"), [0, 1])
+    assert part_arrays.keys() == arrays.keys()
+    for name, rows in part_arrays.items():
+        np.testing.assert_array_equal(rows, arrays[name][1:], err_msg=name)
+    loss = every["nce_loss/1"]
+    np.testing.assert_array_equal(arrays["nce_loss"][1], [loss.value, loss.stderr])
+    assert arrays["reliability_num_draws"].sum(1).tolist() == [100, 100]
+
+
 def test_per_group_names_only_what_there_are_several_of():
     one = evaluation.per_group("jsd", np.array([[1.0, 3.0]]), "nats")
     assert list(one) == ["jsd"]
     two = evaluation.per_group("jsd", np.array([[1.0, 3.0], [5.0, 5.0]]), "nats")
     assert {name: e.value for name, e in two.items()} == {"jsd/0": 2.0, "jsd/1": 5.0}
+    part = evaluation.per_group("jsd", np.array([[1.0, 3.0], [5.0, 5.0]]), "nats", (1,))
+    assert {name: e.value for name, e in part.items()} == {"jsd/1": 5.0}
 
 
 def test_sampler_diagnostics():
@@ -257,6 +156,8 @@ def test_sampler_diagnostics():
         "sirmala_acceptance/1",
     }
     np.testing.assert_allclose(found["sirmala_acceptance/1"].value, 0.3)
+    part = evaluation.sampler_diagnostics("sirmala", mala, groups=(1,))
+    assert part == {"sirmala_acceptance/1": found["sirmala_acceptance/1"]}
     assert evaluation.sampler_diagnostics("base", None) == {}
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ncp_jax import config as config_lib
-from ncp_jax import experiment, sample_stage, training, wiring
+from ncp_jax import experiment, report, sample_stage, training, wiring
 from ncp_jax.errors import InputError
 from ncp_jax.run_log import read_metrics
 from ncp_jax.workdir import Workdir
@@ -180,6 +180,28 @@ def test_every_group_may_have_a_langevin_step_of_its_own(small):
         experiment.run(config, small, "sample")
     config.sample.langevin_step_sizes = (0.1,)
     experiment.run(config, small, "sample")
+
+
+def test_an_nll_that_was_given_does_not_outlive_its_refusal(small, capsys):
+    config = tiny.config()
+    config.sample.update(num_proposals=10, langevin_num_steps=2, num_images=4)
+    config.evaluate.max_examples = 20
+    experiment.run(config, small, "sample")
+    experiment.run(config, small, "evaluate")
+    assert {"nll_ncp", "gain_nats"} <= results_of(small)["metrics"].keys()
+    arrays = np.load(small / "evaluation" / "arrays.npz")
+    metrics = results_of(small)["metrics"]
+    for name in ("nce_loss", "sir_ess"):
+        row = [metrics[name]["value"], metrics[name]["stderr"]]
+        np.testing.assert_array_equal(arrays[name], [row])
+    capsys.readouterr()
+    config.evaluate.max_log_z_stderr = 1e-5
+    experiment.run(config, small, "evaluate")
+    metrics, shown = results_of(small)["metrics"], capsys.readouterr().out
+    assert not {"nll_ncp", "gain_nats"} & metrics.keys()
+    assert {"log_z", "nll_base", "nll_snis", "sir_ess"} <= metrics.keys()
+    assert f"about {metrics['log_z_draws_missing']['value']:,.0f} more draws" in shown
+    assert "<html" in report.write(small).read_text()
 
 
 def test_training_again_with_other_settings_is_refused(small):

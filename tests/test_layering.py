@@ -13,7 +13,8 @@ PACKAGE = Path(ncp_jax.__file__).parent
 LAYERS = [
     {"errors", "rng", "distributions", "importance", "optimizers", "pictures"}
     | {"kl_schedule", "pixels", "models.convolution", "models.nvae_regularizers"}
-    | {"metrics.inception_blocks", "benchmark.arithmetic", "benchmark.timing"},
+    | {"metrics.inception_blocks", "benchmark.arithmetic", "benchmark.timing"}
+    | {"calibration"},
     {"samplers.chains", "models.base", "models.discriminator", "metrics.modes"}
     | {"metrics.moments", "metrics.gaussian_kernel", "metrics.neighbours"}
     | {"cifar", "partial_array", "picture_files", "splits", "quantities"}
@@ -23,6 +24,7 @@ LAYERS = [
     | {"celeba", "picture_cache", "picture_folder", "stacks", "samplers.resampling"}
     | {"models.flows", "models.nvae_cells", "models.residual_discriminator"},
     {"data_files", "models.nvae_layout", "models.nvae_group", "models.nvae_towers"}
+    | {"group_plots"}
     | {"metrics.inception", "metrics.feature_nets", "samplers.dynamics"},
     {"samplers", "training", "prior", "data", "page", "models.nvae_topdown"}
     | {"benchmark.in_torch"},
@@ -30,15 +32,16 @@ LAYERS = [
     | {"benchmark_page", "benchmark.plain"}
     | {"generation", "benchmark.training_loop"},
     {"benchmark.sampling", "benchmark.alone", "benchmark.stage_two"},
-    {"ncp_stage", "workdir", "validation", "models.nvae_readjust", "nvae_names"},
+    {"ncp_stage", "workdir", "validation", "models.nvae_readjust", "nvae_names"}
+    | {"bounds"},
     {"evaluation", "nvae_import", "architectures"},
-    {"wiring"},
+    {"wiring", "likelihood"},
     {"sample_stage", "import_stage"},
     {"evaluate_stage", "benchmark_stage"},
     {"experiment"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
-WITHOUT_JAX = ("report", "benchmark_page", "page", "plots", "quantities")
+WITHOUT_JAX = ("report", "benchmark_page", "page", "plots", "group_plots", "quantities")
 MAY_READ_CONFIG = {"workdir", "validation", "wiring", "import_stage", "experiment"}
 BAD_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 

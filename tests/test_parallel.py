@@ -112,6 +112,12 @@ def test_chains_on_many_devices_draw_what_they_draw_on_one(on_eight, sampler):
     assert on_eight[sampler]["sent"] == []
 
 
+def test_log_z_is_the_same_on_many_devices(on_eight):
+    assert on_eight["log_z"]["counts"] == [45, 45]
+    assert on_eight["log_z"]["gap"] < 1e-5
+    assert on_eight["log_z"]["sent"] == []
+
+
 def test_uneven_groups_are_padded_and_come_back_whole():
     mesh = parallel.mesh_of()
     tree = {"a": np.arange(6.0).reshape(3, 2), "n": np.arange(3)}

@@ -284,8 +284,53 @@ def test_groups_have_panels_up_to_twelve(minimal, num_groups, panels):
     save_arrays(minimal, log_r_q=log_r + 1, log_r_p=log_r - 1)
     _, page = page_of(minimal)
     assert len(page.all("img")) == panels
-    assert f"Group 0, K = {num_groups}" in page.text
-    assert f"Group {num_groups - 1}, K = {num_groups}" in page.text
+    assert "Group 0. Mean" in page.text
+    assert f"Group {num_groups - 1}. Mean" in page.text
+
+
+def test_a_subset_of_groups_keeps_its_numbers(minimal):
+    log_r = np.random.default_rng(0).normal(size=(2, 200))
+    save_arrays(minimal, log_r_q=log_r + 1, log_r_p=log_r - 1, groups=[3, 5])
+    _, page = page_of(minimal)
+    assert "Group 3. Mean" in page.text and "Group 5. Mean" in page.text
+    assert "Group 0" not in page.text
+
+
+def test_reliability_curves_say_how_often_they_hold_and_leave_out_empty_bins(minimal):
+    predicted = np.array([[0.1, 0.5, np.nan], [0.2, 0.6, 0.9]])
+    save_arrays(
+        minimal,
+        reliability_predicted=predicted,
+        reliability_observed=predicted,
+        reliability_low=predicted - 0.05,
+        reliability_high=predicted + np.array([[0.05], [-0.01]]),
+        groups=[0, 4],
+    )
+    _, page = page_of(minimal)
+    assert (
+        "Group 0. The prediction lies in the 95 % interval of 2 of 2 bins" in page.text
+    )
+    assert (
+        "Group 4. The prediction lies in the 95 % interval of 0 of 3 bins" in page.text
+    )
+    assert len(page.all("img")) == 2
+    nothing = np.full((1, 3), np.nan)
+    fields = ("predicted", "observed", "low", "high")
+    save_arrays(minimal, **{f"reliability_{name}": nothing for name in fields})
+    assert not page_of(minimal)[1].all("img")
+
+
+def test_figure_5_of_the_paper_needs_two_groups(minimal):
+    loss = np.array([[1.38, 0.01], [0.5, 0.01], [0.3, 0.02]])
+    ess = np.array([[99.0, 0.1], [20.0, 2.0], [3.0, np.nan]])
+    save_arrays(minimal, nce_loss=loss, sir_ess=ess, groups=[1, 2, 7])
+    _, page = page_of(minimal)
+    assert len(page.all("img")) == 2
+    assert "2 of 3 groups have a loss of 0.4 or more" in page.text
+    save_arrays(minimal, nce_loss=loss)  # without SIR
+    assert len(page_of(minimal)[1].all("img")) == 1
+    save_arrays(minimal, nce_loss=loss[:1], sir_ess=ess[:1])
+    assert not page_of(minimal)[1].all("img")
 
 
 def test_langevin_curves_of_several_groups_share_a_panel(minimal):

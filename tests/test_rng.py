@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from ncp_jax import data, evaluation, ncp_stage, prior, rng, vae_stage, wiring
+from ncp_jax import bounds, data, ncp_stage, prior, rng, vae_stage, wiring
 from ncp_jax.group_samplers import SIR, Base, Langevin
 from ncp_jax.models.base import ElboTerms, FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
@@ -20,6 +20,7 @@ from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.models.nvae_layers import Conv
 from tests import tiny
 from tests.oracles import (
+    ChainVAE,
     InterleavedVAE,
     LinearGaussianVAE,
     ThreeGroupVAE,
@@ -255,14 +256,19 @@ def test_no_key_of_stage_two_has_two_purposes(key, uses, module):
 
 def test_no_key_of_the_likelihood_has_two_purposes(key, uses):
     def trace():
-        evaluation.example_bounds(
-            tilted(LinearGaussianVAE(jnp.eye(3, 2)), [0.5, 0.0]),
-            jnp.zeros((2, 3)),
-            key,
-            num_importance_samples=3,
-            num_snis_proposals=3,
-            chunk_size=2,
-        )
+        for ncp, shape in (
+            (tilted(LinearGaussianVAE(jnp.eye(3, 2)), [0.5, 0.0]), (2, 3)),
+            (ChainVAE(is_split=True).ncp((0.5, 0.5)), (2, 1)),
+        ):
+            bounds.example_bounds(
+                ncp,
+                jnp.zeros(shape),
+                rng.stream(key, str(shape)),
+                num_importance_samples=3,
+                num_snis_samples=2,
+                num_snis_proposals=3,
+                chunk_size=2,
+            )
 
     jax.eval_shape(trace)
-    assert_one_purpose_per_key(uses, at_least=8)
+    assert_one_purpose_per_key(uses, at_least=24)

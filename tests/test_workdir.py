@@ -193,6 +193,16 @@ def test_results_merge_and_know_their_settings(tmp_path):
         assert workdir.is_done("sample") and not workdir.is_done("evaluate")
 
 
+def test_a_metric_that_a_stage_no_longer_gives_is_gone(tmp_path):
+    a, b, c = (Estimate(value, 0.1, 5, "nats") for value in (1.0, 2.0, 3.0))
+    with opened(tmp_path) as workdir:
+        workdir.add_results("sample", {"a": a}, 1.0)
+        workdir.add_results("evaluate", {"b": b, "c": c}, 1.0)
+        workdir.unmark("evaluate")
+        workdir.add_results("evaluate", {"b": b}, 1.0)
+        assert workdir.results()["metrics"].keys() == {"a", "b"}
+
+
 def test_each_stage_keeps_the_settings_and_the_machine_that_it_had(tmp_path):
     with opened(tmp_path, sample__num_images=3) as workdir:
         workdir.add_results("sample", {}, 1.0)
