@@ -77,6 +77,7 @@ def test_a_misspelt_field_in_an_experiment_is_an_error():
 
 MAY_BE_ZERO = {
     "seed",
+    "evaluate.num_mmd_samples",
     "evaluate.max_examples",
     "sample.chunk_size",
     "sample.memory_mib",

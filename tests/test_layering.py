@@ -18,19 +18,35 @@ LAYERS = [
     | {"metrics.moments", "metrics.gaussian_kernel", "metrics.neighbours"}
     | {"cifar", "partial_array", "picture_files", "splits", "quantities"}
     | {"parallel", "torch_file", "models.nvae_layers", "metrics.extractor"},
-    {"models.mlp_vae", "latents", "readers", "checkpoints", "run_log", "plots"}
+    {
+        "metrics.memorisation",
+        "models.mlp_vae",
+        "latents",
+        "readers",
+        "checkpoints",
+        "run_log",
+        "plots",
+    }
     | {"metrics.frechet", "metrics.two_sample", "metrics.weights"}
     | {"celeba", "picture_cache", "picture_folder", "stacks", "samplers.resampling"}
     | {"models.flows", "models.nvae_cells", "models.residual_discriminator"},
-    {"data_files", "models.nvae_layout", "models.nvae_group", "models.nvae_towers"}
+    {
+        "metrics.latent_mmd",
+        "data_files",
+        "models.nvae_layout",
+        "models.nvae_group",
+        "models.nvae_towers",
+    }
     | {"metrics.inception", "metrics.feature_nets", "samplers.dynamics"},
-    {"samplers", "training", "prior", "data", "page", "models.nvae_topdown"},
+    {"samplers", "training", "prior", "data", "page", "models.nvae_topdown"}
+    | {"metrics.feature_scores"},
     {"vae_stage", "nce", "report", "config", "models.nvae", "group_samplers"}
     | {"generation", "benchmark"},
     {"ncp_stage", "workdir", "validation", "models.nvae_readjust", "nvae_names"},
     {"evaluation", "nvae_import", "architectures"},
     {"wiring"},
-    {"sample_stage", "import_stage"},
+    {"sample_stage", "import_stage", "picture_scores"},
+    {"sample_measures"},
     {"evaluate_stage"},
     {"experiment"},
 ]
