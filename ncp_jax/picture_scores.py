@@ -97,14 +97,19 @@ def measure(
     }
     apart = {"floor": len(rows) - num_for_kid}
     seed = rng.numpy_seed(rng.stream(experiment.key("evaluate"), "kid"))
-    estimates: dict[str, Estimate] = {}
-    for name, found in features.items():
-        scores = feature_scores.score(
+    scores = {
+        name: feature_scores.score(
             found, reference, seed=seed, num_for_kid=apart.get(name, 0)
         )
-        named = zip(feature_scores.families(net), scores, strict=True)
-        estimates |= {f"{family}_{name}": e for family, e in named if e is not None}
-    return estimates, _note(net, reference, split, num)
+        for name, found in features.items()
+    }
+    estimates = {
+        f"{family}_{name}": found[i]
+        for i, family in enumerate(feature_scores.families(net))
+        for name, found in scores.items()
+    }
+    known = {name: e for name, e in estimates.items() if e is not None}
+    return known, _note(net, reference, split, num)
 
 
 def _note(net: FeatureNet, reference: Reference, split: str, num: int) -> str:

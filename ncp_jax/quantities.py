@@ -81,8 +81,8 @@ SAMPLERS = {  # their names in settings and files, and to a reader
 }
 SOURCES = SAMPLERS | {"floor": "floor", "real": "real pictures"}
 SMALL_NETS = ("LeNet", "ResNet20", "ResNet56")  # whose distances are no FID
-LOW = "of pictures from real ones; lower is better"
-NEAR = "P(nearer to the training set than a held-out picture is); 0.5 for new pictures"
+LOW = "from real pictures; lower is better"
+NEAR = "to a training picture, in probability; 0.5 for new pictures, 1 for copies"
 FAMILIES = {  # metrics of one kind, one per source of samples
     "fid": ("FID", f"Frechet distance of Inception's features, {LOW}"),
     "kid": ("KID", f"kernel distance of the same, {LOW}"),

@@ -35,8 +35,7 @@ class Measured(NamedTuple):
     """What one kind of measure found."""
 
     estimates: dict[str, Estimate]
-    arrays: dict[str, Any]  # for the page
-    note: str  # a sentence on how the numbers came about
+    arrays: dict[str, Any]  # for the page; of them "note_..." says how it was measured
 
 
 class Collected(NamedTuple):
@@ -58,8 +57,8 @@ def measure(
       net: of `picture_scores.load_net`.
 
     Returns:
-      Estimates by name; and arrays for the page, of which `notes` are sentences on how
-      the numbers came about.
+      Estimates by name; and arrays for the page, of which `note_scores`, `note_mmd` and
+      `note_neighbours` are sentences on how the numbers came about.
     """
     settings, found = experiment.config.evaluate, []
     collected = collect(experiment, ncp, drawn, net)
@@ -68,7 +67,7 @@ def measure(
             name: c.features for name, c in collected.items() if c.features is not None
         }
         scores, note = picture_scores.measure(experiment, ncp.vae, net, features)
-        found.append(Measured(scores, {}, note))
+        found.append(Measured(scores, {"note_scores": np.array(note)}))
     if settings.num_mmd_samples:
         groups = {name: c.groups for name, c in collected.items() if c.groups}
         found.append(_mmd(experiment, ncp.vae, groups))
@@ -77,7 +76,7 @@ def measure(
         found.append(_memorisation(experiment, ncp.vae, drawn, held_out))
     estimates = {name: e for m in found for name, e in m.estimates.items()}
     arrays = {name: a for m in found for name, a in m.arrays.items()}
-    return estimates, arrays | {"notes": np.array([m.note for m in found], str)}
+    return estimates, arrays
 
 
 def collect(
@@ -169,11 +168,11 @@ def _mmd(
         num_permutations=settings.num_permutations,
     )
     note = (
-        f"MMD: {num:,} encodings of the test set and as many draws of each prior; "
+        f"{num:,} encodings of the test set and as many draws of each prior; "
         "Gaussian kernel, its bandwidth the median distance, on at most 500 principal "
         f"axes; {settings.num_permutations:,} permutations."
     )
-    return Measured(estimates, arrays, note)
+    return Measured(estimates, arrays | {"note_mmd": np.array(note)})
 
 
 def _posterior(
@@ -212,12 +211,12 @@ def _memorisation(
     samples["floor"] = np.concatenate(list(decoded))
     estimates, arrays = memorisation.measure(samples, held_out, train)
     note = (
-        f"Nearest neighbours: among the {len(train):,} training pictures, of "
+        f"Among the {len(train):,} training pictures, of "
         f"{len(samples['base']):,} samples each and of {len(held_out):,} test "
         "pictures, which are reconstructed, too; Euclidean, at most 64 pixels wide, "
         "the centre of 40 (less of smaller pictures, in proportion)."
     )
-    return Measured(estimates, arrays, note)
+    return Measured(estimates, arrays | {"note_neighbours": np.array(note)})
 
 
 def _num_mmd(experiment: Experiment) -> int:

@@ -17,28 +17,17 @@ LAYERS = [
     {"samplers.chains", "models.base", "models.discriminator", "metrics.modes"}
     | {"metrics.moments", "metrics.gaussian_kernel", "metrics.neighbours"}
     | {"cifar", "partial_array", "picture_files", "splits", "quantities"}
+    | {"page", "published"}
     | {"parallel", "torch_file", "models.nvae_layers", "metrics.extractor"},
-    {
-        "metrics.memorisation",
-        "models.mlp_vae",
-        "latents",
-        "readers",
-        "checkpoints",
-        "run_log",
-        "plots",
-    }
+    {"models.mlp_vae", "latents", "readers", "checkpoints", "run_log", "plots"}
     | {"metrics.frechet", "metrics.two_sample", "metrics.weights"}
+    | {"metrics.memorisation", "summary"}
     | {"celeba", "picture_cache", "picture_folder", "stacks", "samplers.resampling"}
     | {"models.flows", "models.nvae_cells", "models.residual_discriminator"},
-    {
-        "metrics.latent_mmd",
-        "data_files",
-        "models.nvae_layout",
-        "models.nvae_group",
-        "models.nvae_towers",
-    }
-    | {"metrics.inception", "metrics.feature_nets", "samplers.dynamics"},
-    {"samplers", "training", "prior", "data", "page", "models.nvae_topdown"}
+    {"data_files", "models.nvae_layout", "models.nvae_group", "models.nvae_towers"}
+    | {"metrics.inception", "metrics.feature_nets", "samplers.dynamics"}
+    | {"distance_plots", "tables", "metrics.latent_mmd"},
+    {"samplers", "training", "prior", "data", "models.nvae_topdown", "galleries"}
     | {"metrics.feature_scores"},
     {"vae_stage", "nce", "report", "config", "models.nvae", "group_samplers"}
     | {"generation", "benchmark"},
@@ -51,7 +40,8 @@ LAYERS = [
     {"experiment"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
-WITHOUT_JAX = ("report", "page", "plots", "quantities")
+WITHOUT_JAX = ("report", "page", "plots", "quantities", "summary", "published")
+WITHOUT_JAX += ("tables", "galleries", "distance_plots")
 MAY_READ_CONFIG = {"workdir", "validation", "wiring", "import_stage", "experiment"}
 BAD_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 

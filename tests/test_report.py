@@ -169,7 +169,8 @@ def test_numbers_are_labelled_grouped_and_have_intervals(minimal):
         assert fragment in page.text
     places = [page.text.index(s) for s in ("Likelihood", "Stage 2", "Samples")]
     assert places == sorted(places)
-    assert "Off-mode share, NCP by SIR" in page.text
+    summary = page.text[page.text.index("Summary") : page.text.index("Numbers")]
+    assert re.search(r"Off-mode share.*0.0312 ± 0.0033n = 10,000", summary)
 
 
 def test_a_number_without_an_interval_is_not_printed(minimal):
