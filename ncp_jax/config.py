@@ -1,7 +1,8 @@
 """Every setting once, with its default.
 
 Keys are the argument names of what they configure; `wiring`, `sample_stage`,
-`evaluate_stage` and `experiment` read them, and nothing below.
+`sample_measures`, `picture_scores`, `evaluate_stage` and `experiment` read them, and
+nothing below.
 """
 
 import hashlib
@@ -114,6 +115,7 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "groups": (),  # that are reweighted, from 0 on; () for all
                 "num_readjust_iterations": 0,  # of batch norm, for the temperature
                 "temperature": 1.0,  # of the base prior's own samples
+                "temperatures": (0.7, 0.8, 1.0),  # of more of them, pictures to look at
                 "samplers": ("sir", "langevin"),  # also "mala", "isir", "sirmala"
                 "dtype": "float32",  # of the discriminators' activations; "bfloat16"
                 "num_proposals": 5_000,  # of "sir", "isir" and "sirmala"
@@ -139,6 +141,15 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "log_z_batch_size": 50_000,
                 "max_log_z_stderr": 0.1,  # nats; above it no nll_ncp. 0: any will do
                 "num_passes": 4,  # encodings of each test example for the NCE loss
+                "feature_net": "",  # "inception", "lenet5", "resnet20", "resnet56"
+                "feature_weights": "",  # the file of that network's weights
+                "fid_num_images": 50_000,  # of every source that is scored
+                "fid_samplers": (),  # that are scored; () for all of sample.samplers
+                "fid_reference": "train",  # or "test"
+                "fid_num_reference": 50_000,  # pictures of it, at most
+                "num_mmd_samples": 5_000,  # of q, p and p_NCP in each group; 0: no MMD
+                "num_permutations": 500,  # of its test
+                "num_neighbour_queries": 1_000,  # samples and test pictures, at most
             },
             "benchmark": {
                 "parts": ("training", "samplers", "alone", "stage_two"),
@@ -214,6 +225,11 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
             log_z_batch_size=2_000,
             max_log_z_stderr=0.0,  # so few draws show that it runs, and no more
             num_passes=1,
+            fid_num_images=200,
+            fid_num_reference=1_000,
+            num_mmd_samples=100,
+            num_permutations=100,
+            num_neighbour_queries=50,
         )
         if config.vae.model.name == "nvae":
             _shrink_nvae(config)
@@ -252,6 +268,7 @@ def _shrink_nvae(config: ConfigDict) -> None:
     config.sample.update(
         num_images=4,
         batch_size=4,
+        temperatures=(0.7,),
         num_proposals=6,
         num_iterations=2,
         langevin_num_steps=2,
@@ -265,6 +282,8 @@ def _shrink_nvae(config: ConfigDict) -> None:
         num_snis_proposals=5,
         num_log_z_draws=8,
         log_z_batch_size=4,
+        num_mmd_samples=4,
+        num_permutations=20,
     )
 
 

@@ -5,7 +5,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from ncp_jax import data, evaluation, likelihood, pictures, prior, rng
+from ncp_jax import (
+    data,
+    evaluation,
+    likelihood,
+    picture_scores,
+    pictures,
+    prior,
+    rng,
+    sample_measures,
+)
 from ncp_jax.importance import Estimate
 from ncp_jax.metrics import modes
 from ncp_jax.models.base import LatentVariableModel
@@ -19,6 +28,7 @@ def evaluate(experiment: Experiment) -> dict[str, Estimate]:
     """Measures everything on the test set; writes evaluation/arrays.npz."""
     settings, ncp = experiment.config.evaluate, experiment.load_ncp()
     drawn = load_samples(experiment)
+    net = picture_scores.load_net(experiment)  # or an error, before hours of work
     key, prepare = experiment.key("evaluate"), experiment.prepare
     test = experiment.dataset.test[: settings.max_examples or None]
     batches = list(data.padded_batches(test, min(settings.batch_size, len(test))))
@@ -47,14 +57,15 @@ def evaluate(experiment: Experiment) -> dict[str, Estimate]:
         num_passes=settings.num_passes,
     )
     on_samples, shown = _compare_samples(experiment, ncp, drawn, test)
-    for_plots: dict[str, Any] = arrays | ratios | shown
+    measured, of_samples = sample_measures.measure(experiment, ncp, drawn, net)
+    for_plots: dict[str, Any] = arrays | ratios | shown | of_samples
     for_plots |= _ess_of_sir(experiment, ratios["groups"])
     if _is_plane(ncp):
         for_plots |= _latent_plane(ncp, drawn, estimates["log_z"].value)
     folder = experiment.path / "evaluation"
     folder.mkdir(exist_ok=True)
     np.savez_compressed(folder / "arrays.npz", **for_plots)
-    return estimates | held_out | on_samples
+    return estimates | held_out | on_samples | measured
 
 
 def _ess_of_sir(experiment: Experiment, groups: np.ndarray) -> dict[str, np.ndarray]:

@@ -38,6 +38,13 @@ th, td { padding: .4rem .75rem .4rem 0; text-align: left; vertical-align: baseli
 th { font-weight: 600; font-size: .85rem; color: var(--soft); }
 th[scope=rowgroup] { padding-top: 1.25rem; color: var(--ink); }
 td small { display: block; }
+.summary { font-size: .92rem; }
+.summary th { vertical-align: bottom; line-height: 1.3; }
+.summary td { white-space: nowrap; }
+.summary td:first-child { white-space: normal; min-width: 10rem; }
+.summary.mmd td:first-child { white-space: nowrap; min-width: 0; }
+.summary td small { white-space: normal; }
+p.note { margin-top: .75rem; font-size: .85rem; }
 .right { text-align: right; white-space: nowrap; }
 .half { padding-left: 0; white-space: nowrap; }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
@@ -64,12 +71,26 @@ details td { padding-block: .15rem; vertical-align: top; }
   .numbers td:last-child { margin-left: auto; padding-right: 0; }
   .numbers td:last-child:not(:empty)::before { content: "n = "; color: var(--soft); }
 }
+@media (max-width: 36rem) {  /* a measure becomes a list of its sources */
+  .summary, .summary tbody, .summary tr { display: block; }
+  .summary .head, .summary td:empty { display: none; }
+  .summary tr { padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  .summary td { display: flex; flex-wrap: wrap; column-gap: .6rem; border: 0;
+    padding: .1rem 0; }
+  .summary td:first-child { display: block; font-weight: 600; }
+  .summary td:first-child small { font-weight: 400; }
+  .summary td[data-label]::before { content: attr(data-label); flex: 1 0 9rem;
+    white-space: normal; color: var(--soft); font-size: .85rem; }
+}
 @media print {
   :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; }
   img.plot { filter: none; }
   html { font-size: 9pt; }
   body { max-width: none; padding: 0; }
   section { margin-top: 1.5rem; }
+  .summary { font-size: 8pt; }
+  .summary td { white-space: normal; }
+  .summary td:first-child { min-width: 0; }
   tr, p { break-inside: avoid; }
   h2, section > p { break-after: avoid; }
   .scroll { overflow: visible; }

@@ -91,8 +91,27 @@ SAMPLERS = {  # their names in settings and files, and to a reader
     "isir": "NCP by iterated SIR",
     "sirmala": "NCP by SIR, then MALA",
 }
-SOURCES = SAMPLERS | {"floor": "floor"}
+SOURCES = SAMPLERS | {"floor": "floor", "real": "real pictures"}
+SMALL_NETS = ("LeNet", "ResNet20", "ResNet56")  # whose distances are no FID
+LOW = "from real pictures; lower is better"
+NEAR = "to a training picture, in probability; 0.5 for new pictures, 1 for copies"
 FAMILIES = {  # metrics of one kind, one per source of samples
+    "fid": ("FID", f"Frechet distance of Inception's features, {LOW}"),
+    "kid": ("KID", f"kernel distance of the same, {LOW}"),
+    **{
+        f"fd_{net.lower()}": (
+            f"FD-{net}",
+            f"Frechet distance of {net}'s features, {LOW}",
+        )
+        for net in SMALL_NETS
+    },
+    **{
+        f"kid_{net.lower()}": (f"KID, {net}", f"kernel distance of the same, {LOW}")
+        for net in SMALL_NETS
+    },
+    "mmd": ("MMD(q, ·)²", "squared, from the aggregate posterior; 0 when they agree"),
+    "mmd_p": ("p-value of MMD(q, ·)", "of the two being one distribution"),
+    "nearer_than_held_out": ("Nearer than held-out pictures", NEAR),
     "off_mode": ("Off-mode share", "samples far from every mode; lower is better"),
     "modes_visited": ("Modes visited", "modes with a sample; higher is better"),
 }

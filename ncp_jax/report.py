@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import UnidentifiedImageError
 
-from ncp_jax import group_plots, page, plots, quantities
+from ncp_jax import galleries, group_plots, page, plots, quantities, summary, tables
 from ncp_jax.errors import InputError
-from ncp_jax.quantities import Quantity
+from ncp_jax.galleries import REMEDY
 
-REMEDY = "run main.py on this workdir first, without --stage or with --stage=evaluate"
 LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
 noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling
 (SIR) and by Langevin dynamics.</p>
@@ -83,15 +81,20 @@ def write(workdir: str | Path) -> Path:
     environments = {name: stages[name].get("environment", {}) for name in stages}
     data_name = config.get("data", {}).get("name", workdir.resolve().name)
     title = f"NCP-VAE on {data_name}"
+    arrays = _arrays(workdir / "evaluation" / "arrays.npz")
+    notes = [str(arrays.get(f"note_{kind}", "")) for kind in ("scores", "neighbours")]
     html = page.document(
         title,
         [
             LEAD,
             _headline(results),
             _byline(run, environments.values()),
-            _numbers(results),
-            _per_group(results),
-            *_pictures(workdir),
+            summary.measures(metrics, config, notes),
+            *galleries.sections(workdir / "samples", arrays, config),
+            tables.numbers(results),
+            tables.per_group(results),
+            summary.mmd(metrics, arrays, str(arrays.get("note_mmd", ""))),
+            *_figures(workdir, arrays),
             _settings(Configuration=config, Environment=environments),
         ],
     )
@@ -160,80 +163,8 @@ def _byline(run: Mapping[str, Any], environments: Iterable[Mapping[str, Any]]) -
     return f'<p class="byline soft">{line}</p>\n' if facts else ""
 
 
-def _numbers(results: Mapping[str, Any]) -> str:
-    """The table of the whole model's metrics, by section."""
-    printable = quantities.printable(results)
-    by_section: dict[str, list[Quantity]] = {}
-    for q in printable:
-        if q.group is None:
-            by_section.setdefault(q.meaning.section, []).append(q)
-    if not by_section:
-        return ""
-    rows = ""
-    for section, members in by_section.items():
-        rows += f'<tr><th colspan="5" scope="rowgroup">{section}</th></tr>\n'
-        for q in members:
-            note = f"{page.escape(q.meaning.text)} · " if q.meaning.text else ""
-            rows += (
-                f"<tr><td>{page.escape(q.meaning.label)}"
-                f"<small>{note}<code>{page.escape(q.name)}</code></small></td>"
-                f'<td class="right">{q.value}</td><td class="half">{q.interval}</td>'
-                f'<td>{page.escape(q.unit)}</td><td class="right">{q.n}</td></tr>\n'
-            )
-    hidden = len(results["metrics"]) - len(printable)
-    omitted = f" Without one, and so only in results.json: {hidden}." if hidden else ""
-    head = (
-        '<tr class="head"><th>Quantity</th><th class="right">Value</th><th>± 95 %</th>'
-        '<th>Unit</th><th class="right">n</th></tr>\n'
-    )
-    return page.section(
-        "Numbers",
-        f"Value ± half a 95 % interval (1.96 standard errors).{omitted}",
-        f'<div class="scroll"><table class="numbers">{head}{rows}</table></div>',
-    )
-
-
-def _per_group(results: Mapping[str, Any]) -> str:
-    """One row per latent group, one column per metric that groups have."""
-    grouped = [q for q in quantities.printable(results) if q.group is not None]
-    if not grouped:
-        return ""
-    columns = {q.name: f"{q.meaning.label} ({q.unit or 'no unit'})" for q in grouped}
-    cells = {(q.group, q.name): q for q in grouped}
-    rows = '<tr><th class="right">Group</th>' + "".join(
-        f'<th class="right" colspan="2">{page.escape(label)}</th>'
-        for label in columns.values()
-    )
-    for k in sorted({q.group for q in grouped if q.group is not None}):
-        rows += f'</tr>\n<tr><td class="right">{k}</td>'
-        for name in columns:
-            q = cells.get((k, name))
-            value, half = (q.value, q.interval) if q else ("", "")
-            rows += f'<td class="right">{value}</td><td class="half">{half}</td>'
-    return page.section(
-        "Groups",
-        "Each latent group and its discriminator, coarse to fine.",
-        f'<div class="scroll"><table class="groups">{rows}</tr></table></div>',
-    )
-
-
-def _pictures(workdir: Path) -> Iterable[str]:
-    """Sections of images, those nearest to the eye first, training last."""
-    samples, arrays = workdir / "samples", _arrays(workdir / "evaluation/arrays.npz")
-    is_plane = any(name.startswith("points_") for name in arrays)  # drawn below
-    names = quantities.SAMPLERS.items()
-    grids = [(samples / f"{name}.png", caption) for name, caption in names]
-    figures = [_grid_image(path, caption) for path, caption in grids if path.exists()]
-    if figures and not is_plane:
-        yield page.section(
-            "Samples", "The same decoder throughout.", page.grid(figures)
-        )
-    path = samples / "reconstructions.png"
-    if path.exists():
-        caption = "Rows alternate: test examples, then their reconstructions"
-        yield page.section(
-            "Reconstructions", "", page.grid([_grid_image(path, caption)], "wide")
-        )
+def _figures(workdir: Path, arrays: plots.Arrays) -> Iterable[str]:
+    """Sections of plots, training last."""
     for heading, text, draw in FIGURES:
         panels = draw(arrays)
         if panels:
@@ -295,16 +226,8 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def _plots(panels: list[plots.Panel]) -> str:
-    figures = [page.figure(p.png, "plot", p.alt, p.caption) for p in panels]
+    figures = [galleries.plot(panel) for panel in panels]
     return page.grid(figures, {1: "wide", 2: "pair"}.get(len(figures), ""))
-
-
-def _grid_image(path: Path, caption: str) -> str:
-    alt = f"Image grid: {caption}."
-    try:
-        return page.figure(path.read_bytes(), "pixels", alt, caption)
-    except UnidentifiedImageError:
-        raise InputError(f"{path} is not an image: {REMEDY}") from None
 
 
 def _arrays(path: Path) -> plots.Arrays:

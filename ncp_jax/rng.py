@@ -51,6 +51,11 @@ def _fold_in(key: Array, count: Array | int) -> Array:
     return jax.vmap(jax.random.fold_in, (0, None))(key, count)
 
 
+def numpy_seed(key: Array) -> int:
+    """Returns a seed of NumPy's generators, of 32 bits; the key is consumed here."""
+    return int(jax.random.bits(key))
+
+
 def root(seed: int) -> Array:
     """Returns the key from which every stream of an experiment descends."""
     return jax.random.key(seed)

@@ -40,6 +40,8 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
     _remove_old(folder)
     ncp = in_dtype(ncp, settings.dtype)
     of_base = _readjusted(experiment, ncp) if settings.num_readjust_iterations else ncp
+    if experiment.has_pictures:
+        _show_temperatures(experiment, ncp)
     batch_size = min(settings.batch_size, settings.num_images)
     num_chains = -(-batch_size // experiment.mesh.size)
     estimates: dict[str, Estimate] = {}
@@ -62,6 +64,24 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
         moved = "noise" if settings.langevin_in_noise else "z"
         estimates |= evaluation.sampler_diagnostics(name, info, moved, ncp.groups)
     return estimates
+
+
+def _show_temperatures(experiment: Experiment, ncp: prior.NCPPrior) -> None:
+    """Pictures of the base prior at several temperatures, from the same noise.
+
+    That noise is that of the base prior's samples, of which these are no part.
+    """
+    settings = experiment.config.sample
+    key, num = rng.stream(experiment.key("sample"), "base"), settings.num_images
+    num, size = min(num, MAX_SHOWN), min(settings.batch_size, num)
+    for temperature in settings.temperatures:
+        of_base = ncp
+        if settings.num_readjust_iterations:
+            of_base = _readjusted(experiment, ncp, temperature)
+        draw = group_samplers.Base(temperature)
+        out = generation.generate(of_base, key, num, size, draw, experiment.mesh)
+        path = experiment.path / "samples" / f"base_at_{temperature:g}.png"
+        _save_picture(path, np.asarray(out.images), "base")
 
 
 def sampler_of(
@@ -122,11 +142,16 @@ def _remove_old(folder: Path) -> None:
     for name in SAMPLERS:
         for suffix in ("npz", "png"):
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+    for path in (*folder.glob("base_at_*.png"), folder / "neighbours.png"):
+        path.unlink(missing_ok=True)
 
 
-def _readjusted(experiment: Experiment, ncp: prior.NCPPrior) -> prior.NCPPrior:
-    """The same on a model whose batch norm suits the temperature of the base draws."""
+def _readjusted(
+    experiment: Experiment, ncp: prior.NCPPrior, temperature: float | None = None
+) -> prior.NCPPrior:
+    """The same on a model whose batch norm suits a temperature, or the draws'."""
     settings, vae = experiment.config.sample, ncp.vae
+    temperature = settings.temperature if temperature is None else temperature
     if not (isinstance(vae, FrozenVAE) and "batch_stats" in vae.variables):
         raise InputError(
             "config.sample.num_readjust_iterations is for models with batch norm: "
@@ -136,7 +161,7 @@ def _readjusted(experiment: Experiment, ncp: prior.NCPPrior) -> prior.NCPPrior:
         vae.module,
         vae.variables,
         rng.stream(experiment.key("sample"), "readjust"),
-        settings.temperature,
+        temperature,
         settings.num_readjust_iterations,
     )
     readjusted = FrozenVAE(vae.module.clone(dtype=jnp.float32), variables)

@@ -58,9 +58,32 @@ def validate(config: ConfigDict) -> None:
             "config.evaluate.num_binarizations is for data that are binarised afresh; "
             f"config.data.binarization is {config.data.binarization!r}"
         )
+    _check_features(config)
     if config.data.num_bits > 8:
         raise InputError(
             f"config.data.num_bits is at most 8, got {config.data.num_bits}"
+        )
+
+
+def _check_features(config: ConfigDict) -> None:
+    """Refuses a feature network without weights, and samplers that do not draw."""
+    settings = config.evaluate
+    if bool(settings.feature_net) != bool(settings.feature_weights):
+        raise InputError(
+            "config.evaluate.feature_net and config.evaluate.feature_weights go "
+            "together: the name of a network and the file of its weights (README, "
+            "Sample quality), or neither"
+        )
+    idle = set(settings.fid_samplers) - set(config.sample.samplers)
+    if idle:
+        raise InputError(
+            f"config.evaluate.fid_samplers names {sorted(idle)}, which are not among "
+            f"config.sample.samplers = {tuple(config.sample.samplers)}"
+        )
+    if 0 < settings.num_mmd_samples < 3:
+        raise InputError(
+            "config.evaluate.num_mmd_samples must be 3 or more, or 0 for no MMD; got "
+            f"{settings.num_mmd_samples}"
         )
 
 
@@ -68,6 +91,7 @@ MAY_BE_ZERO = (
     "seed",
     "evaluate.max_examples",
     "evaluate.max_log_z_stderr",
+    "evaluate.num_mmd_samples",
     "sample.temperature",
     "sample.chunk_size",
     "sample.memory_mib",
@@ -116,10 +140,12 @@ def _require_parts(name: str, values: Sequence[Any]) -> None:
 
 
 _LISTS: Mapping[str, Callable[[str, Sequence[Any]], None]] = {
+    "evaluate.fid_samplers": _require_samplers,
     "sample.groups": _require_groups,
     "sample.langevin_step_sizes": _require_steps,
     "sample.samplers": _require_samplers,
     "benchmark.parts": _require_parts,
+    "sample.temperatures": _require_steps,
 }
 
 
@@ -128,6 +154,8 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
     choices: dict[str, tuple[str, ...]] = {
         "data.binarization": ("dynamic", "fixed", "none"),
         "data.crop": ("nvae", "rae"),
+        "evaluate.feature_net": ("", "inception", "lenet5", "resnet20", "resnet56"),
+        "evaluate.fid_reference": ("train", "test"),
         "ncp.formulation": stacks.FORMULATIONS,
         "sample.dtype": DTYPES,
         "vae.model.likelihood": ("bernoulli", "normal"),

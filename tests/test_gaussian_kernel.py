@@ -31,6 +31,19 @@ def test_the_axes_are_those_of_largest_variance():
     )
 
 
+@pytest.mark.parametrize("num_components", [4, 30])
+def test_fewer_points_than_dimensions_give_the_same_axes(num_components):
+    """By the products of points; more axes than they span there are none."""
+    points = draws(9, 40)
+    kernel = gaussian_kernel.fit(points, seed=0, num_components=num_components)
+    pca = sklearn.decomposition.PCA(min(num_components, 8), svd_solver="full")
+    pca.fit(points)
+    np.testing.assert_allclose(
+        kernel.axes @ kernel.axes.T, pca.components_.T @ pca.components_, atol=1e-10
+    )
+    assert kernel.explained == pytest.approx(pca.explained_variance_ratio_.sum())
+
+
 def test_few_dimensions_are_all_kept():
     points = draws(50, 4)
     kernel = gaussian_kernel.fit(points, seed=0, num_components=4)

@@ -18,16 +18,18 @@ LAYERS = [
     {"samplers.chains", "models.base", "models.discriminator", "metrics.modes"}
     | {"metrics.moments", "metrics.gaussian_kernel", "metrics.neighbours"}
     | {"cifar", "partial_array", "picture_files", "splits", "quantities"}
+    | {"page", "published"}
     | {"parallel", "torch_file", "models.nvae_layers", "metrics.extractor"},
     {"models.mlp_vae", "latents", "readers", "checkpoints", "run_log", "plots"}
     | {"metrics.frechet", "metrics.two_sample", "metrics.weights"}
+    | {"metrics.memorisation", "summary"}
     | {"celeba", "picture_cache", "picture_folder", "stacks", "samplers.resampling"}
     | {"models.flows", "models.nvae_cells", "models.residual_discriminator"},
     {"data_files", "models.nvae_layout", "models.nvae_group", "models.nvae_towers"}
-    | {"group_plots"}
+    | {"group_plots", "distance_plots", "tables", "metrics.latent_mmd"}
     | {"metrics.inception", "metrics.feature_nets", "samplers.dynamics"},
-    {"samplers", "training", "prior", "data", "page", "models.nvae_topdown"}
-    | {"benchmark.in_torch"},
+    {"samplers", "training", "prior", "data", "models.nvae_topdown", "galleries"}
+    | {"benchmark.in_torch", "metrics.feature_scores"},
     {"vae_stage", "nce", "report", "config", "models.nvae", "group_samplers"}
     | {"benchmark_page", "benchmark.plain"}
     | {"generation", "benchmark.training_loop"},
@@ -36,12 +38,14 @@ LAYERS = [
     | {"bounds"},
     {"evaluation", "nvae_import", "architectures"},
     {"wiring", "likelihood"},
-    {"sample_stage", "import_stage"},
-    {"evaluate_stage", "benchmark_stage"},
+    {"sample_stage", "import_stage", "picture_scores"},
+    {"sample_measures", "benchmark_stage"},
+    {"evaluate_stage"},
     {"experiment"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 WITHOUT_JAX = ("report", "benchmark_page", "page", "plots", "group_plots", "quantities")
+WITHOUT_JAX += ("tables", "galleries", "distance_plots", "summary", "published")
 MAY_READ_CONFIG = {"workdir", "validation", "wiring", "import_stage", "experiment"}
 BAD_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ncp_jax import quantities, report
+from ncp_jax import experiment, quantities, report
 from ncp_jax.errors import InputError
+from tests import browser
+from tests.test_experiment import load
 
 REPOSITORY = Path(__file__).parents[1]
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=x>'
@@ -169,7 +170,8 @@ def test_numbers_are_labelled_grouped_and_have_intervals(minimal):
         assert fragment in page.text
     places = [page.text.index(s) for s in ("Likelihood", "Stage 2", "Samples")]
     assert places == sorted(places)
-    assert "Off-mode share, NCP by SIR" in page.text
+    summary = page.text[page.text.index("Summary") : page.text.index("Numbers")]
+    assert re.search(r"Off-mode share.*0.0312 ± 0.0033n = 10,000", summary)
 
 
 def test_a_number_without_an_interval_is_not_printed(minimal):
@@ -276,6 +278,43 @@ def test_the_toy_shows_the_plane_and_the_data(toy):
 def test_draws_of_the_base_prior_stand_in_for_its_density(minimal):
     save_arrays(minimal, plane_z_p=np.zeros((9, 2)), plane_z_q=np.ones((9, 2)))
     assert len(page_of(minimal)[1].all("img")) == 2
+
+
+def test_temperatures_are_shown_in_their_order(full):
+    for temperature in ("1", "0.7", "0.85"):
+        save_png(full / "samples" / f"base_at_{temperature}.png")
+    save_png(full / "samples" / "base_at_home.png")  # not one of ours
+    text = page_of(full)[1].text
+    shown = re.findall(r"Temperature ([0-9.]+)", text)
+    assert shown == ["0.7", "0.85", "1"]
+    assert len(page_of(full)[1].all("img")) == 13
+
+
+def test_neighbours_stand_beside_their_distances(full):
+    save_png(full / "samples" / "neighbours.png")
+    generator = np.random.default_rng(0)
+    save_arrays(
+        full,
+        note_neighbours=np.array("Among 9 training pictures."),
+        **{f"nearest_{name}": generator.random(20) for name in ("sir", "held_out")},
+    )
+    config = {"sample": {"samplers": ["langevin", "sir"]}}
+    (full / "config.json").write_text(json.dumps(config))
+    _, page = page_of(full)
+    assert "Left: draws, NCP by Langevin; right of each" in page.text
+    (alt,) = (i["alt"] for i in page.all("img") if "Medians" in i["alt"])
+    assert re.search(r"NCP by SIR 0\.\d\d; test pictures 0\.\d\d", alt)
+
+
+def test_mmd_and_the_measures_of_samples_have_tables_of_their_own(full):
+    extra = {"mmd_base/1": metric(0.5, 0.01), "mmd_base/0": metric(0.25, 0.01)}
+    extra |= {"fd_lenet_sir": metric(12.5, 0.1, n=777), "sir_ess/0": metric(9.0, 0.1)}
+    save_results(full, METRICS | extra)
+    save_arrays(full, note_mmd=np.array("A note on MMD."), note_scores=np.array("How."))
+    _, page = page_of(full)
+    for once in ("0.250 ± 0.020", "12.50 ± 0.20", "n = 777", "A note on MMD.", "How."):
+        assert page.text.count(once) == 1
+    assert "fd_lenet_sir" not in page.text and "mmd_base" not in page.text
 
 
 @pytest.mark.parametrize(("num_groups", "panels"), [(4, 4), (30, 12)])
@@ -440,34 +479,58 @@ def test_the_report_does_not_load_jax():
 # ---- as a browser shows it
 
 
+@pytest.fixture(scope="module")
+def browsed(tmp_path_factory):
+    """A tab of a browser, and the folder of a finished smoke run."""
+    path = browser.find()
+    if path is None:
+        pytest.skip(f"none of {', '.join(browser.NAMES)} is installed")
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    experiment.run(load("digits", "smoke"), workdir, "all")
+    with browser.tab(path, tmp_path_factory.mktemp("browser")) as tab:
+        yield tab, workdir / "report" / "index.html"
+
+
+def shown(tab):
+    """The page as an array of grey pixels."""
+    return np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("L"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "height"), [(1280, 2000), (390, 2000)])
-def test_a_browser_shows_the_page(full, tmp_path_factory, width, height):
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        pytest.skip(f"none of {', '.join(names)} is installed")
-    folder = tmp_path_factory.mktemp("browser")
-    shot = folder / "page.png"
-    command = [
-        browser,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--hide-scrollbars",
-        f"--user-data-dir={folder / 'profile'}",
-        f"--screenshot={shot}",
-        f"--window-size={width},{height}",
-        report.write(full).as_uri(),
-    ]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    pixels = np.asarray(Image.open(io.BytesIO(shot.read_bytes())).convert("L"))
-    assert pixels.shape == (height, width)
+@pytest.mark.parametrize(
+    ("width", "height", "media"),
+    [(1280, 900, "screen"), (390, 844, "screen"), (794, 1123, "print")],
+)
+def test_a_browser_shows_the_page(browsed, width, height, media):
+    tab, page = browsed
+    tab.open(page.as_uri(), width, height, media)
+    images = "[...document.images]"
+    # Samples, temperatures, reconstructions, neighbours and distances, plots.
+    assert tab.evaluate(f"{images}.length") >= 3 + 3 + 1 + 2 + 4
+    assert tab.evaluate(f"{images}.every(i => i.complete && i.naturalWidth > 0)")
+    # Nothing sticks out sideways, though what is wide may scroll in itself.
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    assert tab.logged == []
+    pixels = shown(tab)
+    assert pixels.shape[1] == width and pixels.shape[0] > height
     inked = pixels != np.bincount(pixels.ravel()).argmax()
     assert inked.mean() > 0.02  # text and pictures, not a blank sheet
-    # Nothing sticks out sideways: the margins stay empty all the way down.
-    assert not inked[:, :8].any() and not inked[:, -8:].any()
+
+
+@pytest.mark.slow
+def test_the_browser_would_notice(browsed, tmp_path):
+    """What the test before holds the page to can be missed."""
+    tab, _ = browsed
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<!doctype html><meta name=viewport content='width=device-width'>"
+        "<div style='width: 900px'>wide</div><img src='data:image/png;base64,AAAA'>"
+        "<script>console.error('no'); missing()</script>"
+    )
+    tab.open(bad.as_uri(), 390, 844)
+    assert not tab.evaluate("document.images[0].naturalWidth > 0")
+    assert tab.evaluate("document.documentElement.scrollWidth") > 390
+    assert len(tab.logged) >= 2
+    tab.logged.clear()
+    inked = shown(tab) < 255
+    assert inked.mean() < 0.02

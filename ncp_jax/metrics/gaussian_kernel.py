@@ -91,12 +91,22 @@ def fit(points: np.ndarray, *, seed: int, num_components: int = 500) -> Kernel:
 
 
 def _principal_axes(centred: np.ndarray, num_axes: int) -> tuple[np.ndarray, float]:
-    """The axes [D, d] of largest variance, and the share of the variance they keep."""
-    size = centred.shape[1]
-    scatter = centred.T @ centred
-    last = [size - num_axes, size - 1]
+    """The axes [D, d] of largest variance, and the share of the variance they keep.
+
+    d is `num_axes`, or what N points span where that is less.  Of the scatter [D, D]
+    and the products of points [N, N], which have the same spectrum, the smaller is
+    decomposed.
+    """
+    n, size = centred.shape
+    is_wide = n < size
+    scatter = centred @ centred.T if is_wide else centred.T @ centred
+    num_axes = min(num_axes, n - 1)
+    last = [len(scatter) - num_axes, len(scatter) - 1]
     values, axes = scipy.linalg.eigh(scatter, subset_by_index=last)
-    return axes, float(values.sum() / np.trace(scatter))
+    if is_wide:
+        kept = values > size * np.finfo(np.float64).eps * max(values[-1], 0.0)
+        values, axes = values[kept], centred.T @ (axes[:, kept] / values[kept] ** 0.5)
+    return axes, float(values.sum() / max(np.trace(scatter), np.finfo(float).tiny))
 
 
 def check_samples(*samples: np.ndarray, at_least: int = 2) -> None:
