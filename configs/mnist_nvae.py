@@ -83,4 +83,6 @@ def _shrink_to_an_hour(config: ConfigDict) -> None:
         num_importance_samples=50,
         num_snis_proposals=32,
         num_log_z_draws=100_000,
+        fid_num_images=500,  # SIR and Langevin take a second each per picture
+        num_mmd_samples=500,
     )
