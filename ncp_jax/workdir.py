@@ -105,8 +105,15 @@ class Workdir:
         metrics: Mapping[str, Estimate],
         wall_seconds: float,
     ) -> None:
-        """Merges a stage's metrics into results.json and marks the stage as done."""
+        """Puts a stage's metrics into results.json and marks the stage as done.
+
+        Those of an earlier call of the stage go: with other settings it may have
+        measured what this one did not.
+        """
         results = self.results()
+        names = results["run"].get("metrics_of", {})
+        for name in names.get(stage, ()):
+            results["metrics"].pop(name, None)
         results["metrics"] |= {
             name: {key: _or_null(value) for key, value in e._asdict().items()}
             for name, e in metrics.items()
@@ -124,6 +131,7 @@ class Workdir:
             "seed": self._config["seed"],
             "wall_seconds": seconds | {stage: round(wall_seconds, 2)},
             "stages": stages,
+            "metrics_of": names | {stage: list(metrics)},
         }
         self.write_json("results.json", results)
 

@@ -193,6 +193,19 @@ def test_results_merge_and_know_their_settings(tmp_path):
         assert workdir.is_done("sample") and not workdir.is_done("evaluate")
 
 
+def test_a_stage_leaves_nothing_of_its_earlier_call(tmp_path):
+    """Else a number of other settings would stand beside those of these."""
+    number = Estimate(1.0, 0.1, 5, "nats")
+    with opened(tmp_path) as workdir:
+        workdir.add_results("sample", {"kept": number}, 1.0)
+        workdir.add_results("evaluate", {"a": number, "b": number}, 1.0)
+        workdir.unmark("evaluate")
+        assert workdir.results()["metrics"].keys() == {"kept", "a", "b"}
+        workdir.add_results("evaluate", {"b": number._replace(value=2.0)}, 1.0)
+        metrics = workdir.results()["metrics"]
+    assert metrics.keys() == {"kept", "b"} and metrics["b"]["value"] == 2.0
+
+
 def test_each_stage_keeps_the_settings_and_the_machine_that_it_had(tmp_path):
     with opened(tmp_path, sample__num_images=3) as workdir:
         workdir.add_results("sample", {}, 1.0)
