@@ -92,5 +92,6 @@ def get_config(variant: str = "") -> ConfigDict:
         chunk_size=2,
         num_log_z_draws=1_000,
         log_z_batch_size=50,
+        num_mmd_samples=0,  # latents of 7 MB each: three thousand would fill 20 GB
     )
     return config_lib.variant(config, variant)

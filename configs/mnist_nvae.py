@@ -84,4 +84,6 @@ def _shrink_to_an_hour(config: ConfigDict) -> None:
         num_snis_proposals=32,
         num_snis_samples=4,
         num_log_z_draws=100_000,
+        fid_num_images=500,  # SIR and Langevin take a second each per picture
+        num_mmd_samples=500,
     )

@@ -211,7 +211,7 @@ def _memorisation(
     samples["floor"] = np.concatenate(list(decoded))
     estimates, arrays = memorisation.measure(samples, held_out, train)
     note = (
-        f"Among the {len(train):,} training pictures, of "
+        f"Nearest neighbours: among the {len(train):,} training pictures, of "
         f"{len(samples['base']):,} samples each and of {len(held_out):,} test "
         "pictures, which are reconstructed, too; Euclidean, at most 64 pixels wide, "
         "the centre of 40 (less of smaller pictures, in proportion)."

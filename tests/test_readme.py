@@ -75,6 +75,21 @@ def test_the_prior_hole_table_is_that_of_the_recorded_run():
         assert f"| {_interval(toy, f'off_mode_{source}')} |" in README
 
 
+def test_the_table_of_sample_quality_is_that_of_the_recorded_run():
+    record = _records("mnist_mlp_quality")
+    metrics = record["metrics"]
+    for source in ("base", "sir", "langevin", "floor", "real"):
+        names = (f"fd_lenet_{source}", f"kid_lenet_{source}")
+        cells = [_interval(record, name) for name in names]
+        near = f"nearer_than_held_out_{source}"
+        cells.append(_interval(record, near) if near in metrics else "")
+        assert f"| {' | '.join(cells)} |" in README
+    for name in ("mmd_base", "mmd_sir"):
+        assert _interval(record, name) in README
+    settings = record["run"]["config"]["evaluate"]
+    assert (settings["feature_net"], settings["fid_num_images"]) == ("lenet5", 10_000)
+
+
 def test_every_stage_and_config_is_described():
     for stage in experiment.STAGES:
         assert f"| `{stage}`" in README
