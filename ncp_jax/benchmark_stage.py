@@ -7,7 +7,15 @@ from typing import Any
 
 import jax
 
-from ncp_jax import architectures, benchmark_page, prior, rng, stacks, vae_stage
+from ncp_jax import (
+    architectures,
+    benchmark_page,
+    generation,
+    prior,
+    rng,
+    stacks,
+    vae_stage,
+)
 from ncp_jax.benchmark import alone, sampling, stage_two, timing, training_loop
 from ncp_jax.errors import InputError
 from ncp_jax.sample_stage import in_dtype
@@ -84,7 +92,7 @@ def _samplers(experiment: Experiment) -> dict[str, Any]:
 def _alone(experiment: Experiment) -> dict[str, Any]:
     settings = experiment.config.benchmark
     stack = stacks.stack_blocks(experiment.vae_module.blocks)[0]
-    num_chains = max(settings.num_images)
+    num_chains, (ncp, _) = max(settings.num_images), _prior(experiment)
     rows = alone.rows(
         experiment.discriminator,
         stack.latent_shape,
@@ -92,7 +100,7 @@ def _alone(experiment: Experiment) -> dict[str, Any]:
         num_chains=num_chains,
         num_proposals=settings.num_proposals,
         num_steps=settings.num_langevin_steps,
-        chunk_size=experiment.config.sample.chunk_size or 500,
+        chunk_size=lambda m: generation.fitting_chunk(ncp, num_chains, m),
         step_size=experiment.config.sample.langevin_step_size,
         num_repeats=settings.num_calls,
         max_seconds=settings.max_seconds,

@@ -242,7 +242,7 @@ def test_one_group_alone_is_compared_with_other_versions(key):
             num_chains=2,
             num_proposals=(5,),
             num_steps=(3,),
-            chunk_size=5,
+            chunk_size=lambda m: m,
             step_size=0.1,
             num_repeats=1,
             max_seconds=1.0,

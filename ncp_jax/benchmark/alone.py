@@ -33,7 +33,7 @@ def rows(
     num_chains: int,
     num_proposals: Sequence[int],
     num_steps: Sequence[int],
-    chunk_size: int,
+    chunk_size: Callable[[int], int],
     step_size: float,
     num_repeats: int,
     max_seconds: float,
@@ -47,7 +47,7 @@ def rows(
       num_chains: B.
       num_proposals: values of M.
       num_steps: values of T.
-      chunk_size: proposals at a time.
+      chunk_size: of M, how many proposals at a time.
       step_size: lambda.
       num_repeats: calls of each after the first.
       max_seconds: repeats end after the one that reaches this.
@@ -78,7 +78,7 @@ def rows(
         yield {
             "sampler": "sir",
             "size": m,
-            "seconds": ours(SIR(m, min(chunk_size, m))),
+            "seconds": ours(SIR(m, chunk_size(m))),
             "at_once": median(partial(at_once, key)),
             **in_torch.times("sir", median, m),
         }
