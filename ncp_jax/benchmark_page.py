@@ -51,6 +51,22 @@ def advice(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def markdown(found: Mapping[str, Any], *omitted: str) -> str:
+    """The rows of one part as a table for a README, of the largest batch alone.
+
+    Args:
+      found: one part of benchmark.json.
+      *omitted: columns to leave out.
+    """
+    rows = found["rows"]
+    most = max((row.get("num_images", 0) for row in rows), default=0)
+    cells = [dict(_cells(r)) for r in rows if r.get("num_images", most) == most]
+    columns = list(dict.fromkeys(c for row in cells for c in row if c not in omitted))
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[row.get(column, "") for column in columns] for row in cells]
+    return "\n".join(f"| {' | '.join(each)} |" for each in lines)
+
+
 def html(results: Mapping[str, Any]) -> str:
     """The whole page, from the content of benchmark.json."""
     environment = results["environment"]

@@ -7,8 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ncp_jax import experiment, quantities, report
+from ncp_jax import benchmark_page, experiment, quantities, report
 
+BENCHMARK_TABLES = (  # record, part, columns that the README leaves out
+    ("mnist_nvae", "samplers", "images", "first call", "ESS/s"),
+    ("mnist_nvae", "alone"),
+    ("mnist_nvae", "stage_two", "devices"),
+    ("mnist_mlp", "samplers", "images", "first call", "ESS/s"),
+    ("mnist_mlp", "alone"),
+    ("mnist_mlp", "stage_two", "devices"),
+    ("mnist_mlp", "training"),
+    ("celeba64", "samplers", "images", "ESS/s"),
+    ("celeba64", "stage_two", "devices"),
+)
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -88,6 +99,13 @@ def test_the_table_of_sample_quality_is_that_of_the_recorded_run():
         assert _interval(record, name) in README
     settings = record["run"]["config"]["evaluate"]
     assert (settings["feature_net"], settings["fid_num_images"]) == ("lenet5", 10_000)
+
+
+def test_the_benchmark_tables_are_those_of_the_recorded_runs():
+    for name, part, *omitted in BENCHMARK_TABLES:
+        record = _records(f"benchmark_{name}")
+        assert benchmark_page.markdown(record[part], *omitted) in README, (name, part)
+        assert record["environment"]["date"] in README
 
 
 def test_every_stage_and_config_is_described():

@@ -14,6 +14,8 @@ Array = jax.Array
 Sample = Callable[[Array], Array]  # keys [B] -> draws [B, ...], one chain per key
 LogRatio = Callable[[Array], Array]  # z [B, ...] -> [B], nats
 
+CHOICES = 2**16  # log-weights that are chosen among at a time
+
 
 class SIRInfo(NamedTuple):
     """Diagnostics of resampling; every field is [B]."""
@@ -131,8 +133,9 @@ def _weigh(
 def _choose(keys: Array, log_w: Array) -> tuple[Array, SIRInfo]:
     """One of the M proposals [B], and what the weights [M, B] say.
 
-    Chain after chain: drawing takes several times the memory of the weights.
+    Some chains at a time: drawing takes several times the memory of the weights.
     """
+    num_chains = max(CHOICES // len(log_w), 1)
 
     def of_chain(key_b: tuple[Array, Array]) -> tuple[Array, SIRInfo]:
         key, b = key_b
@@ -145,7 +148,8 @@ def _choose(keys: Array, log_w: Array) -> tuple[Array, SIRInfo]:
         return jax.random.categorical(key, log_w_b), info
 
     chain_keys = rng.stream(keys, "choice")
-    return jax.lax.map(of_chain, (chain_keys, jnp.arange(len(keys))))
+    chains_and_keys = (chain_keys, jnp.arange(len(keys)))
+    return jax.lax.map(of_chain, chains_and_keys, batch_size=num_chains)
 
 
 def _log_mean_exp(log_w: Array) -> Array:
