@@ -1,6 +1,7 @@
 """Seconds, bytes and arithmetic of drawing pictures, by every sampler, in rows."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -30,7 +31,8 @@ class Settings:
       num_steps: of Langevin dynamics.
       step_size: of Langevin dynamics; nothing but ESS depends on it.
       num_repeats: calls of each after the first.
-      max_seconds: a call that is predicted to take longer is not made.
+      max_seconds: a call that would take longer at the FLOP/s of the row before is
+        not made.
       max_bytes: nor is one of the plain versions that needs more.
       memory_bytes: for a chunk of proposals; 0 for what the device has free.
     """
@@ -59,11 +61,10 @@ def rows(
     Yields:
       A row per sampler, setting and batch, as JSON values.
     """
-    work = _Work(ncp)
-    plain = Plain(ncp)
+    work, plain = _Work(ncp), Plain(ncp)
+    rate = math.inf  # FLOP/s of the row before
     for num_images in settings.num_images:
         for name, series in _series(ncp, settings, num_images).items():
-            spent: list[tuple[float, float]] = []  # (work, seconds) of the last row
             for draw, size in series:
                 row: Row = {
                     "sampler": name,
@@ -71,17 +72,16 @@ def rows(
                     "num_images": num_images,
                     "setting": dataclasses.asdict(draw),
                 }
-                expected = spent[-1][1] * size / spent[-1][0] if spent else 0.0
-                if expected > settings.max_seconds:
-                    row["skipped"] = (
-                        f"some {expected:,.0f} s, judging by {spent[-1][0]}"
-                    )
+                flops = work.flops(draw, num_images)
+                if flops / rate > settings.max_seconds:
+                    row["skipped"] = f"some {flops / rate:,.0f} s"
                     yield row
                     continue
                 row |= _time(ncp, draw, key, num_images, settings)
-                row |= work.of(draw, num_images, row["seconds"], ceiling)
+                rate = flops / row["seconds"]
+                row |= {"flops": flops, "flops_per_second": rate}
+                row["share_of_ceiling"] = rate / ceiling
                 row["plain"] = _time_plain(plain, row, key, settings)
-                spent.append((size, row["seconds"]))
                 yield row
 
 
@@ -192,14 +192,9 @@ class _Work:
             )
             self._of_ratio += block.num_groups * (two - one)
 
-    def of(self, draw: Any, num_images: int, seconds: float, ceiling: float) -> Row:
-        """FLOP of a call, per second, and the share of the ceiling."""
-        flops = num_images * (self._of_base + _evaluations(draw) * self._of_ratio)
-        return {
-            "flops": flops,
-            "flops_per_second": flops / seconds,
-            "share_of_ceiling": flops / seconds / ceiling,
-        }
+    def flops(self, draw: Any, num_images: int) -> int:
+        """Those of one call."""
+        return num_images * (self._of_base + _evaluations(draw) * self._of_ratio)
 
 
 def _weigh(b: int, context: Array, several: list[Array], ncp: NCPPrior) -> list[Array]:
