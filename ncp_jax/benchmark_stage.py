@@ -1,6 +1,5 @@
 """The stage that times: samplers, stage 2 and the training loop, on noise for data."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,7 +16,6 @@ from ncp_jax import (
     vae_stage,
 )
 from ncp_jax.benchmark import alone, sampling, stage_two, timing, training_loop
-from ncp_jax.errors import InputError
 from ncp_jax.sample_stage import in_dtype
 from ncp_jax.wiring import Experiment
 
@@ -148,7 +146,7 @@ def _told(found: dict[str, Any], rows: Iterable[dict[str, Any]]) -> dict[str, An
 
 def _prior(experiment: Experiment) -> tuple[prior.NCPPrior, str]:
     """The NCP of the workdir, or one of random weights, and which of them it is."""
-    with contextlib.suppress(InputError):  # both stages done?
+    if all(map(experiment.workdir.is_done, ("vae", "ncp"))):
         return experiment.load_ncp(), "trained"
     state = experiment.vae_task()[1]
     vae = vae_stage.freeze(experiment.vae_module, state)

@@ -17,8 +17,6 @@ BENCHMARK_TABLES = (  # record, part, columns that the README leaves out
     ("mnist_mlp", "alone"),
     ("mnist_mlp", "stage_two", "devices"),
     ("mnist_mlp", "training"),
-    ("celeba64", "samplers", "images", "ESS/s"),
-    ("celeba64", "stage_two", "devices"),
 )
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
