@@ -151,6 +151,7 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "num_permutations": 500,  # of its test
                 "num_neighbour_queries": 1_000,  # samples and test pictures, at most
             },
+            "report": {"workdirs": ""},  # A,B,C: those runs side by side
             "benchmark": {
                 "parts": ("training", "samplers", "alone", "stage_two"),
                 "num_steps": 5_000,  # of the training loop

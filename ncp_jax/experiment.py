@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from ncp_jax import (
     benchmark_stage,
+    comparison,
     evaluate_stage,
     import_stage,
     parallel,
@@ -56,7 +57,11 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
         raise InputError(f"--stage must be one of {', '.join(STAGES)}; got {stage!r}")
     validation.validate(config)
     if stage == "report":  # needs files only: neither the data nor the workdir's lock
-        print(f"report: {report.write(workdir)}")
+        if config.report.workdirs:
+            workdirs = config.report.workdirs.split(",")
+            print(f"report: {comparison.write(workdirs, workdir)}")
+        else:
+            print(f"report: {report.write(workdir)}")
         return
     if jax.process_count() > 1 and stage not in ("vae", "ncp"):
         raise InputError(

@@ -29,7 +29,7 @@ def sections(folder: Path, arrays: Arrays, config: Mapping[str, Any]) -> Iterabl
     is_plane = any(name.startswith("points_") for name in arrays)  # drawn elsewhere
     names = quantities.SAMPLERS.items()
     grids = [(folder / f"{name}.png", caption) for name, caption in names]
-    figures = [_grid_image(path, caption) for path, caption in grids if path.exists()]
+    figures = [grid_image(path, caption) for path, caption in grids if path.exists()]
     if figures and not is_plane:
         text = "Unselected; the same decoder throughout."
         yield page.section("Samples", text, page.grid(figures))
@@ -37,13 +37,13 @@ def sections(folder: Path, arrays: Arrays, config: Mapping[str, Any]) -> Iterabl
     tempered = sorted((float(match[1]), path) for path, match in found if match)
     if tempered:
         text = "The base prior with its standard deviation scaled, from the same noise."
-        figures = [_grid_image(path, f"Temperature {t:g}") for t, path in tempered]
+        figures = [grid_image(path, f"Temperature {t:g}") for t, path in tempered]
         yield page.section("Temperatures", text, page.grid(figures))
     path = folder / "reconstructions.png"
     if path.exists():
         caption = "Rows alternate: test examples, then their reconstructions"
         yield page.section(
-            "Reconstructions", "", page.grid([_grid_image(path, caption)], "wide")
+            "Reconstructions", "", page.grid([grid_image(path, caption)], "wide")
         )
     path, panels = folder / "neighbours.png", distance_plots.nearest(arrays)
     if path.exists():
@@ -52,7 +52,7 @@ def sections(folder: Path, arrays: Arrays, config: Mapping[str, Any]) -> Iterabl
             f"Left: draws, {quantities.SAMPLERS.get(drawn, drawn)}; right of each its "
             "nearest training pictures, nearest first"
         )
-        figures = [_grid_image(path, caption), *map(plot, panels)]
+        figures = [grid_image(path, caption), *map(plot, panels)]
         text = "Are samples copies? Share of each kind nearer than a distance."
         yield page.section("Nearest neighbours", text, page.grid(figures, "pair"))
 
@@ -62,7 +62,8 @@ def plot(panel: Panel) -> str:
     return page.figure(panel.png, "plot", panel.alt, panel.caption)
 
 
-def _grid_image(path: Path, caption: str) -> str:
+def grid_image(path: Path, caption: str) -> str:
+    """A picture of many small ones with its caption, as HTML."""
     alt = f"Image grid: {caption}."
     try:
         return page.figure(path.read_bytes(), "pixels", alt, caption)

@@ -72,11 +72,8 @@ def write(workdir: str | Path) -> Path:
       InputError: a needed file is missing, or a present one cannot be read.
     """
     workdir = Path(workdir)
-    config, results = _json(workdir / "config.json"), _json(workdir / "results.json")
+    config, results = read_run(workdir)
     run, metrics = results.get("run", {}), results.get("metrics", {})
-    parts = (run, metrics, *(metrics.values() if isinstance(metrics, dict) else ()))
-    if not all(isinstance(part, dict) for part in parts):
-        raise InputError(f"{workdir / 'results.json'} is not one of ours: {REMEDY}")
     stages = run.get("stages", {})
     environments = {name: stages[name].get("environment", {}) for name in stages}
     data_name = config.get("data", {}).get("name", workdir.resolve().name)
@@ -98,8 +95,26 @@ def write(workdir: str | Path) -> Path:
             _settings(Configuration=config, Environment=environments),
         ],
     )
-    path = workdir / "report" / "index.html"
-    path.parent.mkdir(exist_ok=True)
+    return replace_page(workdir / "report" / "index.html", html)
+
+
+def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the contents of `config.json` and `results.json`.
+
+    Raises:
+      InputError: one is missing, or not one of ours.
+    """
+    config, results = _json(workdir / "config.json"), _json(workdir / "results.json")
+    run, metrics = results.get("run", {}), results.get("metrics", {})
+    parts = (run, metrics, *(metrics.values() if isinstance(metrics, dict) else ()))
+    if not all(isinstance(part, dict) for part in parts):
+        raise InputError(f"{workdir / 'results.json'} is not one of ours: {REMEDY}")
+    return config, results
+
+
+def replace_page(path: Path, html: str) -> Path:
+    """Writes a page in one step and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".html.tmp")
     partial.write_text(html, encoding="utf-8")
     os.replace(partial, path)
@@ -206,7 +221,7 @@ def _settings(**tables: Mapping[str, Any]) -> str:
         rows = "".join(
             f"<tr><td><code>{page.escape(key)}</code></td>"
             f"<td>{page.escape(value)}</td></tr>\n"
-            for key, value in _flatten(table)
+            for key, value in flatten(table)
         )
         if rows:
             body += (
@@ -216,11 +231,11 @@ def _settings(**tables: Mapping[str, Any]) -> str:
     return page.section("Settings", "", body) if body else ""
 
 
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """`section.field` and value of a nested mapping."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

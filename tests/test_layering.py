@@ -33,7 +33,7 @@ LAYERS = [
     {"vae_stage", "nce", "report", "config", "models.nvae", "group_samplers"}
     | {"benchmark_page", "benchmark.plain"}
     | {"generation", "benchmark.training_loop"},
-    {"benchmark.sampling", "benchmark.alone", "benchmark.stage_two"},
+    {"benchmark.sampling", "benchmark.alone", "benchmark.stage_two", "comparison"},
     {"ncp_stage", "workdir", "validation", "models.nvae_readjust", "nvae_names"}
     | {"bounds"},
     {"evaluation", "nvae_import", "architectures"},
@@ -45,7 +45,14 @@ LAYERS = [
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 WITHOUT_JAX = ("report", "benchmark_page", "page", "plots", "group_plots", "quantities")
-WITHOUT_JAX += ("tables", "galleries", "distance_plots", "summary", "published")
+WITHOUT_JAX += (
+    "comparison",
+    "tables",
+    "galleries",
+    "distance_plots",
+    "summary",
+    "published",
+)
 MAY_READ_CONFIG = {"workdir", "validation", "wiring", "import_stage", "experiment"}
 BAD_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 
