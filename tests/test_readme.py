@@ -85,7 +85,7 @@ def test_the_prior_hole_table_is_that_of_the_recorded_run():
 
 
 def test_the_table_of_sample_quality_is_that_of_the_recorded_run():
-    record = _records("mnist_mlp_quality")
+    record = _records("mnist_mlp")
     metrics = record["metrics"]
     for source in ("base", "sir", "langevin", "floor", "real"):
         names = (f"fd_lenet_{source}", f"kid_lenet_{source}")
