@@ -78,8 +78,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample.update(
         num_images=16,
         batch_size=8,
-        num_proposals=5_000,
-        langevin_step_size=1e-2,
         langevin_num_steps=500,
         langevin_in_noise=True,
     )

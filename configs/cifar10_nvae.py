@@ -69,8 +69,6 @@ def get_config(variant: str = "") -> ConfigDict:
         batch_size=128, num_steps=50_000, steps_per_dispatch=25, steps_per_eval=1_000
     )
     config.sample.update(
-        num_proposals=5_000,
-        langevin_step_size=1e-2,
         langevin_num_steps=500,
         langevin_in_noise=True,
     )

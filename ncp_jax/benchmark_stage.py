@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,12 +11,13 @@ from ncp_jax import (
     architectures,
     benchmark_page,
     generation,
+    ncp_stage,
     prior,
     rng,
     stacks,
-    vae_stage,
 )
 from ncp_jax.benchmark import alone, sampling, stage_two, timing, training_loop
+from ncp_jax.models.base import FrozenVAE
 from ncp_jax.sample_stage import in_dtype
 from ncp_jax.wiring import Experiment
 
@@ -148,20 +150,9 @@ def _prior(experiment: Experiment) -> tuple[prior.NCPPrior, str]:
     """The NCP of the workdir, or one of random weights, and which of them it is."""
     if all(map(experiment.workdir.is_done, ("vae", "ncp"))):
         return experiment.load_ncp(), "trained"
-    state = experiment.vae_task()[1]
-    vae = vae_stage.freeze(experiment.vae_module, state)
-    _, ncp_state = experiment.ncp_task(vae)
+    network = experiment.discriminator
+    vae = FrozenVAE(experiment.vae_module, experiment.initial_variables())
+    init_key = rng.stream(experiment.key("ncp"), "init")
+    params = jax.jit(partial(ncp_stage.init_params, network))(vae, init_key)
     key = rng.stream(experiment.key("benchmark"), "weights")
-    params = _shaken(ncp_state.newest_params(vae.blocks), key)
-    return prior.NCPPrior(vae, experiment.discriminator, params), "random"
-
-
-def _shaken(params: Any, key: Array) -> Any:
-    """The same plus noise: a discriminator starts as r = 1."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    shaken = [
-        leaf + 0.1 * jax.random.normal(k, leaf.shape)
-        for k, leaf in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, shaken)
+    return prior.NCPPrior(vae, network, alone.shaken(params, key)), "random"

@@ -179,7 +179,8 @@ class Experiment:
     def _vae_shapes(self) -> TrainState:
         return jax.eval_shape(self._initial_vae)
 
-    def _initial_vae(self) -> TrainState:
+    def initial_variables(self) -> Any:
+        """Returns the variables that stage 1 starts from."""
         init_key = rng.stream(self.key("vae"), "init")
         shape = self.config.data.shape
         variables = architectures.init_vae(self.vae_module, shape, init_key)
@@ -187,6 +188,10 @@ class Experiment:
             scale = 255.0 if self.has_pictures else 1.0
             mean = self.dataset.train.mean(axis=0, dtype=np.float64) / scale
             variables["statistics"] = {"data_mean": jnp.asarray(mean, jnp.float32)}
+        return variables
+
+    def _initial_vae(self) -> TrainState:
+        variables, shape = self.initial_variables(), self.config.data.shape
         init_state = functools.partial(
             vae_stage.init_state,
             self.vae_module,

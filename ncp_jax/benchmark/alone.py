@@ -103,13 +103,18 @@ def random_variables(
     """Variables without the zeros that a discriminator starts with."""
     z, context = jnp.zeros((1, *latent_shape)), jnp.zeros((1, 0))
     variables = jax.jit(network.init)(key, z, context)
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(rng.stream(key, "leaves"), len(leaves))
-    noise = [
-        0.1 * jax.random.normal(k, leaf.shape)
+    return shaken(variables, rng.stream(key, "leaves"))
+
+
+def shaken(params: Any, key: Array) -> Any:
+    """The same plus noise: a discriminator starts as r = 1."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    noisy = [
+        leaf + 0.1 * jax.random.normal(k, leaf.shape)
         for k, leaf in zip(keys, leaves, strict=True)
     ]
-    return jax.tree.unflatten(tree, jax.tree.map(jnp.add, leaves, noise))
+    return jax.tree.unflatten(tree, noisy)
 
 
 def _log_ratio(network: nn.Module, variables: Any, z: Array) -> Array:
