@@ -18,22 +18,16 @@ from ncp_jax import rng
 from ncp_jax.bounds import example_bounds
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.mlp_vae import MLPVAE
-from tests.oracles import ChainVAE, LinearGaussianVAE, tilted
+from tests.oracles import ChainVAE
 from tests.statistics import assert_mean
+from tests.tilted_gaussian import LOG_Z, NCP, RELATIVE_VARIANCE, TILT, VAE, draw_x
 
-VAE = LinearGaussianVAE(jnp.array([[1.0, 0.0], [0.5, 0.0], [0.0, 0.8]]))
-TILT = np.array([0.6, -0.5], np.float32)
-NCP = tilted(VAE, TILT)
-LOG_Z = float(TILT @ TILT) / 2
-RELATIVE_VARIANCE = math.exp(2 * LOG_Z) - 1  # of r under p
 NUM_X = 4_096
 
 
 @pytest.fixture(scope="module")
 def x():
-    """From p_NCP itself."""
-    z = jax.random.normal(jax.random.key(1), (NUM_X, 2)) + TILT[None]
-    return VAE.decode(z).sample(jax.random.key(2))
+    return draw_x(NUM_X)
 
 
 @partial(jax.jit, static_argnames=("samples", "kept", "proposals", "chunk_size"))

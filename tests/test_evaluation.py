@@ -14,26 +14,16 @@ import scipy.integrate
 
 from ncp_jax import data, evaluation, samplers
 from ncp_jax.prior import NCPPrior
-from tests.oracles import ChainVAE, LinearGaussianVAE, QuadraticRatio, tilted
+from tests.oracles import ChainVAE, LinearGaussianVAE, QuadraticRatio
 from tests.statistics import assert_mean
+from tests.tilted_gaussian import LOG_Z, NCP, TILT, VAE, as_it_is, draw_x
 
-VAE = LinearGaussianVAE(jnp.array([[1.0, 0.0], [0.5, 0.0], [0.0, 0.8]]))
-TILT = np.array([0.6, -0.5], np.float32)
-NCP = tilted(VAE, TILT)
-LOG_Z = float(TILT @ TILT) / 2
 NUM_X = 4_096
-
-
-def as_it_is(key, stored):
-    del key
-    return stored
 
 
 @pytest.fixture(scope="module")
 def x():
-    """From p_NCP itself."""
-    z = jax.random.normal(jax.random.key(1), (NUM_X, 2)) + TILT[None]
-    return VAE.decode(z).sample(jax.random.key(2))
+    return draw_x(NUM_X)
 
 
 def test_over_examples_drops_padding_and_counts_every_example_once(key):

@@ -7,32 +7,28 @@ normal as well.
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ncp_jax import data, likelihood
 from ncp_jax.importance import WeightSums
-from tests.oracles import ChainVAE, LinearGaussianVAE, tilted
+from tests.oracles import ChainVAE
+from tests.tilted_gaussian import (
+    LOG_Z,
+    NCP,
+    RELATIVE_VARIANCE,
+    TILT,
+    VAE,
+    as_it_is,
+    draw_x,
+)
 
-VAE = LinearGaussianVAE(jnp.array([[1.0, 0.0], [0.5, 0.0], [0.0, 0.8]]))
-TILT = np.array([0.6, -0.5], np.float32)
-NCP = tilted(VAE, TILT)
-LOG_Z = float(TILT @ TILT) / 2
-RELATIVE_VARIANCE = math.exp(2 * LOG_Z) - 1  # of r under p
 NUM_X = 1_000
-
-
-def as_it_is(key, stored):
-    del key
-    return stored
 
 
 @pytest.fixture(scope="module")
 def x():
-    """From p_NCP itself."""
-    z = jax.random.normal(jax.random.key(1), (NUM_X, 2)) + TILT[None]
-    return VAE.decode(z).sample(jax.random.key(2))
+    return draw_x(NUM_X)
 
 
 def test_log_z_and_its_course(key):
