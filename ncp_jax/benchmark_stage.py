@@ -83,7 +83,9 @@ def _samplers(experiment: Experiment) -> dict[str, Any]:
     }
     found = _told(found, rows)
     found["recommendations"] = sampling.recommendations(found["rows"])
-    found["bfloat16"] = sampling.bfloat16_effect(ncp, rng.stream(key, "bfloat16"))
+    found["bfloat16"] = sampling.bfloat16_effect(
+        ncp, rng.stream(key, "bfloat16"), found["rows"], settings.max_seconds
+    )
     for line in benchmark_page.advice(found):
         print(line)
     return found

@@ -198,12 +198,14 @@ def test_groups_of_poor_weights_are_left_to_mala():
 
 
 def test_the_effect_of_bfloat16_is_measured(ncp, key):
-    rows = sampling.bfloat16_effect(ncp, key, num_images=3, num_proposals=50)
+    sir = {"sampler": "sir", "size": 5, "num_images": 2, "seconds": 0.1}  # 10 ms each
+    rows = sampling.bfloat16_effect(ncp, key, [sir], max_seconds=3.0, num_images=3)
     assert [row["group"] for row in rows] == [0, 1, 2]
     for row in rows:
         assert 0 < row["mean_difference"] < row["max_difference"]
         assert row["max_difference"] < 0.05 * row["deviation_of_log_r"] + 0.05
         assert row["ess_bfloat16"] == pytest.approx(row["ess_float32"], rel=0.05)
+        assert row["num_proposals"] == 50  # of 3 chains, in 2 precisions: 3 seconds
 
 
 NETWORKS = {

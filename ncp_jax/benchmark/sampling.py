@@ -247,14 +247,34 @@ def recommendations(ncp_rows: Sequence[Row], min_ess: float = 10.0) -> list[Row]
 
 
 def bfloat16_effect(
-    ncp: NCPPrior, key: Array, num_images: int = 4, num_proposals: int = 250
+    ncp: NCPPrior,
+    key: Array,
+    ncp_rows: Sequence[Row],
+    max_seconds: float,
+    num_images: int = 4,
+    max_proposals: int = 250,
 ) -> list[Row]:
     """What activations in bfloat16 do to log r and to ESS, on the same proposals.
+
+    Args:
+      ncp: the prior, in any precision.
+      key: PRNG key; consumed here.
+      ncp_rows: of `rows`; SIR's seconds predict what proposals cost here.
+      max_seconds: fewer proposals are weighed where all would take longer.
+      num_images: chains.
+      max_proposals: of each chain, where there is time for them.
 
     Returns:
       Per group: the largest and the mean |difference| of log r (nats), the deviation of
       log r itself, and ESS of `num_proposals` in both.
     """
+    cost = min(
+        row["seconds"] / (row["size"] * row["num_images"])
+        for row in ncp_rows
+        if row["sampler"] == "sir" and "seconds" in row
+    )
+    affordable = int(max_seconds / (2 * num_images * cost))  # weighed twice
+    num_proposals = min(max(affordable, 2), max_proposals)
 
     def weigh(keys: Array, target: Any) -> tuple[Array, Array]:
         def log_w(m: Array) -> Array:
@@ -274,6 +294,7 @@ def bfloat16_effect(
     return [
         {
             "group": k,
+            "num_proposals": num_proposals,
             "max_difference": float(np.abs(a - b).max()),
             "mean_difference": float(np.abs(a - b).mean()),
             "deviation_of_log_r": float(a.std()),
