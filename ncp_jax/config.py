@@ -22,6 +22,7 @@ WITHOUT_EFFECT = (
     "data.cache_dir",
     "data.on_device",
     "vae.checkpoint",  # known by its hash
+    "vae.workdir",
     "sample.chunk_size",
     "sample.memory_mib",
 )
@@ -92,6 +93,7 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
             "vae": {
                 "model": {"name": vae, **VAES[vae]},
                 "checkpoint": "",  # of the reference NVAE, for --stage=import
+                "workdir": "",  # of another run, whose stage 1 is taken over
                 "kl_warmup_fraction": 0.0,  # of the steps; 0 for full KL at once
                 "kl_constant_fraction": 0.0,  # of the steps, before the warm-up
                 "is_kl_balanced": True,  # over the groups, while it warms up
@@ -104,6 +106,7 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                     "name": discriminator,
                     **DISCRIMINATORS[discriminator],
                 },
+                "seed": 0,  # of this stage alone, beside that of the whole run
                 "num_passes": 1,  # encodings of each validation example
                 "patience": 0,  # validations; then a group rests. 0: all go to the end
                 "formulation": "auto",  # of the groups: "vmap", "map" (one by one)
@@ -130,8 +133,9 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "mala_num_steps": 200,  # of which a quarter adapts
             },
             "evaluate": {
+                "split": "test",  # or "valid", to choose settings by
                 "batch_size": 100,
-                "max_examples": 0,  # of the test set; 0 for all
+                "max_examples": 0,  # of them; 0 for all
                 "num_importance_samples": 1_000,
                 "chunk_size": 20,  # importance samples per example at a time
                 "num_snis_proposals": 1_024,

@@ -19,8 +19,8 @@ COLOURS = {
 }
 LABELS = {
     **SAMPLERS,
-    "floor": "reconstructed test pictures",
-    "held_out": "test pictures",
+    "floor": "reconstructed held-out pictures",
+    "held_out": "held-out pictures",
 }
 
 

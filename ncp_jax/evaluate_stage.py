@@ -25,12 +25,12 @@ MAX_RECONSTRUCTED = 32  # pictures
 
 
 def evaluate(experiment: Experiment) -> dict[str, Estimate]:
-    """Measures everything on the test set; writes evaluation/arrays.npz."""
+    """Measures everything on held-out data; writes evaluation/arrays.npz."""
     settings, ncp = experiment.config.evaluate, experiment.load_ncp()
     drawn = load_samples(experiment)
     net = picture_scores.load_net(experiment)  # or an error, before hours of work
     key, prepare = experiment.key("evaluate"), experiment.prepare
-    test = experiment.dataset.test[: settings.max_examples or None]
+    test = experiment.held_out[: settings.max_examples or None]
     batches = list(data.padded_batches(test, min(settings.batch_size, len(test))))
     estimates, arrays = likelihood.measure(
         ncp,

@@ -92,6 +92,8 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
         if stage == "import" or (stage == "all" and config.vae.checkpoint):
             import_stage.import_vae(experiment)
         elif stage in ("all", "vae"):
+            if config.vae.workdir:
+                import_stage.take_over(experiment)
             train(experiment, "vae")
         if stage in ("all", "ncp"):
             train(experiment, "ncp")

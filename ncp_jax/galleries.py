@@ -41,7 +41,7 @@ def sections(folder: Path, arrays: Arrays, config: Mapping[str, Any]) -> Iterabl
         yield page.section("Temperatures", text, page.grid(figures))
     path = folder / "reconstructions.png"
     if path.exists():
-        caption = "Rows alternate: test examples, then their reconstructions"
+        caption = "Rows alternate: held-out examples, then their reconstructions"
         yield page.section(
             "Reconstructions", "", page.grid([grid_image(path, caption)], "wide")
         )

@@ -1,6 +1,10 @@
-"""The stage that takes a trained NVAE of the reference implementation for stage 1."""
+"""Stage 1 from elsewhere: a checkpoint of the reference NVAE, or another run's."""
 
 import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,8 +16,9 @@ from ncp_jax import config as config_lib
 from ncp_jax import nvae_import, torch_file
 from ncp_jax.errors import InputError
 from ncp_jax.models.nvae import NVAE
-from ncp_jax.run_log import RunLog
+from ncp_jax.run_log import RunLog, read_metrics
 from ncp_jax.wiring import Experiment
+from ncp_jax.workdir import SECTIONS
 
 
 def with_its_model(config: ConfigDict) -> ConfigDict:
@@ -75,6 +80,38 @@ def import_vae(experiment: Experiment) -> None:
         checkpoints.wait()
         workdir.add_results("vae", {}, checkpoints.wall_seconds())
         print(f"import: {settings.checkpoint}, held-out negative ELBO {loss:.2f} nats")
+
+
+def take_over(experiment: Experiment) -> None:
+    """Copies the complete stage 1 of the run in `vae.workdir`, unless that is done.
+
+    Raises:
+      InputError: if that run has other settings of stage 1, or has not ended it.
+    """
+    source, path = Path(experiment.config.vae.workdir), experiment.path
+    if (path / "vae").exists():
+        return
+    num_steps = experiment.config.vae.num_steps
+    if not (source / "vae" / "checkpoints" / str(num_steps)).exists():
+        raise InputError(
+            f"config.vae.workdir={source} has no stage 1 of {num_steps} steps: run "
+            f"--stage=vae with --workdir={source} first"
+        )
+    before = json.loads((source / "config.json").read_bytes())
+    mine = config_lib.as_json(experiment.config)
+    if lines := config_lib.differences(before, mine, SECTIONS["vae"]):
+        raise InputError(
+            f"config.vae.workdir={source} was made with another config:\n  "
+            + "\n  ".join(lines)
+        )
+    records = [r for r in read_metrics(source / "metrics.jsonl") if r["stage"] == "vae"]
+    with (path / "metrics.jsonl").open("w") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+    if (source / "events" / "vae").exists():
+        shutil.copytree(source / "events" / "vae", path / "events" / "vae")
+    shutil.copytree(source / "vae", path / "vae.tmp", dirs_exist_ok=True)
+    os.replace(path / "vae.tmp", path / "vae")  # last: it says that all is here
+    print(f"vae: taken over from {source}")
 
 
 def _read(path: str) -> tuple[NVAE, dict[str, Any]]:

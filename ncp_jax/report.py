@@ -154,7 +154,7 @@ def _headline(results: Mapping[str, Any]) -> str:
     value, half = gain["value"], quantities.Z95 * gain["stderr"]
     if not math.isfinite(value + half):
         return ""
-    on = f"on {gain['n']:,} test examples" if gain.get("n") else "on the test set"
+    on = f"on {gain['n']:,} held-out examples" if gain.get("n") else "on held-out data"
     if value > half:
         claim = "gains {} nats over the base prior {}."
     elif value < -half:

@@ -71,7 +71,7 @@ def measure(
     if settings.num_mmd_samples:
         groups = {name: c.groups for name, c in collected.items() if c.groups}
         found.append(_mmd(experiment, ncp.vae, groups))
-    held_out = experiment.dataset.test[: settings.num_neighbour_queries]
+    held_out = experiment.held_out[: settings.num_neighbour_queries]
     if experiment.has_pictures and min(_num_images(experiment), len(held_out)) > 1:
         found.append(_memorisation(experiment, ncp.vae, drawn, held_out))
     estimates = {name: e for m in found for name, e in m.estimates.items()}
@@ -158,19 +158,19 @@ def _mmd(
     vae: LatentVariableModel,
     priors: Mapping[str, list[np.ndarray]],
 ) -> Measured:
-    """Test pictures' encodings, which no discriminator has seen, against the priors."""
+    """Held-out encodings, which no discriminator has seen, against the priors."""
     settings, num = experiment.config.evaluate, _num_mmd(experiment)
     key = rng.stream(experiment.key("evaluate"), "mmd")
     estimates, arrays = latent_mmd.per_group(
-        _posterior(experiment, vae, experiment.dataset.test[:num]),
+        _posterior(experiment, vae, experiment.held_out[:num]),
         priors,
         seed=rng.numpy_seed(key),
         num_permutations=settings.num_permutations,
     )
     note = (
-        f"{num:,} encodings of the test set and as many draws of each prior; "
-        "Gaussian kernel, its bandwidth the median distance, on at most 500 principal "
-        f"axes; {settings.num_permutations:,} permutations."
+        f"{num:,} encodings of the {settings.split} set and as many draws of each "
+        "prior; Gaussian kernel, its bandwidth the median distance, on at most 500 "
+        f"principal axes; {settings.num_permutations:,} permutations."
     )
     return Measured(estimates, arrays | {"note_mmd": np.array(note)})
 
@@ -206,13 +206,13 @@ def _memorisation(
         experiment.path / "samples" / "neighbours.png",
         memorisation.picture(shown, train),
     )
-    rows = np.arange(len(held_out))
-    decoded = picture_scores.reconstructions(experiment, vae, "test", rows)
+    rows, split = np.arange(len(held_out)), experiment.config.evaluate.split
+    decoded = picture_scores.reconstructions(experiment, vae, split, rows)
     samples["floor"] = np.concatenate(list(decoded))
     estimates, arrays = memorisation.measure(samples, held_out, train)
     note = (
         f"Nearest neighbours: among the {len(train):,} training pictures, of "
-        f"{len(samples['base']):,} samples each and of {len(held_out):,} test "
+        f"{len(samples['base']):,} samples each and of {len(held_out):,} {split} "
         "pictures, which are reconstructed, too; Euclidean, at most 64 pixels wide, "
         "the centre of 40 (less of smaller pictures, in proportion)."
     )
@@ -221,7 +221,7 @@ def _memorisation(
 
 def _num_mmd(experiment: Experiment) -> int:
     """As many draws as there are encodings."""
-    return min(experiment.config.evaluate.num_mmd_samples, len(experiment.dataset.test))
+    return min(experiment.config.evaluate.num_mmd_samples, len(experiment.held_out))
 
 
 def _num_images(experiment: Experiment) -> int:

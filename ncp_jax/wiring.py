@@ -56,9 +56,17 @@ class Experiment:
         """Whether examples are pictures; else they are points."""
         return self.dataset.train.dtype == np.uint8
 
+    @property
+    def held_out(self) -> np.ndarray:
+        """The examples that measurements are made on."""
+        return getattr(self.dataset, self.config.evaluate.split)
+
     def key(self, stream: str) -> Array:
         """The key that owns a random stream of this run."""
-        return rng.stream(rng.root(self.config.seed), stream)
+        key = rng.stream(rng.root(self.config.seed), stream)
+        if stream == "ncp" and self.config.ncp.seed:
+            return rng.at_step(key, self.config.ncp.seed)
+        return key
 
     @functools.cached_property
     def mesh(self) -> Mesh:

@@ -240,6 +240,49 @@ def test_a_stage_whose_groups_have_all_stopped_is_complete(small, tmp_path, caps
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(here.load_ncp()))
 
 
+def test_stage_2_may_be_trained_again_on_the_stage_1_of_another_run(small, tmp_path):
+    """Other draws and weights from another `ncp.seed`, on the same frozen model."""
+    config = tiny.config(vae={"workdir": str(small)}, ncp={"seed": 1})
+    for stage in ("vae", "ncp"):
+        experiment.run(config, tmp_path, stage)
+    first, second = (read_metrics(path / "metrics.jsonl") for path in (small, tmp_path))
+    assert [r["step"] for r in second] == [r["step"] for r in first]
+    for before, after in zip(first, second, strict=True):
+        assert (before == after) == (before["stage"] == "vae")
+    assert {"vae", "ncp"} <= results_of(tmp_path)["run"]["stages"].keys()
+    (tmp_path / "metrics.jsonl").unlink()
+    experiment.run(config, tmp_path, "vae")  # taken over once, not again
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"learning_rate": 0.5}, r"config\.vae\.learning_rate: .* -> 0\.5"),
+        ({"num_steps": 30}, "no stage 1 of 30 steps"),
+    ],
+)
+def test_a_stage_1_that_does_not_fit_is_not_taken_over(
+    small, tmp_path, changed, message
+):
+    config = tiny.config(vae={"workdir": str(small), **changed})
+    with pytest.raises(InputError, match=message):
+        experiment.run(config, tmp_path, "all")
+    assert not (tmp_path / "vae").exists()
+
+
+def test_settings_may_be_chosen_by_the_validation_set(small, tmp_path):
+    """Nothing of the test set is read: other numbers, of as many examples as it has."""
+    shutil.copytree(small, tmp_path, dirs_exist_ok=True)
+    config = tiny.config(evaluate={"split": "valid", "max_examples": 0})
+    for stage in ("sample", "evaluate"):
+        experiment.run(config, tmp_path, stage)
+    metrics = results_of(tmp_path)["metrics"]
+    here = wiring.Experiment(config, None, wiring.load_data(config))
+    assert metrics["gain_nats"]["n"] == len(here.dataset.valid)
+    assert here.held_out is here.dataset.valid
+
+
 def newest_step(stage):
     return max(int(path.name) for path in (stage / "checkpoints").iterdir())
 

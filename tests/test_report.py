@@ -261,7 +261,7 @@ def test_a_full_run_has_every_picture_once(full):
     # Three grids, reconstructions, histogram, log Z, two of Langevin, two losses.
     assert len(page.all("img")) == 10
     assert sum(image["class"] == "pixels" for image in page.all("img")) == 4
-    assert "over the base prior on 10,000 test examples" in page.text
+    assert "over the base prior on 10,000 held-out examples" in page.text
     for fact in ("NVIDIA H200", "cpu", "vae 3,600 s", "commit 0123456789", "vae.jax"):
         assert fact in page.text
 
@@ -303,7 +303,7 @@ def test_neighbours_stand_beside_their_distances(full):
     _, page = page_of(full)
     assert "Left: draws, NCP by Langevin; right of each" in page.text
     (alt,) = (i["alt"] for i in page.all("img") if "Medians" in i["alt"])
-    assert re.search(r"NCP by SIR 0\.\d\d; test pictures 0\.\d\d", alt)
+    assert re.search(r"NCP by SIR 0\.\d\d; held-out pictures 0\.\d\d", alt)
 
 
 def test_mmd_and_the_measures_of_samples_have_tables_of_their_own(full):
