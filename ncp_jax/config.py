@@ -107,6 +107,8 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                     **DISCRIMINATORS[discriminator],
                 },
                 "seed": 0,  # of this stage alone, beside that of the whole run
+                "num_negatives": 1,  # prior draws of each group per example
+                "ranking_weight": 0.0,  # of the ranking loss beside the NCE loss
                 "num_passes": 1,  # encodings of each validation example
                 "patience": 0,  # validations; then a group rests. 0: all go to the end
                 "formulation": "auto",  # of the groups: "vmap", "map" (one by one)

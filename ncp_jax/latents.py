@@ -14,10 +14,13 @@ Array = jax.Array
 
 
 class ContrastiveDraws(NamedTuple):
-    """The two classes of Eq. (4) for the n groups of one block."""
+    """The two classes of Eq. (4) for the n groups of one block.
+
+    Of each of the B examples there are m negatives, in a row.
+    """
 
     positive: Array  # [n, B, *latent_shape] z_k ~ q(z_k | z_<k, x)
-    negative: Array  # [n, B, *latent_shape] z_k ~ p(z_k | z_<k), the same z_<k
+    negative: Array  # [n, B m, *latent_shape] z_k ~ p(z_k | z_<k), the same z_<k
     context: Array  # [n, B, *context_shape] c(z_<k)
 
 
@@ -56,7 +59,7 @@ def walk(
 
 
 def contrastive_draws(
-    vae: LatentVariableModel, x: Array, key: Array
+    vae: LatentVariableModel, x: Array, key: Array, *, num_negatives: int = 1
 ) -> tuple[ContrastiveDraws, ...]:
     """Draws both classes for every group, one element per block.
 
@@ -64,13 +67,15 @@ def contrastive_draws(
       vae: a frozen model.
       x: [B, *data_shape].
       key: PRNG key; consumed here.
+      num_negatives: m.
     """
     latents = vae.encode(x, rng.stream(key, "posterior")).latents
     noise_key = rng.stream(key, "negatives")
 
     def visit(b: int, k: Array, prior: GroupPrior, z_k: Array) -> ContrastiveDraws:
         group_key = rng.at_step(rng.at_step(noise_key, b), k)
-        return ContrastiveDraws(z_k, prior.base.sample(group_key), prior.context)
+        base = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_negatives, 0), prior.base)
+        return ContrastiveDraws(z_k, base.sample(group_key), prior.context)
 
     draws, _ = walk(vae, latents, visit)
     return draws

@@ -49,32 +49,84 @@ def start(
     )
 
 
-def nce_loss(logit_q: Array, logit_p: Array) -> Array:
-    """-E_q[log D] - E_p[log(1 - D)] with D = sigmoid(logit): Eq. (3), [...], nats.
+def nce_losses(logit_q: Array, logit_p: Array) -> Array:
+    """-log D(z_q) - log(1 - D(z_p)) with D = sigmoid(logit): Eq. (3), [..., B], nats.
 
-    2 log 2 = 1.386 when the classes cannot be told apart, 0 when they do not overlap.
+    Its mean is 2 log 2 = 1.386 when the classes cannot be told apart, 0 when they do
+    not overlap.
 
     Args:
       logit_q: [..., B] logits of posterior draws (label 1).
-      logit_p: [..., B] logits of prior draws (label 0).
+      logit_p: [..., B m] logits of prior draws (label 0), m in a row for each of those.
     """
-    return jnp.mean(jax.nn.softplus(-logit_q), -1) + jnp.mean(
-        jax.nn.softplus(logit_p), -1
-    )
+    of_p = jax.nn.softplus(logit_p).reshape(*logit_q.shape, -1)
+    return jax.nn.softplus(-logit_q) + jnp.mean(of_p, -1)
+
+
+def nce_loss(logit_q: Array, logit_p: Array) -> Array:
+    """The mean of `nce_losses` over the examples: [...], nats."""
+    return jnp.mean(nce_losses(logit_q, logit_p), -1)
+
+
+def ranking_losses(logit_q: Array, logit_p: Array, *, is_shared: bool) -> Array:
+    """-log r(z_q) / (mean of r over z_q and n prior draws): [B], nats.
+
+    Minus its mean is a lower bound on KL(q, p), at most log(1 + n); as n grows it
+    becomes minus the gain E_q[log r] - log Z in likelihood.  It is what SNIS (Lawson et
+    al., 2019) trains jointly with a VAE, and ranking NCE (Ma and Collins, 2018), and
+    the same for r times any constant.
+
+    Args:
+      logit_q: [B] logits of posterior draws.
+      logit_p: [B m] logits of prior draws, m in a row for each of those.
+      is_shared: whether every posterior draw is ranked among all prior draws, which
+        the same prior must have made, n = B m; else among its own, n = m.
+    """
+    against = logit_p if is_shared else logit_p.reshape(*logit_q.shape, -1)  # [.., n]
+    excess = logit_q - jax.nn.logsumexp(against, -1)  # [B]
+    return jax.nn.softplus(-excess) - jnp.log1p(against.shape[-1])
+
+
+def losses(
+    discriminator: nn.Module,
+    params: PyTree,
+    draws: ContrastiveDraws,
+    ranking_weight: float = 0.0,
+) -> tuple[Array, Metrics]:
+    """What one discriminator minimises: [B] nats, and `group_metrics`.
+
+    Args:
+      discriminator: (z_k, context) -> logit.
+      params: its weights.
+      draws: both classes of one group.
+      ranking_weight: of the ranking losses beside those of NCE, which alone know the
+        factor that r is to have.
+    """
+    logit_q, logit_p = logits(discriminator, params, draws)
+    metrics = group_metrics(logit_q, logit_p)
+    of_each = nce_losses(logit_q, logit_p)
+    if ranking_weight:
+        is_shared = draws.context.size == 0  # then there is one prior for all
+        ranking = ranking_losses(logit_q, logit_p, is_shared=is_shared)
+        metrics["ranking_loss"] = jnp.mean(ranking)
+        of_each += ranking_weight * ranking
+    return of_each, metrics | {"loss": jnp.mean(of_each)}
 
 
 def logits(
     discriminator: nn.Module, params: PyTree, draws: ContrastiveDraws
 ) -> tuple[Array, Array]:
-    """Logits of posterior and of prior draws of one group: two arrays [B]."""
+    """Logits of posterior [B] and of prior draws [B m] of one group."""
     variables = {"params": params}
     feature = discriminator.apply(variables, draws.context, method="embed")
     log_r = partial(discriminator.apply, variables, method="log_ratio")
-    return log_r(draws.positive, feature), log_r(draws.negative, feature)
+    repeats = draws.negative.shape[0] // draws.positive.shape[0]
+    features = jax.tree.map(lambda leaf: jnp.repeat(leaf, repeats, 0), feature)
+    return log_r(draws.positive, feature), log_r(draws.negative, features)
 
 
 def group_metrics(logit_q: Array, logit_p: Array) -> Metrics:
-    """What the logs say of a group, from logits [..., B]; every value is [...]."""
+    """What the logs say of a group, from logits as of `nce_losses`; values [...]."""
     correct = jnp.mean(logit_q > 0, -1) + jnp.mean(logit_p <= 0, -1)
     log_z = jax.nn.logsumexp(logit_p, -1) - jnp.log(logit_p.shape[-1])
     return {
@@ -90,6 +142,7 @@ def learn(
     group: GroupState,
     draws: ContrastiveDraws,
     *,
+    ranking_weight: float = 0.0,
     ema_decay: float = 0.0,
     patience: int = 0,
 ) -> tuple[GroupState, Metrics]:
@@ -99,13 +152,14 @@ def learn(
       discriminator: (z_k, context) -> logit.
       optimizer: an optax optimiser.
       group: its state.
-      draws: both classes: [B, *latent_shape], with contexts [B, *context_shape].
+      draws: both classes of its group.
+      ranking_weight: of the ranking losses.
       ema_decay: of the running average of the weights; 0 for none.
       patience: validations without a lower loss after which it rests; 0 for no end.
     """
 
     def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
-        metrics = group_metrics(*logits(discriminator, params, draws))
+        _, metrics = losses(discriminator, params, draws, ranking_weight)
         return metrics["loss"], metrics
 
     def work() -> tuple[GroupState, Metrics]:

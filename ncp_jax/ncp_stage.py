@@ -105,6 +105,8 @@ def make_update(
     prepare: Prepare,
     key: Array,
     *,
+    num_negatives: int = 1,
+    ranking_weight: float = 0.0,
     ema_decay: float = 0.0,
     patience: int = 0,
     mesh: Mesh | None = None,
@@ -121,6 +123,8 @@ def make_update(
       optimizer: an optax optimiser.
       prepare: makes x from stored examples, with fresh noise each time.
       key: owner of the stage's random streams.
+      num_negatives: prior draws of each group per example.
+      ranking_weight: of the ranking losses beside those of NCE (`nce.losses`).
       ema_decay: of the running average of the weights; 0 for none.
       patience: validations without a lower held-out loss after which a group rests; 0
         for no end.
@@ -130,14 +134,20 @@ def make_update(
     mesh = mesh or _one_device()
     prepare_key, draws_key = rng.stream(key, "prepare"), rng.stream(key, "draws")
     learn_one = partial(
-        nce.learn, discriminator, optimizer, ema_decay=ema_decay, patience=patience
+        nce.learn,
+        discriminator,
+        optimizer,
+        ranking_weight=ranking_weight,
+        ema_decay=ema_decay,
+        patience=patience,
     )
+    draw = partial(_draws, mesh, num_negatives=num_negatives)
     learn_stack = partial(stacks.over_groups, learn_one, formulation=formulation)
 
     def update(state: NCPState, data: PyTree, rows: Array) -> tuple[NCPState, Metrics]:
         stored = training.take(data["train"], rows)
         x = prepare(rng.at_step(prepare_key, state.step), stored)
-        draws = _draws(mesh, data["vae"], x, rng.at_step(draws_key, state.step))
+        draws = draw(data["vae"], x, rng.at_step(draws_key, state.step))
         per_stack = _over_stacks(mesh, learn_stack, state.stacks, draws)
         groups, metrics = zip(*per_stack, strict=True)
         joined = _per_group(mesh, data["vae"].blocks, metrics)
@@ -152,11 +162,13 @@ def make_validate(
     key: Array,
     *,
     num_passes: int = 1,
+    num_negatives: int = 1,
+    ranking_weight: float = 0.0,
     patience: int = 0,
     mesh: Mesh | None = None,
     formulation: str = "auto",
 ) -> Callable[[NCPState, PyTree], tuple[NCPState, Metrics]]:
-    """Returns the NCE loss of each group on held-out encodings, noise fixed by `key`.
+    """Returns the loss of each group on held-out encodings, noise fixed by `key`.
 
     The function is (state, data) -> (state, metrics [K]), with data["valid"]
     [n, B, ...] and data["valid_mask"] [n, B].  The state remembers each group's best
@@ -168,6 +180,8 @@ def make_validate(
       key: owner of the validation's noise.
       num_passes: encodings drawn of every example, so that a small validation set does
         not make the choice of the best step noisy.
+      num_negatives: as for `make_update`.
+      ranking_weight: as for `make_update`.
       patience: as for `make_update`.
       mesh: as for `make_update`.
       formulation: of `stacks.over_groups`.
@@ -175,10 +189,10 @@ def make_validate(
     mesh = mesh or _one_device()
 
     def loss_of(group: GroupState, draws: ContrastiveDraws, mask: Array) -> Array:
-        logit_q, logit_p = nce.logits(discriminator, group.eval_params, draws)
-        loss = jax.nn.softplus(-logit_q) + jax.nn.softplus(logit_p)  # [B]
+        loss, _ = nce.losses(discriminator, group.eval_params, draws, ranking_weight)
         return jnp.sum(loss, where=mask)
 
+    draw = partial(_draws, mesh, num_negatives=num_negatives)
     loss_of_stack = partial(stacks.over_groups, loss_of, formulation=formulation)
 
     def validate(state: NCPState, data: PyTree) -> tuple[NCPState, Metrics]:
@@ -188,7 +202,7 @@ def make_validate(
             i = index % num_batches
             batch_key = rng.at_step(key, index)
             x = prepare(rng.stream(batch_key, "prepare"), data["valid"][i])
-            draws = _draws(mesh, vae, x, rng.stream(batch_key, "draws"))
+            draws = draw(vae, x, rng.stream(batch_key, "draws"))
             mask = data["valid_mask"][i]
             masks = [jnp.broadcast_to(mask, d.positive.shape[:2]) for d in draws]
             totals = _over_stacks(mesh, loss_of_stack, state.stacks, draws, masks)
@@ -230,10 +244,11 @@ def collect(blocks: tuple[Block, ...], state: NCPState) -> NCPState:
 
 
 def _draws(
-    mesh: Mesh, vae: LatentVariableModel, x: Array, key: Array
+    mesh: Mesh, vae: LatentVariableModel, x: Array, key: Array, num_negatives: int
 ) -> tuple[ContrastiveDraws, ...]:
     """Both classes per stack, the batch (axis 1) split over the devices."""
-    draws = contrastive_draws(vae, parallel.split(mesh, x), key)
+    x = parallel.split(mesh, x)
+    draws = contrastive_draws(vae, x, key, num_negatives=num_negatives)
     return parallel.split(mesh, stacks.by_stack(vae.blocks, draws), axis=1)
 
 

@@ -97,6 +97,7 @@ MAY_BE_ZERO = (
     "sample.memory_mib",
     "sample.num_readjust_iterations",
     "ncp.patience",
+    "ncp.ranking_weight",
     "ncp.seed",
     "vae.kl_warmup_fraction",
     "vae.kl_constant_fraction",

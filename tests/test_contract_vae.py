@@ -244,6 +244,26 @@ def test_contrastive_draws_share_what_comes_before(vae, key):
         assert not np.isclose(block.positive, block.negative).any()
 
 
+def test_the_negatives_of_an_example_are_of_its_own_prior(vae, key):
+    """Each in its row: its noise has moments 0 and 1, whatever the context."""
+    num_negatives = 500
+
+    @jax.jit
+    def both(vae, x):
+        draws = latents.contrastive_draws(vae, x, key, num_negatives=num_negatives)
+        visited, _ = by_hand(vae, tuple(block.positive for block in draws))
+        return draws, [group for _, _, group, _ in visited]
+
+    draws, groups = both(vae, example(vae))
+    negatives = [z for block in draws for z in block.negative]
+    for z, group in zip(negatives, groups, strict=True):
+        batch, *shape = group.base.mean.shape
+        rows = z.reshape(batch, num_negatives, *shape)
+        noise = (rows - group.base.mean[:, None]) / group.base.std[:, None]
+        assert_mean(noise.mean(1).ravel(), 0.0, std=num_negatives**-0.5)
+        assert_mean((noise**2).mean(1).ravel(), 1.0, std=(2 / num_negatives) ** 0.5)
+
+
 # --- Known joint moments -------------------------------------------------------------
 
 N = 20_000

@@ -60,6 +60,100 @@ def test_nce_loss_and_its_gradient_survive_large_logits():
     assert nce.nce_loss(big, -big) == 0.0
 
 
+def test_several_negatives_of_an_example_count_as_one():
+    logit_q, logit_p = (
+        jnp.array([1.0, -2.0]),
+        jnp.array([0.5, 3.0, -1.0, 0.0, 2.0, 4.0]),
+    )
+    of_each = nce.nce_losses(logit_q, logit_p)
+    for b, own in enumerate((logit_p[:3], logit_p[3:])):
+        alone = [nce.nce_loss(logit_q[b, None], z[None]) for z in own]
+        np.testing.assert_allclose(of_each[b], np.mean(alone), rtol=1e-6)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_ranking_losses_at_known_logits(is_shared):
+    """The share of r(z_q) in a sum; a constant factor of r makes no difference."""
+    logit_q, logit_p = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0, -1.0, 0.0])
+    r_q, r_p = np.exp(logit_q), np.exp(logit_p)
+    against = r_p.sum() if is_shared else r_p.reshape(2, 2).sum(1)
+    n = 4 if is_shared else 2
+    expected = -np.log(r_q / ((r_q + against) / (n + 1)))
+    for shift in (0.0, 7.0, -1e3):
+        found = nce.ranking_losses(
+            logit_q + shift, logit_p + shift, is_shared=is_shared
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+    best = nce.ranking_losses(logit_q + 1e4, logit_p, is_shared=is_shared)
+    np.testing.assert_allclose(best, -np.log(n + 1), rtol=1e-6)  # the bound's limit
+
+
+def test_ranking_bounds_the_gain_from_below_and_reaches_it(key):
+    """At the true ratio: minus KL(q, p), as the negatives become many."""
+    exact = 0.5 * (STD**2 + MEAN**2 - 1) - math.log(STD)  # KL, nats
+
+    def log_r(z):
+        return TRUTH["bias"] + TRUTH["slope"] * z + TRUTH["curvature"] * z**2
+
+    def bounds(key, m):
+        q_key, p_key = jax.random.split(key)
+        logit_q = log_r(MEAN + STD * jax.random.normal(q_key, (2_000,)))
+        logit_p = log_r(jax.random.normal(p_key, (2_000 * m,)))
+        return [
+            -jnp.mean(nce.ranking_losses(logit_q, logit_p, is_shared=is_shared))
+            for is_shared in (True, False)
+        ]
+
+    # One bound's standard deviation is below this: log r has 0.6 under q, r 1 under p.
+    std, means = 2 / 2_000**0.5, {}
+    for m in (1, 16):
+        keys = jax.random.split(key, 50)
+        shared, own = jax.jit(jax.vmap(partial(bounds, m=m)))(keys)
+        assert_mean(shared, exact, std)  # 2,000 and more negatives: as good as all
+        means[m] = np.mean(own)
+    assert means[1] + 0.05 < means[16] < exact - 0.001
+
+
+def test_logits_compare_an_example_with_its_own_negatives(key):
+    """m = 3 negatives in a row share their example's context."""
+    keys = jax.random.split(key, 3)
+    draws = ContrastiveDraws(
+        jax.random.normal(keys[0], (4, 2)),
+        jax.random.normal(keys[1], (12, 2)),
+        jax.random.normal(keys[2], (4, 5)),
+    )
+    network = MLPDiscriminator((8,))
+    params = plus_a_tenth(network.init(key, draws.positive, draws.context)["params"])
+    logit_q, logit_p = nce.logits(network, params, draws)
+    for b in range(4):
+        alone = jax.tree.map(lambda leaf, b=b: leaf[b, None], draws)
+        for j in range(3):
+            pair = alone._replace(negative=draws.negative[3 * b + j, None])
+            one_q, one_p = nce.logits(network, params, pair)
+            np.testing.assert_allclose(one_q[0], logit_q[b], rtol=1e-5)
+            np.testing.assert_allclose(one_p[0], logit_p[3 * b + j], rtol=1e-5)
+
+
+def test_the_ranking_loss_joins_in_by_its_weight(key):
+    network, vae = MLPDiscriminator((8,)), frozen(TwoBlockVAE())
+    state = with_params(start(network, optax.sgd(0.1), vae, key), plus_a_tenth)
+    found = {}
+    for weight in (0.0, 0.5, 1.0):
+        settings = {"num_negatives": 3, "ranking_weight": weight}
+        _, train = update_of(network, optax.sgd(0.1), vae, key, **settings)(state)
+        validate = ncp_stage.make_validate(network, as_it_is, key, **settings)
+        data = {"vae": vae, "valid": X, "valid_mask": jnp.ones(X.shape[:2], bool)}
+        _, valid = jax.jit(validate)(state, data)
+        found[weight] = np.array([train["loss"], valid["loss"]])
+        if weight:
+            np.testing.assert_allclose(
+                train["loss"], found[0.0][0] + weight * train["ranking_loss"], rtol=1e-5
+            )
+    np.testing.assert_allclose(
+        found[1.0] - found[0.0], 2 * (found[0.5] - found[0.0]), rtol=1e-3
+    )
+
+
 def test_group_metrics():
     logit_q = jnp.array([[1.0, 2.0, -1.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
     logit_p = jnp.array([[-1.0, -2.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
