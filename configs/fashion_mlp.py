@@ -10,7 +10,7 @@ from configs import mnist_mlp
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the settings; `variant` "smoke" shrinks them to seconds."""
+    """Returns the settings; `variant` as of `mnist_mlp`."""
     config = mnist_mlp.get_config(variant)
     config.data.name = "fashion_mnist"
     return config
