@@ -34,8 +34,9 @@ def validate(config: ConfigDict) -> None:
                 raise InputError(
                     f"config.{name} must be finite and {at_least}, got {value}"
                 )
-    if config.seed >= 2**32:
-        raise InputError(f"config.seed must be below 2**32, got {config.seed}")
+    for name, seed in (("seed", config.seed), ("ncp.seed", config.ncp.seed)):
+        if seed >= 2**32:
+            raise InputError(f"config.{name} must be below 2**32, got {seed}")
     for section in ("vae", "ncp"):
         if config[section].ema_decay >= 1.0:
             raise InputError(f"config.{section}.ema_decay must be below 1")

@@ -57,7 +57,12 @@ def make_task(mesh):
     """The task and its first state."""
     network, optimizer = MLPDiscriminator((8, 8)), optax.adam(1e-2)
     vae = frozen_vae()
-    settings = {"patience": 100, "mesh": mesh}
+    settings = {
+        "num_negatives": 2,
+        "ranking_weight": 0.5,
+        "patience": 100,
+        "mesh": mesh,
+    }
     stored = {
         "train": examples(),
         "valid": examples()[None, :BATCH_SIZE],

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from configs import mnist_mlp
 from ncp_jax import config as config_lib
 from ncp_jax import optimizers, validation
 from ncp_jax.errors import InputError
@@ -33,6 +34,16 @@ def test_smoke_shrinks_and_adds_nothing(names):
     assert small["vae.num_steps"] == small["ncp.num_steps"] == num_steps
     numbers = {n: v for n, v in full.items() if type(v) is int and n[:8] != "evaluate"}
     assert all(small[name] <= value for name, value in numbers.items())
+
+
+@pytest.mark.parametrize("variant", ["ranking", "wide"])
+def test_better_ratios_share_the_papers_stage_1(variant):
+    """So that they can be trained on its frozen VAE."""
+    paper, ours = mnist_mlp.get_config(), mnist_mlp.get_config(variant)
+    validation.validate(ours)
+    assert ours.ncp.ranking_weight and not paper.ncp.ranking_weight
+    sections = ("seed", "data", "vae", "evaluate")
+    assert not config_lib.differences(paper.to_dict(), ours.to_dict(), sections)
 
 
 def test_a_smoke_run_of_nvae_is_small_and_keeps_its_scales():
@@ -87,8 +98,10 @@ MAY_BE_ZERO = {
     "vae.model.num_flows",
     "ncp.warmup_steps",
     "ncp.patience",
+    "ncp.seed",
 }
 RATES_THAT_MAY_BE_ZERO = {
+    "ncp.ranking_weight",
     "evaluate.max_log_z_stderr",
     "sample.temperature",
     "vae.kl_warmup_fraction",

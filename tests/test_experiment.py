@@ -255,6 +255,19 @@ def test_stage_2_may_be_trained_again_on_the_stage_1_of_another_run(small, tmp_p
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+def test_ranking_may_join_the_loss_of_stage_2(small, tmp_path):
+    settings = {"num_negatives": 3, "ranking_weight": 1.0, "learning_rate": 0.01}
+    config = tiny.config(vae={"workdir": str(small)}, ncp=settings)
+    for stage in ("vae", "ncp"):
+        experiment.run(config, tmp_path, stage)
+    *_, record = (
+        r for r in read_metrics(tmp_path / "metrics.jsonl") if r["split"] == "train"
+    )
+    (ranking,), (loss,) = record["ranking_loss"], record["loss"]
+    assert np.isfinite([ranking, loss]).all() and ranking != 0
+    assert list(tmp_path.glob("ncp/checkpoints/20"))
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
