@@ -38,11 +38,14 @@ def get_config(variant: str = "") -> ConfigDict:
         steps_per_eval=10_000,
     )
     config.ncp.discriminator.update(hidden_dims=(100, 100), activation="tanh")
-    config.ncp.update(batch_size=1_024, num_steps=20_000, steps_per_eval=1_000)
+    config.ncp.update(
+        batch_size=1_024, num_steps=20_000, learning_rate=4e-3, steps_per_eval=1_000
+    )
     config.evaluate.update(num_importance_samples=1_000, num_log_z_draws=10_000_000)
     if variant in ("ranking", "wide"):
-        config.ncp.update(num_negatives=8, ranking_weight=10.0)
+        config.ncp.update(num_steps=12_000, num_negatives=8, ranking_weight=10.0)
         if variant == "wide":
             config.ncp.discriminator.hidden_dims = (300, 300)
+            config.ncp.num_negatives = 4
         variant = ""
     return config_lib.variant(config, variant)
