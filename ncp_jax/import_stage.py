@@ -91,6 +91,11 @@ def take_over(experiment: Experiment) -> None:
     source, path = Path(experiment.config.vae.workdir), experiment.path
     if (path / "vae").exists():
         return
+    if jax.process_count() > 1:
+        raise InputError(
+            "stage 1 is taken over by one process: run --stage=vae without the "
+            "variables that join several"
+        )
     num_steps = experiment.config.vae.num_steps
     if not (source / "vae" / "checkpoints" / str(num_steps)).exists():
         raise InputError(
@@ -108,9 +113,14 @@ def take_over(experiment: Experiment) -> None:
     with (path / "metrics.jsonl").open("w") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
     if (source / "events" / "vae").exists():
-        shutil.copytree(source / "events" / "vae", path / "events" / "vae")
+        events = path / "events" / "vae"
+        shutil.copytree(source / "events" / "vae", events, dirs_exist_ok=True)
     shutil.copytree(source / "vae", path / "vae.tmp", dirs_exist_ok=True)
     os.replace(path / "vae.tmp", path / "vae")  # last: it says that all is here
+    if (source / "results.json").exists():  # where it was trained, and how long
+        run = json.loads((source / "results.json").read_bytes())["run"]
+        seconds, there = run["wall_seconds"]["vae"], run["stages"]["vae"]["environment"]
+        experiment.workdir.add_results("vae", {}, seconds, there)
     print(f"vae: taken over from {source}")
 
 

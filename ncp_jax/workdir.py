@@ -104,8 +104,16 @@ class Workdir:
         stage: str,
         metrics: Mapping[str, Estimate],
         wall_seconds: float,
+        environment: Mapping[str, Any] | None = None,
     ) -> None:
-        """Replaces a stage's metrics in results.json and marks the stage as done."""
+        """Replaces a stage's metrics in results.json and marks the stage as done.
+
+        Args:
+          stage: its name.
+          metrics: what it measured.
+          wall_seconds: what it took.
+          environment: where it ran, if not here and now.
+        """
         results = self.results()
         names = results["run"].get("metric_names", {})
         for name in names.get(stage, []):  # a refused one must not survive
@@ -119,7 +127,7 @@ class Workdir:
         stages[stage] = {  # each may have run with other settings and elsewhere
             "fingerprint": self.fingerprint(stage),
             "config": {name: self._config[name] for name in SECTIONS[stage]},
-            "environment": self._environment,
+            "environment": environment or self._environment,
         }
         results["run"] = {
             **self._environment,  # of the last call, as is the config

@@ -242,14 +242,20 @@ def test_a_stage_whose_groups_have_all_stopped_is_complete(small, tmp_path, caps
 
 def test_stage_2_may_be_trained_again_on_the_stage_1_of_another_run(small, tmp_path):
     """Other draws and weights from another `ncp.seed`, on the same frozen model."""
-    config = tiny.config(vae={"workdir": str(small)}, ncp={"seed": 1})
+    source, tmp_path = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(small, source)
+    results, elsewhere = results_of(source), {"git_commit": "another"}
+    results["run"]["stages"]["vae"]["environment"] = elsewhere
+    (source / "results.json").write_text(json.dumps(results))
+    config = tiny.config(vae={"workdir": str(source)}, ncp={"seed": 1})
     for stage in ("vae", "ncp"):
         experiment.run(config, tmp_path, stage)
     first, second = (read_metrics(path / "metrics.jsonl") for path in (small, tmp_path))
     assert [r["step"] for r in second] == [r["step"] for r in first]
     for before, after in zip(first, second, strict=True):
         assert (before == after) == (before["stage"] == "vae")
-    assert {"vae", "ncp"} <= results_of(tmp_path)["run"]["stages"].keys()
+    stages = results_of(tmp_path)["run"]["stages"]
+    assert stages["vae"]["environment"] == elsewhere != stages["ncp"]["environment"]
     (tmp_path / "metrics.jsonl").unlink()
     experiment.run(config, tmp_path, "vae")  # taken over once, not again
     assert not (tmp_path / "metrics.jsonl").exists()
