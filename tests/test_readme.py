@@ -17,6 +17,8 @@ BENCHMARK_TABLES = (  # record, part, columns that the README leaves out
     ("mnist_mlp", "alone"),
     ("mnist_mlp", "stage_two", "devices"),
     ("mnist_mlp", "training"),
+    ("celeba64", "samplers", "images", "ESS/s", "lowest to highest"),
+    ("celeba64", "stage_two", "devices"),
 )
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -99,10 +101,27 @@ def test_the_table_of_sample_quality_is_that_of_the_recorded_run():
     assert (settings["feature_net"], settings["fid_num_images"]) == ("lenet5", 10_000)
 
 
+TABLE_2 = ("nll_ncp", "gain_nats", "gain_snis_nats", "log_z", "ess_fraction")
+
+
+def test_table_2_is_that_of_the_recorded_runs():
+    """All on one frozen VAE, that of results/mnist_mlp.json."""
+    names = [f"table2/{path.stem}" for path in (ROOT / "results/table2").glob("*.json")]
+    base = _records("mnist_mlp")["metrics"]["nll_base"]
+    for record in map(_records, ["mnist_mlp", *names]):
+        cells = [_interval(record, name) for name in TABLE_2]
+        assert f"| {' | '.join(cells)} |" in README
+        assert record["metrics"]["nll_base"] == base
+
+
 def test_the_benchmark_tables_are_those_of_the_recorded_runs():
     for name, part, *omitted in BENCHMARK_TABLES:
         record = _records(f"benchmark_{name}")
-        assert benchmark_page.markdown(record[part], *omitted) in README, (name, part)
+        found = record[part]
+        if name == "celeba64":  # most of what draws ten was too long to be run
+            rows = [row for row in found["rows"] if row.get("num_images", 1) == 1]
+            found = found | {"rows": rows}
+        assert benchmark_page.markdown(found, *omitted) in README, (name, part)
         assert record["environment"]["date"] in README
 
 
