@@ -6,6 +6,7 @@ from typing import Any
 
 from ncp_jax import galleries, page, quantities, report
 from ncp_jax.errors import InputError
+from ncp_jax.nested import flatten
 
 Run = tuple[Mapping[str, Any], Mapping[str, Any]]  # config.json, results.json
 
@@ -67,7 +68,7 @@ def _cell(q: quantities.Quantity | None) -> str:
 
 def _differences(runs: Mapping[str, Run]) -> str:
     """The settings that are not the same in all runs."""
-    flat = {name: dict(report.flatten(config)) for name, (config, _) in runs.items()}
+    flat = {name: dict(flatten(config)) for name, (config, _) in runs.items()}
     fields = dict.fromkeys(field for settings in flat.values() for field in settings)
     rows = []
     for field in fields:

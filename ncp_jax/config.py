@@ -7,12 +7,13 @@ nothing below.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
+from ncp_jax.nested import flatten
 
 VARIANTS = ("", "smoke")
 # Where the same data lie and how they come there changes no result.
@@ -292,15 +293,6 @@ def _shrink_nvae(config: ConfigDict) -> None:
         num_mmd_samples=4,
         num_permutations=20,
     )
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields ("section.field", value) for every field of a nested mapping."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

@@ -30,8 +30,10 @@ def evaluate(experiment: Experiment) -> dict[str, Estimate]:
     drawn = load_samples(experiment)
     net = picture_scores.load_net(experiment)  # or an error, before hours of work
     key, prepare = experiment.key("evaluate"), experiment.prepare
-    test = experiment.held_out[: settings.max_examples or None]
-    batches = list(data.padded_batches(test, min(settings.batch_size, len(test))))
+    examples = experiment.held_out[: settings.max_examples or None]
+    batches = list(
+        data.padded_batches(examples, min(settings.batch_size, len(examples)))
+    )
     estimates, arrays = likelihood.measure(
         ncp,
         batches,
@@ -56,7 +58,7 @@ def evaluate(experiment: Experiment) -> dict[str, Estimate]:
         rng.stream(key, "contrast"),
         num_passes=settings.num_passes,
     )
-    on_samples, shown = _compare_samples(experiment, ncp, drawn, test)
+    on_samples, shown = _compare_samples(experiment, ncp, drawn, examples)
     measured, of_samples = sample_measures.measure(experiment, ncp, drawn, net)
     for_plots: dict[str, Any] = arrays | ratios | shown | of_samples
     for_plots |= _ess_of_sir(experiment, ratios["groups"])
@@ -84,11 +86,11 @@ def _compare_samples(
     experiment: Experiment,
     ncp: prior.NCPPrior,
     drawn: dict[str, dict[str, np.ndarray]],
-    test: np.ndarray,
+    examples: np.ndarray,
 ) -> tuple[dict[str, Estimate], dict[str, Any]]:
     """Sets the samples beside decoded posterior draws, the floor that stage 2 has."""
-    test = test[: MAX_RECONSTRUCTED if experiment.has_pictures else None]
-    decoded, latents = _reconstruct(experiment, ncp.vae, test)
+    examples = examples[: MAX_RECONSTRUCTED if experiment.has_pictures else None]
+    decoded, latents = _reconstruct(experiment, ncp.vae, examples)
     arrays: dict[str, Any] = {}
     if "langevin" in drawn:
         fields = {name: drawn["langevin"][name] for name in LANGEVIN_FIELDS}
@@ -96,13 +98,13 @@ def _compare_samples(
     if _is_plane(ncp):
         arrays["plane_z_q"] = latents[:, 0]
     if experiment.has_pictures:
-        pairs = pictures.pairs(test, decoded, columns=16)
+        pairs = pictures.pairs(examples, decoded, columns=16)
         pictures.save_png(experiment.path / "samples/reconstructions.png", pairs)
         return {}, arrays
     points = {name: draws["images"] for name, draws in drawn.items()}
     points["floor"] = decoded
     arrays |= {f"points_{name}": p for name, p in points.items()}
-    arrays["points_data"] = test
+    arrays["points_data"] = examples
     estimates: dict[str, Estimate] = {}
     if experiment.config.data.name == "toy25":
         for name, p in points.items():
@@ -112,7 +114,7 @@ def _compare_samples(
 
 
 def _reconstruct(
-    experiment: Experiment, vae: LatentVariableModel, test: np.ndarray
+    experiment: Experiment, vae: LatentVariableModel, examples: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decoded posterior draws [N, *data_shape] and z of the first block [N, n, ...]."""
 
@@ -122,9 +124,9 @@ def _reconstruct(
         mean, latents = evaluation.reconstruct(vae, x, rng.stream(key, "posterior"))
         return mean, latents[0].swapaxes(0, 1)
 
-    size = min(experiment.config.evaluate.batch_size, len(test))
+    size = min(experiment.config.evaluate.batch_size, len(examples))
     key = rng.stream(experiment.key("evaluate"), "reconstruct")
-    return evaluation.over_examples(batch, data.padded_batches(test, size), key)
+    return evaluation.over_examples(batch, data.padded_batches(examples, size), key)
 
 
 def _is_plane(ncp: prior.NCPPrior) -> bool:

@@ -115,12 +115,13 @@ def take_over(experiment: Experiment) -> None:
     if (source / "events" / "vae").exists():
         events = path / "events" / "vae"
         shutil.copytree(source / "events" / "vae", events, dirs_exist_ok=True)
-    shutil.copytree(source / "vae", path / "vae.tmp", dirs_exist_ok=True)
-    os.replace(path / "vae.tmp", path / "vae")  # last: it says that all is here
     if (source / "results.json").exists():  # where it was trained, and how long
         run = json.loads((source / "results.json").read_bytes())["run"]
-        seconds, there = run["wall_seconds"]["vae"], run["stages"]["vae"]["environment"]
-        experiment.workdir.add_results("vae", {}, seconds, there)
+        if record := run.get("stages", {}).get("vae"):
+            seconds, there = run["wall_seconds"]["vae"], record["environment"]
+            experiment.workdir.add_results("vae", {}, seconds, there)
+    shutil.copytree(source / "vae", path / "vae.tmp", dirs_exist_ok=True)
+    os.replace(path / "vae.tmp", path / "vae")  # last: it says that all is here
     print(f"vae: taken over from {source}")
 
 

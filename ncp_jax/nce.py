@@ -108,9 +108,9 @@ def losses(
     if ranking_weight:
         is_shared = draws.context.size == 0  # then there is one prior for all
         ranking = ranking_losses(logit_q, logit_p, is_shared=is_shared)
-        metrics["ranking_loss"] = jnp.mean(ranking)
         of_each += ranking_weight * ranking
-    return of_each, metrics | {"loss": jnp.mean(of_each)}
+        metrics |= {"ranking_loss": jnp.mean(ranking), "loss": jnp.mean(of_each)}
+    return of_each, metrics
 
 
 def logits(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ncp_jax import galleries, group_plots, page, plots, quantities, summary, tables
 from ncp_jax.errors import InputError
 from ncp_jax.galleries import REMEDY
+from ncp_jax.nested import flatten
 
 LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
 noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling
@@ -229,15 +230,6 @@ def _settings(**tables: Mapping[str, Any]) -> str:
                 f'<div class="scroll"><table>{rows}</table></div></details>\n'
             )
     return page.section("Settings", "", body) if body else ""
-
-
-def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """`section.field` and value of a nested mapping."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _plots(panels: list[plots.Panel]) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ncp_jax import optimizers, stacks
-from ncp_jax.config import DISCRIMINATORS, VAES, flatten
+from ncp_jax.config import DISCRIMINATORS, VAES
 from ncp_jax.errors import InputError
+from ncp_jax.nested import flatten
 from ncp_jax.quantities import SAMPLERS
 
 PARTS = ("training", "samplers", "alone", "stage_two")  # of the benchmark

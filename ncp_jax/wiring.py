@@ -61,12 +61,11 @@ class Experiment:
         """The examples that measurements are made on."""
         return getattr(self.dataset, self.config.evaluate.split)
 
-    def key(self, stream: str) -> Array:
-        """The key that owns a random stream of this run."""
-        key = rng.stream(rng.root(self.config.seed), stream)
-        if stream == "ncp" and self.config.ncp.seed:
-            return rng.at_step(key, self.config.ncp.seed)
-        return key
+    def key(self, section: str) -> Array:
+        """The key that owns the random streams of a section of the settings."""
+        key = rng.stream(rng.root(self.config.seed), section)
+        own_seed = self.config[section].get("seed", 0)
+        return rng.at_step(key, own_seed) if own_seed else key
 
     @functools.cached_property
     def mesh(self) -> Mesh:

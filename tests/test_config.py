@@ -6,12 +6,12 @@ import pytest
 
 from configs import mnist_mlp
 from ncp_jax import config as config_lib
-from ncp_jax import optimizers, validation
+from ncp_jax import nested, optimizers, validation
 from ncp_jax.errors import InputError
 
 
 def flat(config):
-    return dict(config_lib.flatten(config.to_dict()))
+    return dict(nested.flatten(config.to_dict()))
 
 
 ALL = [(vae, d) for vae in config_lib.VAES for d in config_lib.DISCRIMINATORS]

@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "rng", "distributions", "importance", "optimizers", "pictures"}
     | {"kl_schedule", "pixels", "models.convolution", "models.nvae_regularizers"}
     | {"metrics.inception_blocks", "benchmark.arithmetic", "benchmark.timing"}
-    | {"calibration"},
+    | {"calibration", "nested"},
     {"samplers.chains", "models.base", "models.discriminator", "metrics.modes"}
     | {"metrics.moments", "metrics.gaussian_kernel", "metrics.neighbours"}
     | {"cifar", "partial_array", "picture_files", "splits", "quantities"}
