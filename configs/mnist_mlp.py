@@ -26,7 +26,7 @@ from ncp_jax import config as config_lib
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the settings; `variant` "ranking", or "smoke" for seconds."""
+    """Returns the settings; `variant` "ranking", "deep", or "smoke" for seconds."""
     config = config_lib.default()
     config.data.update(name="mnist", shape=(28, 28, 1))
     config.vae.model.update(latent_dim=50, hidden_dims=(300, 300), activation="tanh")
@@ -44,5 +44,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluate.update(num_importance_samples=1_000, num_log_z_draws=10_000_000)
     if variant == "ranking":
         config.ncp.update(num_negatives=8, ranking_weight=10.0)
+        variant = ""
+    elif variant == "deep":
+        config.ncp.discriminator.update(hidden_dims=(300,) * 4, activation="swish")
+        config.ncp.update(num_steps=24_000, weight_decay=0.3)
         variant = ""
     return config_lib.variant(config, variant)

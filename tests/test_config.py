@@ -36,11 +36,12 @@ def test_smoke_shrinks_and_adds_nothing(names):
     assert all(small[name] <= value for name, value in numbers.items())
 
 
-def test_ranking_shares_the_papers_stage_1():
-    """So that it can be trained on its frozen VAE."""
-    paper, ours = mnist_mlp.get_config(), mnist_mlp.get_config("ranking")
+@pytest.mark.parametrize("variant", ["ranking", "deep"])
+def test_variants_of_stage_2_share_the_papers_stage_1(variant):
+    """So that they can be trained on its frozen VAE."""
+    paper, ours = mnist_mlp.get_config(), mnist_mlp.get_config(variant)
     validation.validate(ours)
-    assert ours.ncp.ranking_weight and not paper.ncp.ranking_weight
+    assert config_lib.differences(paper.to_dict(), ours.to_dict(), ("ncp",))
     sections = ("seed", "data", "vae", "evaluate")
     assert not config_lib.differences(paper.to_dict(), ours.to_dict(), sections)
 
