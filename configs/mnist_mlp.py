@@ -47,6 +47,6 @@ def get_config(variant: str = "") -> ConfigDict:
         variant = ""
     elif variant == "deep":
         config.ncp.discriminator.update(hidden_dims=(300,) * 4, activation="swish")
-        config.ncp.update(num_steps=24_000, weight_decay=0.3)
+        config.ncp.update(num_steps=8_000, weight_decay=0.3)
         variant = ""
     return config_lib.variant(config, variant)
