@@ -63,7 +63,7 @@ def test_the_closing_table_is_that_of_the_recorded_run():
 
 
 def test_the_results_table_is_that_of_the_recorded_runs():
-    for name in ("digits", "toy25", "mnist_mlp"):
+    for name in ("digits", "toy25", "mnist_mlp", "static_mlp"):
         (row,) = re.findall(rf"^\| `{name}.*CPU.*", README, re.MULTILINE)
         for metric in ("nll_base", "nll_ncp", "gain_nats", "log_z", "nce_loss"):
             assert _interval(_records(name), metric) in row, (name, metric)
@@ -112,6 +112,14 @@ def test_table_2_is_that_of_the_recorded_runs():
         cells = [_interval(record, name) for name in TABLE_2]
         assert f"| {' | '.join(cells)} |" in README
         assert record["metrics"]["nll_base"] == base
+
+
+def test_what_the_gain_follows_is_that_of_the_recorded_runs():
+    for run in _records("table2_ablation"):
+        names = ("nce_loss", "gain_nats", "log_z", "ess_fraction")
+        settings = f"`{run['settings']}`" if run["settings"] else "none"
+        cells = " | ".join((settings, *(_interval(run, name) for name in names)))
+        assert f"| {cells} |" in README
 
 
 def test_the_benchmark_tables_are_those_of_the_recorded_runs():
