@@ -112,6 +112,12 @@ def test_table_2_is_that_of_the_recorded_runs():
         cells = [_interval(record, name) for name in TABLE_2]
         assert f"| {' | '.join(cells)} |" in README
         assert record["metrics"]["nll_base"] == base
+    for name in ("ranking", "deep"):
+        seeds = [_records(f"table2/{name}_{seed}")["metrics"] for seed in range(3)]
+        gains = [metrics["gain_nats"]["value"] for metrics in seeds]
+        spread = f"{np.std(gains, ddof=1):.3f}"
+        said = f"{np.mean(gains):.3f} (standard deviation {spread})"
+        assert said in " ".join(README.split())
 
 
 def test_what_the_gain_follows_is_that_of_the_recorded_runs():
