@@ -44,9 +44,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluate.update(num_importance_samples=1_000, num_log_z_draws=10_000_000)
     if variant == "ranking":
         config.ncp.update(num_negatives=8, ranking_weight=10.0)
-        variant = ""
-    elif variant == "deep":
+        return config
+    if variant == "deep":
         config.ncp.discriminator.update(hidden_dims=(300,) * 4, activation="swish")
         config.ncp.update(num_steps=8_000, weight_decay=0.3)
-        variant = ""
+        return config
     return config_lib.variant(config, variant)

@@ -61,7 +61,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     if variant == "cpu":
         _shrink_to_an_hour(config)
-        variant = ""
+        return config
     return config_lib.variant(config, variant)
 
 
