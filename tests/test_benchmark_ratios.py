@@ -76,7 +76,7 @@ def measured_elsewhere():
     return json.loads(run.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_no_ratio_has_become_half_as_large_again():
     kept = json.loads(FILE.read_text())
     for _ in range(2):  # another process may have taken the cores meanwhile
