@@ -8,7 +8,8 @@ decoder of two layers of 300 tanh units, 50 latents, energy network 50-100-100-1
 
 trains stage 1 for 10^6 steps, which two CPU cores do in under an hour, and stage 2 as
 the paper does, in ten minutes. `:ranking` trains the same energy network by the loss
-that bounds the gain itself as well, on that frozen VAE with
+that bounds the gain itself as well, `:deep` a larger one by the paper's; on that frozen
+VAE with
 
   --config.vae.workdir=runs/mnist
 
