@@ -1,11 +1,15 @@
 """What the samplers and stage 2 cost beside other versions must not get worse.
 
+On one core, at sizes where the networks are the cost, so that the ratios are those of
+other machines, too: they say little about Python, caches or page faults.
+
 The file changes only when somebody means it to:
 
   python -m tests.test_benchmark_ratios --rewrite
 """
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -22,42 +26,65 @@ from ncp_jax.models.residual_discriminator import ResidualDiscriminator
 from ncp_jax.stacks import Stack
 
 FILE = Path(__file__).with_name("benchmark_ratios.json")
-WORSE = 1.5  # fails; timings in one run scatter by less
-SAMPLERS = {
-    "num_chains": 10,
-    "num_proposals": (5_000,),
-    "num_steps": (200,),
-    "chunk_size": lambda num_proposals: 1_000,
-    "step_size": 1e-2,
-    "num_repeats": 9,
-    "max_seconds": 20.0,
-}
-NETWORKS = {  # network, shapes of z and context
-    "mlp": (MLPDiscriminator((100, 100)), (50,), (0,)),
-    "residual": (ResidualDiscriminator(24, "AAB"), (4, 4, 20), (4, 4, 16)),
+WORSE = 1.5  # fails, where every try finds it
+NUM_TRIES = 3  # other work on the machine comes and goes
+NUM_PROPOSALS = (100, 1_000)
+NUM_GROUPS = 10
+LONG = {"num_repeats": 1_000, "max_seconds": 1.0}  # of timing, whatever a call takes
+CASES = {
+    "mlp": {
+        "network": MLPDiscriminator((100, 100)),
+        "latent_shape": (50,),
+        "context_shape": (0,),
+        "num_chains": 100,
+        "num_steps": 1_000,
+        "batch_size": 1_024,
+    },
+    "residual": {
+        "network": ResidualDiscriminator(24, "AAB"),
+        "latent_shape": (4, 4, 20),
+        "context_shape": (4, 4, 16),
+        "num_chains": 10,
+        "num_steps": 200,
+        "batch_size": 64,
+    },
 }
 
 
 def measure():
     """Our seconds over those of another version in the same run."""
-    found, key = {}, jax.random.key(0)
-    for name, (network, shape, context) in NETWORKS.items():
-        sir, langevin = alone.rows(network, shape, key, **SAMPLERS)
-        found[f"{name}: SIR / all proposals at once"] = sir["seconds"] / sir["at_once"]
-        found[f"{name}: Langevin / loop of compiled steps"] = (
-            langevin["seconds"] / langevin["loop_of_compiled_steps"]
+    found = {}
+    for name, case in CASES.items():
+        few, many, langevin = alone.rows(
+            case["network"],
+            case["latent_shape"],
+            jax.random.key(0),
+            num_chains=case["num_chains"],
+            num_proposals=NUM_PROPOSALS,
+            num_steps=(case["num_steps"],),
+            chunk_size=lambda num_proposals: 25,
+            step_size=1e-2,
+            **LONG,
         )
-        (row,) = stage_two.rows(
-            network,
+        (stack,) = stage_two.rows(
+            case["network"],
             optax.adam(1e-3),
-            Stack((0,), 10, shape, context),
-            key,
-            batch_size=64,
-            num_groups=(10,),
-            num_repeats=9,
-            max_seconds=20.0,
+            Stack((0,), NUM_GROUPS, case["latent_shape"], case["context_shape"]),
+            jax.random.key(1),
+            batch_size=case["batch_size"],
+            num_groups=(NUM_GROUPS,),
+            **LONG,
         )
-        found[f"{name}: a group of ten / one alone"] = row["cost_of_a_group"]
+        found |= {
+            f"{name}: SIR / all proposals at once": few["seconds"] / few["at_once"],
+            f"{name}: SIR, one proposal of 1,000 / one of 100": (
+                many["seconds"] / few["seconds"] / 10
+            ),
+            f"{name}: Langevin / loop of compiled steps": (
+                langevin["seconds"] / langevin["loop_of_compiled_steps"]
+            ),
+            f"{name}: a group of ten / one alone": stack["cost_of_a_group"],
+        }
     return found
 
 
@@ -79,9 +106,11 @@ def measured_elsewhere():
 @pytest.mark.timing
 def test_no_ratio_has_become_half_as_large_again():
     kept = json.loads(FILE.read_text())
-    for _ in range(2):  # another process may have taken the cores meanwhile
-        found = measured_elsewhere()
-        assert found.keys() == kept.keys()
+    found = dict.fromkeys(kept, math.inf)
+    for _ in range(NUM_TRIES):
+        again = measured_elsewhere()
+        assert again.keys() == kept.keys()
+        found = {name: min(found[name], again[name]) for name in kept}
         worse = {n: (found[n], kept[n]) for n in kept if found[n] > WORSE * kept[n]}
         if not worse:
             return
@@ -89,6 +118,8 @@ def test_no_ratio_has_become_half_as_large_again():
 
 
 if __name__ == "__main__":
+    if hasattr(os, "sched_setaffinity"):  # several cores wait for one another
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     runs = [measure() for _ in range(5 if sys.argv[1:] == ["--rewrite"] else 1)]
     numbers = {
         name: round(statistics.median(r[name] for r in runs), 3) for name in runs[0]
