@@ -78,7 +78,7 @@ def measure():
         found |= {
             f"{name}: SIR / all proposals at once": few["seconds"] / few["at_once"],
             f"{name}: SIR, one proposal of 1,000 / one of 100": (
-                many["seconds"] / few["seconds"] / 10
+                (many["seconds"] / many["size"]) / (few["seconds"] / few["size"])
             ),
             f"{name}: Langevin / loop of compiled steps": (
                 langevin["seconds"] / langevin["loop_of_compiled_steps"]
