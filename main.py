@@ -26,10 +26,12 @@ from types import FrameType
 from absl import flags, logging
 from ml_collections import config_flags
 
-from ncp_jax import config as config_lib
-from ncp_jax import data, experiment, parallel
+from ncp_jax import parallel
+from ncp_jax.data import datasets
 from ncp_jax.errors import InputError
-from ncp_jax.training import Preempted
+from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment import stages
+from ncp_jax.training.loop import Preempted
 
 CONFIGS = Path(__file__).parent / "configs"
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> int:
         with _sigterm_raises():
             options = _parse(argv)
             parallel.join_processes()
-            experiment.run(options.config, Path(options.workdir), options.stage)
+            stages.run(options.config, Path(options.workdir), options.stage)
     except (InputError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -101,8 +103,8 @@ def _choices() -> str:
     configs = sorted(f"configs/{path.name}" for path in CONFIGS.glob("[!_]*.py"))
     return (
         f"configs: {', '.join(configs)}; each also with :smoke\n"
-        f"stages: {', '.join(experiment.STAGES)}\n"
-        f"data sets (--config.data.name): {', '.join(data.NAMES)}, tfds:NAME"
+        f"stages: {', '.join(stages.STAGES)}\n"
+        f"data sets (--config.data.name): {', '.join(datasets.NAMES)}, tfds:NAME"
     )
 
 

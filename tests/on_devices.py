@@ -19,24 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ncp_jax import (
-    data,
-    generation,
-    group_samplers,
-    likelihood,
-    nce,
-    ncp_stage,
-    parallel,
-    prior,
-    rng,
-    stacks,
-    training,
-)
-from ncp_jax.checkpoints import Checkpoints
-from ncp_jax.latents import ContrastiveDraws
+from ncp_jax import parallel, rng
+from ncp_jax.data import datasets
+from ncp_jax.evaluation import likelihood
+from ncp_jax.models import stacks
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
-from ncp_jax.run_log import SilentLog
+from ncp_jax.priors import generation, group_samplers, ncp_prior
+from ncp_jax.priors.latents import ContrastiveDraws
+from ncp_jax.training import loop, nce, ncp_update
+from ncp_jax.training.checkpoints import Checkpoints
+from ncp_jax.training.run_log import SilentLog
 from tests.oracles import InterleavedVAE
 
 SEED = 7
@@ -71,24 +64,26 @@ def make_task(mesh):
     }
 
     def inputs(first_step, num_steps):
-        rows = data.batch_indices(rng.root(SEED), first_step, num_steps, BATCH_SIZE, 96)
+        rows = datasets.batch_indices(
+            rng.root(SEED), first_step, num_steps, BATCH_SIZE, 96
+        )
         return parallel.replicate(mesh, rows)
 
     def prepare(key, stored):
         return stored
 
-    task = training.Task(
+    task = loop.Task(
         name="ncp",
         data=parallel.replicate(mesh, stored),
         inputs=inputs,
-        update=ncp_stage.make_update(
+        update=ncp_update.make_update(
             network, optimizer, prepare, rng.root(SEED), ema_decay=0.9, **settings
         ),
-        validate=ncp_stage.make_validate(network, prepare, rng.root(SEED), **settings),
-        place=functools.partial(ncp_stage.place, mesh),
-        collect=functools.partial(ncp_stage.collect, vae.blocks),
+        validate=ncp_update.make_validate(network, prepare, rng.root(SEED), **settings),
+        place=functools.partial(ncp_update.place, mesh),
+        collect=functools.partial(ncp_update.collect, vae.blocks),
     )
-    return task, ncp_stage.init_state(
+    return task, ncp_update.init_state(
         network, optimizer, vae, rng.root(SEED), ema_decay=0.9
     )
 
@@ -99,7 +94,7 @@ def main(folder, num_steps):
     with contextlib.closing(Checkpoints(Path(folder), {})) as checkpoints:
         if restored := checkpoints.restore_latest(state):
             state = restored.state
-        state = training.fit(
+        state = loop.fit(
             task,
             state,
             checkpoints,
@@ -144,7 +139,7 @@ def communication():
 def reweighted():
     """A prior whose ratios are not those of a new discriminator."""
     vae, network = frozen_vae(), MLPDiscriminator((8, 8))
-    params = ncp_stage.init_params(network, vae, rng.root(SEED))
+    params = ncp_update.init_params(network, vae, rng.root(SEED))
     params = jax.tree.map(
         lambda leaf: (
             leaf
@@ -152,7 +147,7 @@ def reweighted():
         ),
         params,
     )
-    return prior.NCPPrior(vae, network, params)
+    return ncp_prior.NCPPrior(vae, network, params)
 
 
 def drawing():

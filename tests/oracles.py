@@ -9,9 +9,9 @@ import numpy as np
 import scipy.stats
 
 from ncp_jax import rng
-from ncp_jax.distributions import Normal
 from ncp_jax.models.base import Block, Encoding, GroupPrior
-from ncp_jax.prior import NCPPrior
+from ncp_jax.models.distributions import Normal
+from ncp_jax.priors.ncp_prior import NCPPrior
 
 
 @jax.tree_util.register_dataclass

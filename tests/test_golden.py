@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ncp_jax import experiment
-from ncp_jax.run_log import read_metrics
+from ncp_jax.experiment import stages
+from ncp_jax.training.run_log import read_metrics
 from tests import tiny
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -30,7 +30,7 @@ def measure(workdir):
     settings.sample.update(num_proposals=10, langevin_num_steps=2, num_images=4)
     settings.evaluate.max_examples = 50
     for stage in ("vae", "ncp", "sample", "evaluate"):
-        experiment.run(settings, workdir, stage)
+        stages.run(settings, workdir, stage)
     numbers = {}
     for record in read_metrics(workdir / "metrics.jsonl"):
         prefix = "{stage}/{split}/{step}/".format(**record)

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import main
-from ncp_jax import data, experiment, training
-from ncp_jax.run_log import RunLog
+from ncp_jax.data import datasets
+from ncp_jax.experiment import stages
+from ncp_jax.training import loop
+from ncp_jax.training.run_log import RunLog
 from tests import tiny
 
 pytestmark = [
@@ -65,7 +67,7 @@ def test_help_lists_flags_stages_configs_and_overrides(flag, capsys):
     assert main.main(["main.py", SMOKE, flag]) == 0
     shown = capsys.readouterr().out
     words = ["--config=", "--workdir=", "--stage=", ":smoke", "--config.vae.num_steps="]
-    for word in [*words, *experiment.STAGES, *configs(), *data.NAMES, "143"]:
+    for word in [*words, *stages.STAGES, *configs(), *datasets.NAMES, "143"]:
         assert word in shown
 
 
@@ -74,11 +76,11 @@ def test_help_lists_flags_stages_configs_and_overrides(flag, capsys):
     [
         ([], ["--config=FILE is missing", *configs()]),
         (["--config.seed=1"], ["--config=FILE is missing", *configs()]),
-        ([SMOKE, "--stage=bogus"], ["'bogus'", *experiment.STAGES]),
+        ([SMOKE, "--stage=bogus"], ["'bogus'", *stages.STAGES]),
         ([SMOKE, "--stage="], ["--stage must be one of"]),
         (["--config=configs/digitz.py"], ["configs/digitz.py", *configs()]),
         ([f"{DIGITS}:tiny"], ["'tiny'", ":smoke"]),
-        ([SMOKE, "--config.data.name=mnits"], ["'mnits'", "'mnist'?", *data.NAMES]),
+        ([SMOKE, "--config.data.name=mnits"], ["'mnits'", "'mnist'?", *datasets.NAMES]),
         ([SMOKE, "--nope=1"], ["Unknown command line flag 'nope'"]),
         ([SMOKE, "extra"], ["unexpected arguments: extra"]),
         (
@@ -126,7 +128,7 @@ def test_a_workdir_is_required(capsys, flag):
         ("def get_config(): return 1 / 0", "ZeroDivisionError"),
         ("def get_config(): return int('x')", "invalid literal for int"),
         (
-            "from ncp_jax import config\n"
+            "from ncp_jax.experiment import config\n"
             "def get_config():\n"
             "  c = config.default()\n"
             "  c.vae.update(numsteps=3)\n"
@@ -144,7 +146,7 @@ def test_a_broken_config_file_is_bad_input(refused, tmp_path, source, reason):
 
 def test_overrides_reach_the_experiment(monkeypatch, call, tmp_path):
     calls = []
-    monkeypatch.setattr(experiment, "run", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(stages, "run", lambda *arguments: calls.append(arguments))
     overrides = [
         "--config.seed",
         "7",
@@ -218,7 +220,7 @@ def test_a_signal_outside_of_training_ends_tidily(monkeypatch, call):
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("not reached")
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(stages, "run", run)
     before = signal.getsignal(signal.SIGTERM)
     code, _, message = call(SMOKE)
     assert code == 143 and "SIGTERM" in message and "same command" in message
@@ -229,7 +231,7 @@ def test_an_interrupt_outside_of_training_ends_tidily(monkeypatch, call):
     def run(*unused):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(stages, "run", run)
     code, _, message = call(SMOKE)
     assert code == 130 and "SIGINT" in message
 
@@ -262,7 +264,7 @@ def test_an_error_of_the_operating_system_is_told(monkeypatch, refused):
     def run(*unused):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(stages, "run", run)
     message = refused(SMOKE)
     assert "No space left on device" in message and "same command" in message
 
@@ -317,4 +319,4 @@ def test_wall_seconds_survive_a_kill_between_checkpoint_and_results(trained, cal
 
 def test_preempted_is_not_an_exception():
     """So that no `except Exception` takes a signal for a damaged file."""
-    assert not issubclass(training.Preempted, Exception)
+    assert not issubclass(loop.Preempted, Exception)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ncp_jax import benchmark_page, experiment, quantities, report
+from ncp_jax.experiment import stages
+from ncp_jax.report import benchmark_page, quantities, run_page
 
 BENCHMARK_TABLES = (  # record, part, columns that the README leaves out
     ("mnist_nvae", "samplers", "images", "first call", "ESS/s"),
@@ -59,7 +60,7 @@ def test_the_plugged_in_vae_is_short():
 
 
 def test_the_closing_table_is_that_of_the_recorded_run():
-    assert report.summary_table(_records("digits")) in README
+    assert run_page.summary_table(_records("digits")) in README
 
 
 def test_the_results_table_is_that_of_the_recorded_runs():
@@ -149,7 +150,7 @@ def test_the_benchmark_tables_are_those_of_the_recorded_runs():
 
 
 def test_every_stage_and_config_is_described():
-    for stage in experiment.STAGES:
+    for stage in stages.STAGES:
         assert f"| `{stage}`" in README
     for config in (ROOT / "configs").glob("*.py"):
         assert f"| `{config.name}` |" in README

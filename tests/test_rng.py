@@ -12,12 +12,17 @@ import numpy as np
 import optax
 import pytest
 
-from ncp_jax import bounds, data, ncp_stage, prior, rng, vae_stage, wiring
-from ncp_jax.group_samplers import SIR, Base, Langevin
+from ncp_jax import rng
+from ncp_jax.data import datasets
+from ncp_jax.evaluation import bounds
+from ncp_jax.experiment import wiring
 from ncp_jax.models.base import ElboTerms, FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.mlp_vae import MLPVAE
-from ncp_jax.models.nvae_layers import Conv
+from ncp_jax.models.nvae.layers import Conv
+from ncp_jax.priors import ncp_prior
+from ncp_jax.priors.group_samplers import SIR, Base, Langevin
+from ncp_jax.training import ncp_update, vae_update
 from tests import tiny
 from tests.oracles import (
     ChainVAE,
@@ -175,9 +180,9 @@ def test_no_key_of_stage_one_has_two_purposes(key, uses):
     def trace():
         variables = frozen(module).variables
         trace_stage(
-            vae_stage.make_update(module, optimizer, noisy, key),
-            vae_stage.make_validate(module, noisy, rng.stream(key, "valid")),
-            vae_stage.init_state(module, variables, optimizer, x, init_key),
+            vae_update.make_update(module, optimizer, noisy, key),
+            vae_update.make_validate(module, noisy, rng.stream(key, "valid")),
+            vae_update.init_state(module, variables, optimizer, x, init_key),
             DATA,
         )
 
@@ -198,16 +203,16 @@ class ConvVAE(nn.Module):
 
 
 def test_no_key_of_the_penalty_has_two_purposes(key, uses):
-    module, x, penalty = ConvVAE(), jnp.zeros((4, 2, 2, 1)), vae_stage.Penalty(1.0)
+    module, x, penalty = ConvVAE(), jnp.zeros((4, 2, 2, 1)), vae_update.Penalty(1.0)
     optimizer = optax.sgd(0.1)
 
     def trace():
         variables = module.init(jax.random.key(1), x, key, method="elbo_terms")
         uses.clear()  # a layer's name need not be a key's only use while it is made
-        state = vae_stage.init_state(
+        state = vae_update.init_state(
             module, variables, optimizer, x, rng.stream(key, "penalty"), penalty=penalty
         )
-        update = vae_stage.make_update(module, optimizer, noisy, key, penalty=penalty)
+        update = vae_update.make_update(module, optimizer, noisy, key, penalty=penalty)
         update(state, {"train": x}, jnp.arange(4))
 
     jax.eval_shape(trace)
@@ -221,7 +226,7 @@ def test_no_key_of_training_pictures_has_two_purposes(key, uses):
     config = tiny.config()
     config.data.horizontal_flips = True
     pictures = np.zeros((4, 8, 8, 1), np.uint8)
-    run = wiring.Experiment(config, None, data.Dataset(*[pictures] * 3))
+    run = wiring.Experiment(config, None, datasets.Dataset(*[pictures] * 3))
     jax.eval_shape(run.prepare_to_train, key, jnp.asarray(pictures))
     assert_one_purpose_per_key(uses, at_least=3)
 
@@ -238,17 +243,17 @@ def test_no_key_of_stage_two_has_two_purposes(key, uses, module):
     def trace():
         vae = frozen(module)
         trace_stage(
-            ncp_stage.make_update(network, optimizer, noisy, key),
-            ncp_stage.make_validate(
+            ncp_update.make_update(network, optimizer, noisy, key),
+            ncp_update.make_validate(
                 network, noisy, rng.stream(key, "valid"), num_passes=2
             ),
-            ncp_stage.init_state(network, optimizer, vae, rng.stream(key, "init")),
+            ncp_update.init_state(network, optimizer, vae, rng.stream(key, "init")),
             DATA | {"vae": vae},
         )
-        params = ncp_stage.init_params(network, vae, rng.stream(key, "other"))
-        ncp = prior.NCPPrior(vae, network, params)
+        params = ncp_update.init_params(network, vae, rng.stream(key, "other"))
+        ncp = ncp_prior.NCPPrior(vae, network, params)
         for name, draw in draws.items():
-            prior.ancestral(ncp, jax.random.split(rng.stream(key, name)), draw)
+            ncp_prior.ancestral(ncp, jax.random.split(rng.stream(key, name)), draw)
 
     jax.eval_shape(trace)
     assert_one_purpose_per_key(uses, at_least=40)

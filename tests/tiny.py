@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ncp_jax import config as config_lib
-from ncp_jax import training, wiring
-from ncp_jax.training import Task
-from ncp_jax.wiring import Experiment
-from ncp_jax.workdir import Workdir
+from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment import wiring
+from ncp_jax.experiment.wiring import Experiment
+from ncp_jax.experiment.workdir import Workdir
+from ncp_jax.training import loop
+from ncp_jax.training.loop import Task
 
 SETTINGS = {
     "vae.model.latent_dim": 3,
@@ -59,7 +60,7 @@ def toy_task(inputs=None, nan_at=None):
             return jnp.sum(loss), {"loss": loss, "first_row": rows[0]}
 
         gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
-        return training.apply_gradients(state, gradients, OPTIMIZER, 0.9), metrics
+        return loop.apply_gradients(state, gradients, OPTIMIZER, 0.9), metrics
 
     def validate(state, data):
         loss = jnp.abs(state.eval_variables["params"] - data[50])
@@ -79,4 +80,4 @@ def toy_task(inputs=None, nan_at=None):
 
 
 def toy_state():
-    return training.init_state(jnp.zeros(2), {}, OPTIMIZER, ema_decay=0.9)
+    return loop.init_state(jnp.zeros(2), {}, OPTIMIZER, ema_decay=0.9)

@@ -16,9 +16,9 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.benchmark import timing
-from ncp_jax.distributions import Normal
-from ncp_jax.group_samplers import SIR, Langevin
-from ncp_jax.prior import Target
+from ncp_jax.models.distributions import Normal
+from ncp_jax.priors.group_samplers import SIR, Langevin
+from ncp_jax.priors.ncp_prior import Target
 
 Array = jax.Array
 Row = dict[str, Any]

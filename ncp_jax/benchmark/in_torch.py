@@ -16,10 +16,7 @@ from torch.nn import functional
 
 from ncp_jax.errors import InputError
 from ncp_jax.models.discriminator import MLPDiscriminator
-from ncp_jax.models.residual_discriminator import (
-    ResidualDiscriminator,
-    num_norm_groups,
-)
+from ncp_jax.models.residual_discriminator import ResidualDiscriminator, num_norm_groups
 
 LogRatio = Callable[[Tensor], Tensor]  # z [B, ...] -> log r [B]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ncp_jax import rng
 from ncp_jax.benchmark.timing import num_bytes
 from ncp_jax.models.base import GroupPrior
-from ncp_jax.prior import NCPPrior
+from ncp_jax.priors.ncp_prior import NCPPrior
 
 Array = jax.Array
 

@@ -10,12 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncp_jax import generation, parallel, rng
+from ncp_jax import parallel, rng
 from ncp_jax.benchmark import arithmetic, timing
 from ncp_jax.benchmark.plain import Plain
-from ncp_jax.group_samplers import MALA, SIR, Base, IteratedSIR, Langevin, SIRThenMALA
-from ncp_jax.importance import chain_ess
-from ncp_jax.prior import NCPPrior, ancestral, sample_each
+from ncp_jax.evaluation.importance import chain_ess
+from ncp_jax.priors import generation
+from ncp_jax.priors.group_samplers import (
+    MALA,
+    SIR,
+    Base,
+    IteratedSIR,
+    Langevin,
+    SIRThenMALA,
+)
+from ncp_jax.priors.ncp_prior import NCPPrior, ancestral, sample_each
 
 Array = jax.Array
 Row = dict[str, Any]

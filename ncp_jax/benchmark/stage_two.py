@@ -9,10 +9,12 @@ import jax
 import numpy as np
 import optax
 
-from ncp_jax import nce, parallel, rng, stacks
+from ncp_jax import parallel, rng
 from ncp_jax.benchmark import timing
-from ncp_jax.latents import ContrastiveDraws
-from ncp_jax.stacks import Stack
+from ncp_jax.models import stacks
+from ncp_jax.models.stacks import Stack
+from ncp_jax.priors.latents import ContrastiveDraws
+from ncp_jax.training import nce
 
 Array = jax.Array
 Row = dict[str, Any]

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncp_jax import training
-from ncp_jax.checkpoints import Checkpoints
-from ncp_jax.run_log import RunLog
-from ncp_jax.training import Task, TrainState
+from ncp_jax.training import loop
+from ncp_jax.training.checkpoints import Checkpoints
+from ncp_jax.training.loop import Task, TrainState
+from ncp_jax.training.run_log import RunLog
 
 
 class _Stopwatch(RunLog):
@@ -54,7 +54,7 @@ def training_loop(
       Steps per second of both for each pair, and the median, lowest and highest ratio
       of the loop's time to the scan's.
     """
-    bare = jax.jit(training.scan_updates(task))
+    bare = jax.jit(loop.scan_updates(task))
     inputs = task.inputs(0, num_steps)
     jax.block_until_ready(bare(state, task.data, inputs))  # compiles
 
@@ -68,7 +68,7 @@ def training_loop(
             total = steps_per_eval + num_steps
             log = _Stopwatch(Path(folder), task.name, total)
             checkpoints = Checkpoints(Path(folder) / "checkpoints", {})
-            training.fit(
+            loop.fit(
                 task,
                 jax.tree.map(jnp.copy, state),  # `fit` donates it
                 checkpoints,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 import jax
 
-from ncp_jax.distributions import Distribution, Likelihood
+from ncp_jax.models.distributions import Distribution, Likelihood
 
 Array = jax.Array
 Latents = tuple[Array, ...]  # one array per block: [num_groups, B, *latent_shape]

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncp_jax.distributions import Bernoulli, Likelihood, Normal
 from ncp_jax.models.base import Block, Carry, ElboTerms, Encoding, GroupPrior
+from ncp_jax.models.distributions import Bernoulli, Likelihood, Normal
 
 Array = jax.Array
 

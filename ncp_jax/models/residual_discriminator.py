@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ncp_jax.errors import InputError
 from ncp_jax.models.convolution import convolve
-from ncp_jax.models.nvae_layers import SqueezeExcite
+from ncp_jax.models.squeeze_excite import SqueezeExcite
 
 Array = jax.Array
 

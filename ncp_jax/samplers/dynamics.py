@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax import rng
-from ncp_jax.distributions import sum_non_batch
+from ncp_jax.models.distributions import sum_non_batch
 from ncp_jax.samplers import chains
 from ncp_jax.samplers.resampling import LogRatio, Sample, SIRInfo, sir
 

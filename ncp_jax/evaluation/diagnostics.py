@@ -1,0 +1,188 @@
+"""Measures of a trained NCP on held-out examples, each with its standard error."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ncp_jax import rng, samplers
+from ncp_jax.evaluation import calibration, importance
+from ncp_jax.evaluation.importance import Estimate
+from ncp_jax.models.base import Latents, LatentVariableModel
+from ncp_jax.priors.latents import contrastive_draws, log_prior
+from ncp_jax.priors.ncp_prior import NCPPrior
+from ncp_jax.training.loop import Prepare
+from ncp_jax.training.ncp_update import contrast
+
+Array = jax.Array
+T = TypeVar("T")
+# (stored examples [B, ...], mask [B], False for padding)
+Batches = Iterable[tuple[np.ndarray, np.ndarray]]
+
+
+def over_examples(
+    function: Callable[[Any, Array], T], batches: Batches, key: Array
+) -> T:
+    """Applies (x, key) -> pytree of [B, ...] to all batches; padding is left out.
+
+    Returns:
+      The same pytree, its leaves NumPy arrays [N, ...].
+    """
+    kept = []
+    for i, (stored, mask) in enumerate(batches):
+        out = jax.device_get(function(stored, rng.at_step(key, i)))
+        kept.append(jax.tree.map(lambda leaf, mask=mask: leaf[mask], out))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *kept)
+
+
+@jax.default_matmul_precision("float32")  # TF32 would move log-weights
+def contrast_on_held_out(
+    ncp: NCPPrior,
+    batches: Batches,
+    prepare: Prepare,
+    key: Array,
+    *,
+    num_passes: int,
+) -> tuple[dict[str, Estimate], dict[str, np.ndarray]]:
+    """The discriminators' loss on held-out encodings, and what it says of q and p.
+
+    JSD(p, q) = log 2 - L*/2 (Sec. 5.4), with the loss in the place of its optimum L*,
+    so the true divergence is at least that.  Groups that are not reweighted are left
+    out.
+
+    Args:
+      ncp: the prior and its frozen VAE.
+      batches: of stored examples, padded.
+      prepare: (key, stored) -> x.
+      key: PRNG key; consumed here.
+      num_passes: draws of both classes per example.
+
+    Returns:
+      `nce_loss` and `jsd` of each group, in nats, and its `calibration_error`; and
+      arrays for plots, one row per group of `groups` [K]: log r of one posterior and
+      one prior draw per example [K, N], the reliability curve of these draws
+      [K, num_bins], the loss with its standard error [K, 2].
+    """
+
+    @jax.jit
+    def logits(ncp: NCPPrior, stored: Array, key: Array) -> tuple[Array, Array]:
+        x = prepare(rng.stream(key, "prepare"), stored)
+
+        def one_pass(i: Array) -> tuple[Array, Array]:
+            draws_key = rng.at_step(rng.stream(key, "draws"), i)
+            draws = contrastive_draws(ncp.vae, x, draws_key)
+            logit_q, logit_p = contrast(ncp.discriminator, ncp.params, draws)
+            return logit_q.T, logit_p.T  # [B, K]
+
+        passes = jax.lax.map(one_pass, jnp.arange(num_passes))
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), passes)
+
+    logit_q, logit_p = over_examples(
+        partial(logits, ncp), batches, key
+    )  # [N, passes, K]
+    loss = (np.logaddexp(0.0, -logit_q) + np.logaddexp(0.0, logit_p)).mean(1)  # [N, K]
+    pairs = [(logit_q[..., k], logit_p[..., k]) for k in range(loss.shape[1])]
+    off = np.stack([calibration.error_terms(*pair) for pair in pairs])  # [K, N / 2]
+    losses = per_group("nce_loss", loss.T, "nats", ncp.groups)
+    estimates = {
+        **losses,
+        **per_group("jsd", np.log(2.0) - loss.T / 2, "nats", ncp.groups),
+        **per_group("calibration_error", off, "probability", ncp.groups),
+    }
+    groups = range(len(pairs)) if ncp.groups is None else ncp.groups
+    arrays = {"groups": np.array(groups), "nce_loss": as_rows(losses.values())}
+    firsts = [(pairs[k][0][:, 0], pairs[k][1][:, 0]) for k in groups]
+    return estimates, arrays | _curves(firsts)
+
+
+def _curves(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays of K groups for plots, from log r [N] of posterior and of prior draws."""
+    log_r_q, log_r_p = map(np.stack, zip(*pairs, strict=True))
+    each = [calibration.reliability(*pair) for pair in pairs]
+    return {"log_r_q": log_r_q, "log_r_p": log_r_p} | {
+        f"reliability_{field}": np.stack([getattr(curve, field) for curve in each])
+        for field in calibration.Reliability._fields
+    }
+
+
+def as_rows(estimates: Iterable[Estimate]) -> np.ndarray:
+    """Values and standard errors, NaN where there is none: [n, 2]."""
+    return np.array([(e.value, e.stderr) for e in estimates], np.float64)
+
+
+def per_group(
+    name: str,
+    values: Array | np.ndarray,
+    unit: str,
+    groups: tuple[int, ...] | None = None,
+) -> dict[str, Estimate]:
+    """Means over [K, n] values; named `name`, or `name/k` where there are several.
+
+    Args:
+      name: of the metric.
+      values: of all K groups.
+      unit: of the values.
+      groups: the numbers of those that are reported; None for all.
+    """
+    numbers = range(len(values)) if groups is None else groups
+    return {
+        name if len(values) == 1 else f"{name}/{k}": importance.mean_estimate(
+            values[k], unit
+        )
+        for k in numbers
+    }
+
+
+def sampler_diagnostics(
+    name: str, info: Any, moved: str = "z", groups: tuple[int, ...] | None = None
+) -> dict[str, Estimate]:
+    """What a sampler tells of its chains, as means over them, for each group.
+
+    Args:
+      name: of the sampler.
+      info: of `generation.generate`, its blocks joined: fields [N, K, ...].
+      moved: what Langevin dynamics moved, "z" or its "noise".
+      groups: the numbers of those that are reweighted; None for all.
+    """
+    if isinstance(info, samplers.SIRThenMALAInfo):
+        parts = (sampler_diagnostics(name, part, moved, groups) for part in info)
+        return {key: value for part in parts for key, value in part.items()}
+    if isinstance(info, samplers.LangevinInfo):
+        last = info.gradient_norm[..., -1].T  # [K, N]
+        unit = f"nats per unit of {moved}"
+        return per_group(f"{name}_gradient_norm", last, unit, groups)
+    units = {"ess": "proposals", "log_z": "nats", "acceptance": "fraction"}
+    fields = getattr(info, "_fields", ())
+    estimates = {
+        field: per_group(f"{name}_{field}", getattr(info, field).T, unit, groups)
+        for field, unit in units.items()
+        if field in fields
+    }
+    return {key: value for part in estimates.values() for key, value in part.items()}
+
+
+def reconstruct(
+    vae: LatentVariableModel, x: Array, key: Array
+) -> tuple[Array, Latents]:
+    """E[x | z] at one z ~ q(z | x): [B, *data_shape], and z; the floor of stage 2."""
+    latents = vae.encode(x, key).latents
+    _, carry = log_prior(vae, latents)
+    return vae.decode(carry).mean, latents
+
+
+def plane(ncp: NCPPrior, points: np.ndarray, log_z: float) -> dict[str, np.ndarray]:
+    """Densities of p and p_NCP on a grid around `points` [n, 2], for a 2-D latent."""
+    reach = 1.1 * float(np.abs(points).max())
+    axis = np.linspace(-reach, reach, 200, dtype=np.float32)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(1, -1, 2)  # [1, 200 * 200, 2]
+    log_p, log_r, _ = jax.jit(NCPPrior.terms)(ncp, (jnp.asarray(grid),))
+    log_p, log_r = (np.asarray(v).reshape(200, 200) for v in (log_p, log_r))
+    return {
+        "plane_grid_x": axis,
+        "plane_grid_y": axis,
+        "plane_log_p": log_p,
+        "plane_log_ncp": log_p + log_r - log_z,
+    }

@@ -1,0 +1,157 @@
+"""The stage that times: samplers, stage 2 and the training loop, on noise for data."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+
+from ncp_jax import rng
+from ncp_jax.benchmark import alone, sampling, stage_two, timing, training_loop
+from ncp_jax.experiment import architectures
+from ncp_jax.experiment.sample_stage import in_dtype
+from ncp_jax.experiment.wiring import Experiment
+from ncp_jax.models import stacks
+from ncp_jax.models.base import FrozenVAE
+from ncp_jax.priors import generation, ncp_prior
+from ncp_jax.report import benchmark_page
+from ncp_jax.training import ncp_update
+
+Array = jax.Array
+NAME = "benchmark"  # of benchmark.json and benchmark.html
+
+
+def benchmark(experiment: Experiment, environment: Mapping[str, Any]) -> None:
+    """Times the parts that are asked for; writes benchmark.json and benchmark.html.
+
+    Weights are those of the workdir where both stages are done, and random elsewhere:
+    seconds do not depend on them, effective sample sizes do.
+    """
+    settings, parts = experiment.config.benchmark, _PARTS
+    results: dict[str, Any] = {
+        "environment": dict(environment) | {"date": time.strftime("%Y-%m-%d")},
+        "data": experiment.config.data.name,
+        "settings": settings.to_dict(),
+    }
+    for name in settings.parts:
+        print(f"benchmark: {name}")
+        results[name] = parts[name](experiment)
+        experiment.workdir.write_json(f"{NAME}.json", results)
+    path = experiment.path / f"{NAME}.html"
+    path.write_text(benchmark_page.html(results), encoding="utf-8")
+    print(f"benchmark: {path}")
+
+
+def _training(experiment: Experiment) -> dict[str, Any]:
+    settings = experiment.config.vae
+    task, state = experiment.vae_task()
+    timings = training_loop.training_loop(
+        task,
+        state,
+        num_steps=experiment.config.benchmark.num_steps,
+        num_repeats=experiment.config.benchmark.num_repeats,
+        steps_per_dispatch=settings.steps_per_dispatch,
+        steps_per_eval=settings.steps_per_eval,
+    )
+    return _told({}, [timings])
+
+
+def _samplers(experiment: Experiment) -> dict[str, Any]:
+    settings, key = experiment.config.benchmark, experiment.key("benchmark")
+    dtype = experiment.config.sample.dtype
+    ncp, weights = _prior(experiment)
+    ceiling = timing.matmul_ceiling(dtype)
+    timed = sampling.Settings(
+        num_images=settings.num_images,
+        num_proposals=settings.num_proposals,
+        num_steps=settings.num_langevin_steps,
+        step_size=experiment.config.sample.langevin_step_size,
+        num_repeats=settings.num_calls,
+        max_seconds=settings.max_seconds,
+        max_bytes=settings.max_gigabytes * 1e9,
+        memory_bytes=experiment.config.sample.memory_mib * 2**20,
+    )
+    rows = sampling.rows(in_dtype(ncp, dtype), key, timed, ceiling)
+    found: dict[str, Any] = {
+        "weights": weights,
+        "dtype": dtype,
+        "ceiling_flops_per_second": ceiling,
+    }
+    found = _told(found, rows)
+    found["recommendations"] = sampling.recommendations(found["rows"])
+    found["bfloat16"] = sampling.bfloat16_effect(
+        ncp, rng.stream(key, "bfloat16"), found["rows"], settings.max_seconds
+    )
+    for line in benchmark_page.advice(found):
+        print(line)
+    return found
+
+
+def _alone(experiment: Experiment) -> dict[str, Any]:
+    settings = experiment.config.benchmark
+    stack = stacks.stack_blocks(experiment.vae_module.blocks)[0]
+    num_chains, (ncp, _) = max(settings.num_images), _prior(experiment)
+    rows = alone.rows(
+        experiment.discriminator,
+        stack.latent_shape,
+        rng.stream(experiment.key("benchmark"), "alone"),
+        num_chains=num_chains,
+        num_proposals=settings.num_proposals,
+        num_steps=settings.num_langevin_steps,
+        chunk_size=lambda m: generation.fitting_chunk(ncp, num_chains, m),
+        step_size=experiment.config.sample.langevin_step_size,
+        num_repeats=settings.num_calls,
+        max_seconds=settings.max_seconds,
+    )
+    found = {"latent_shape": list(stack.latent_shape), "num_chains": num_chains}
+    return _told(found, rows)
+
+
+def _stage_two(experiment: Experiment) -> dict[str, Any]:
+    settings = experiment.config.benchmark
+    stack = stacks.stack_blocks(experiment.vae_module.blocks)[0]
+    rows = stage_two.rows(
+        experiment.discriminator,
+        architectures.build_optimizer(experiment.config.ncp),
+        stack,
+        rng.stream(experiment.key("benchmark"), "stage two"),
+        batch_size=settings.batch_size,
+        num_groups=settings.num_groups,
+        num_repeats=settings.num_calls,
+        max_seconds=settings.max_seconds,
+    )
+    shapes = {
+        "latent_shape": list(stack.latent_shape),
+        "context_shape": list(stack.context_shape),
+    }
+    return _told(shapes, rows)
+
+
+_PARTS: dict[str, Callable[[Experiment], dict[str, Any]]] = {
+    "training": _training,
+    "samplers": _samplers,
+    "alone": _alone,
+    "stage_two": _stage_two,
+}
+
+
+def _told(found: dict[str, Any], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Prints rows as they come and adds them."""
+    found["rows"] = []
+    for row in rows:
+        print(benchmark_page.line(row), flush=True)
+        found["rows"].append(row)
+    return found
+
+
+def _prior(experiment: Experiment) -> tuple[ncp_prior.NCPPrior, str]:
+    """The NCP of the workdir, or one of random weights, and which of them it is."""
+    if all(map(experiment.workdir.is_done, ("vae", "ncp"))):
+        return experiment.load_ncp(), "trained"
+    network = experiment.discriminator
+    vae = FrozenVAE(experiment.vae_module, experiment.initial_variables())
+    init_key = rng.stream(experiment.key("ncp"), "init")
+    params = jax.jit(partial(ncp_update.init_params, network))(vae, init_key)
+    key = rng.stream(experiment.key("benchmark"), "weights")
+    return ncp_prior.NCPPrior(vae, network, alone.shaken(params, key)), "random"

@@ -1,0 +1,229 @@
+"""Measures of samples that a run asks for: picture scores, MMD, nearest neighbours."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ncp_jax import rng
+from ncp_jax.data import datasets
+from ncp_jax.errors import InputError
+from ncp_jax.evaluation import diagnostics
+from ncp_jax.evaluation.importance import Estimate
+from ncp_jax.evaluation.metrics import extractor, latent_mmd, memorisation
+from ncp_jax.evaluation.metrics.extractor import FeatureNet
+from ncp_jax.experiment import picture_scores, sample_stage
+from ncp_jax.experiment.wiring import Experiment
+from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.priors import generation, group_samplers, ncp_prior
+from ncp_jax.report import pictures
+
+Array = jax.Array
+Drawn = Mapping[str, Mapping[str, np.ndarray]]  # of `sample_stage.load_samples`
+
+OF_MMD = ("base", "sir")  # whose latents Table 9 compares with the posterior's
+NUM_SHOWN = 8  # samples beside their neighbours
+
+
+class Measured(NamedTuple):
+    """What one kind of measure found."""
+
+    estimates: dict[str, Estimate]
+    arrays: dict[str, Any]  # for the page; of them "note_..." says how it was measured
+
+
+class Collected(NamedTuple):
+    """What is kept of one sampler's draws."""
+
+    features: np.ndarray | None  # float32 [n, D], of its pictures
+    groups: list[np.ndarray]  # its latents, per group [m, D_k]
+
+
+def measure(
+    experiment: Experiment,
+    ncp: ncp_prior.NCPPrior,
+    drawn: Drawn,
+    net: FeatureNet | None,
+) -> tuple[dict[str, Estimate], dict[str, Any]]:
+    """Measures what was drawn, and draws more where a measure needs more.
+
+    Args:
+      experiment: the run.
+      ncp: its prior.
+      drawn: what the stage before has drawn.
+      net: of `picture_scores.load_net`.
+
+    Returns:
+      Estimates by name; and arrays for the page, of which `note_scores`, `note_mmd` and
+      `note_neighbours` are sentences on how the numbers came about.
+    """
+    settings, found = experiment.config.evaluate, []
+    collected = collect(experiment, ncp, drawn, net)
+    if net is not None:
+        features = {
+            name: c.features for name, c in collected.items() if c.features is not None
+        }
+        scores, note = picture_scores.measure(experiment, ncp.vae, net, features)
+        found.append(Measured(scores, {"note_scores": np.array(note)}))
+    if settings.num_mmd_samples:
+        groups = {name: c.groups for name, c in collected.items() if c.groups}
+        found.append(_mmd(experiment, ncp.vae, groups))
+    held_out = experiment.held_out[: settings.num_neighbour_queries]
+    if experiment.has_pictures and min(_num_images(experiment), len(held_out)) > 1:
+        found.append(_memorisation(experiment, ncp.vae, drawn, held_out))
+    estimates = {name: e for m in found for name, e in m.estimates.items()}
+    arrays = {name: a for m in found for name, a in m.arrays.items()}
+    return estimates, arrays
+
+
+def collect(
+    experiment: Experiment,
+    ncp: ncp_prior.NCPPrior,
+    drawn: Drawn,
+    net: FeatureNet | None,
+) -> dict[str, Collected]:
+    """Features and latents of as many draws of each sampler as the settings ask for.
+
+    Pictures are drawn, turned into features and forgotten, a batch at a time.
+
+    Raises:
+      InputError: a sampler leaves the finite numbers.
+    """
+    settings, samplers = experiment.config.evaluate, experiment.config.sample.samplers
+    scored = ("base", *(settings.fid_samplers or samplers)) if net else ()
+    compared = OF_MMD if settings.num_mmd_samples else ()
+    batch_size, collected = experiment.config.sample.batch_size, {}
+    for name in ("base", *samplers):
+        num_scored = settings.fid_num_images if name in scored else 0
+        num_compared = _num_mmd(experiment) if name in compared else 0
+        features: list[np.ndarray] = []
+        latents: list[tuple[np.ndarray, ...]] = []
+        seen = 0
+        for images, z in draws(
+            experiment, ncp, drawn, name, max(num_scored, num_compared)
+        ):
+            if net and seen < num_scored:
+                shown = pictures.to_uint8(images[: num_scored - seen])
+                features.append(extractor.extract(net, shown, batch_size))
+            if seen < num_compared:
+                latents.append(tuple(block[: num_compared - seen] for block in z))
+            seen += len(images)
+        joined = [np.concatenate(block) for block in zip(*latents, strict=True)]
+        collected[name] = Collected(
+            np.concatenate(features) if features else None, latent_mmd.groups_of(joined)
+        )
+    return collected
+
+
+def draws(
+    experiment: Experiment, ncp: ncp_prior.NCPPrior, drawn: Drawn, name: str, num: int
+) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+    """Yields decoded means [B, *data_shape] and latents per block of `num` draws.
+
+    First those that the stage before has left, then new ones.  The base prior's are at
+    temperature 1: those at another, which are to be looked at, are left out.
+
+    Raises:
+      InputError: a new draw is not finite.
+    """
+    settings = experiment.config.sample
+    is_shown_only = name == "base" and (
+        settings.temperature != 1.0 or settings.num_readjust_iterations > 0
+    )
+    num_stored = 0 if is_shown_only else min(num, settings.num_images)
+    if num_stored:
+        stored = [drawn[name][f"latents_{b}"] for b in range(len(ncp.vae.blocks))]
+        latents = tuple(block[:num_stored] for block in stored)
+        yield drawn[name]["images"][:num_stored], latents
+    num -= num_stored
+    if not num:
+        return
+    print(f"evaluate: draws {num:,} more by {name!r}")
+    ncp = sample_stage.in_dtype(ncp, settings.dtype)
+    size = min(settings.batch_size, num)
+    draw: ncp_prior.DrawGroup = group_samplers.Base()
+    if name != "base":
+        num_chains = -(-size // experiment.mesh.size)
+        draw = sample_stage.sampler_of(name, settings, ncp, num_chains)
+    key = rng.stream(rng.stream(experiment.key("evaluate"), "draws"), name)
+    for out in generation.batches(ncp, key, num, size, draw, experiment.mesh):
+        images, latents = np.asarray(out.images), tuple(map(np.asarray, out.latents))
+        if not all(np.isfinite(leaf).all() for leaf in (images, *latents)):
+            raise InputError(f"sampler {name!r} left the finite numbers")
+        yield images, latents
+
+
+def _mmd(
+    experiment: Experiment,
+    vae: LatentVariableModel,
+    priors: Mapping[str, list[np.ndarray]],
+) -> Measured:
+    """Held-out encodings, which no discriminator has seen, against the priors."""
+    settings, num = experiment.config.evaluate, _num_mmd(experiment)
+    key = rng.stream(experiment.key("evaluate"), "mmd")
+    estimates, arrays = latent_mmd.per_group(
+        _posterior(experiment, vae, experiment.held_out[:num]),
+        priors,
+        seed=rng.numpy_seed(key),
+        num_permutations=settings.num_permutations,
+    )
+    note = (
+        f"{num:,} encodings of the {settings.split} set and as many draws of each "
+        "prior; Gaussian kernel, its bandwidth the median distance, on at most 500 "
+        f"principal axes; {settings.num_permutations:,} permutations."
+    )
+    return Measured(estimates, arrays | {"note_mmd": np.array(note)})
+
+
+def _posterior(
+    experiment: Experiment, vae: LatentVariableModel, stored: np.ndarray
+) -> list[np.ndarray]:
+    """One z ~ q(z | x) of each example: per group [N, D_k]."""
+
+    @jax.jit
+    def encode(stored: Array, key: Array) -> tuple[Array, ...]:
+        x = experiment.prepare(rng.stream(key, "prepare"), stored)
+        latents = vae.encode(x, rng.stream(key, "posterior")).latents
+        return tuple(block.swapaxes(0, 1) for block in latents)
+
+    size = min(experiment.config.evaluate.batch_size, len(stored))
+    key = rng.stream(experiment.key("evaluate"), "encode")
+    batches = datasets.padded_batches(stored, size)
+    return latent_mmd.groups_of(diagnostics.over_examples(encode, batches, key))
+
+
+def _memorisation(
+    experiment: Experiment, vae: LatentVariableModel, drawn: Drawn, held_out: np.ndarray
+) -> Measured:
+    """Nearest training pictures; writes samples/neighbours.png."""
+    train = experiment.dataset.train
+    samples = {
+        name: pictures.to_uint8(d["images"][: len(held_out)])
+        for name, d in drawn.items()
+    }
+    shown = samples[[*samples][min(1, len(samples) - 1)]][:NUM_SHOWN]
+    pictures.save_png(
+        experiment.path / "samples" / "neighbours.png",
+        memorisation.picture(shown, train),
+    )
+    rows, split = np.arange(len(held_out)), experiment.config.evaluate.split
+    decoded = picture_scores.reconstructions(experiment, vae, split, rows)
+    samples["floor"] = np.concatenate(list(decoded))
+    estimates, arrays = memorisation.measure(samples, held_out, train)
+    note = (
+        f"Nearest neighbours: among the {len(train):,} training pictures, of "
+        f"{len(samples['base']):,} samples each and of {len(held_out):,} {split} "
+        "pictures, which are reconstructed, too; Euclidean, at most 64 pixels wide, "
+        "the centre of 40 (less of smaller pictures, in proportion)."
+    )
+    return Measured(estimates, arrays | {"note_neighbours": np.array(note)})
+
+
+def _num_mmd(experiment: Experiment) -> int:
+    """As many draws as there are encodings."""
+    return min(experiment.config.evaluate.num_mmd_samples, len(experiment.held_out))
+
+
+def _num_images(experiment: Experiment) -> int:
+    return experiment.config.sample.num_images

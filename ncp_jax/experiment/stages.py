@@ -1,0 +1,179 @@
+"""The composition root: runs the stages of an experiment in one folder.
+
+Each stage writes its own part of the workdir and reads only the parts before it.
+"""
+
+import contextlib
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import clu.parameter_overview
+import jax
+from ml_collections import ConfigDict
+
+from ncp_jax import parallel
+from ncp_jax.errors import InputError
+from ncp_jax.experiment import (
+    benchmark_stage,
+    evaluate_stage,
+    import_stage,
+    sample_stage,
+    validation,
+    wiring,
+)
+from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment.wiring import Experiment
+from ncp_jax.experiment.workdir import Workdir
+from ncp_jax.report import comparison_page, run_page
+from ncp_jax.training import loop
+from ncp_jax.training.loop import TrainState
+from ncp_jax.training.ncp_update import NCPState
+from ncp_jax.training.run_log import RunLog, SilentLog
+
+STAGES = ("all", "vae", "import", "ncp", "sample", "evaluate", "report", "benchmark")
+_MEASURING = {"sample": sample_stage.sample, "evaluate": evaluate_stage.evaluate}
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
+    """Runs one stage, or all that are not complete.
+
+    Args:
+      config: settings, from `config.default()` on.
+      workdir: folder of the run; created if missing.
+      stage: one of `STAGES`.
+
+    Raises:
+      InputError: for anything that the caller can mend.
+      training.Preempted: after SIGTERM or SIGINT during training, once saved.
+    """
+    if stage not in STAGES:
+        raise InputError(f"--stage must be one of {', '.join(STAGES)}; got {stage!r}")
+    validation.validate(config)
+    if stage == "report":  # needs files only: neither the data nor the workdir's lock
+        if config.report.workdirs:
+            workdirs = config.report.workdirs.split(",")
+            print(f"report: {comparison_page.write(workdirs, workdir)}")
+        else:
+            print(f"report: {run_page.write(workdir)}")
+        return
+    if jax.process_count() > 1 and stage not in ("vae", "ncp"):
+        raise InputError(
+            "several processes train together: --stage=vae, then --stage=ncp; what "
+            "follows is for one process, without the variables that join them"
+        )
+    if bool(config.vae.checkpoint) != (stage == "import") and stage in (
+        "vae",
+        "import",
+    ):
+        raise InputError(
+            "--stage=import takes the model from --config.vae.checkpoint=FILE.pt, and "
+            "--stage=vae trains one: give both or neither; --stage=all does either"
+        )
+    if config.vae.checkpoint:
+        config = import_stage.with_its_model(config)
+    wiring.check_networks(config)
+    if stage == "benchmark":  # seconds do not depend on the data
+        dataset = wiring.noise_for_data(config)
+    else:
+        dataset = wiring.load_data(config)
+    folder = Workdir(
+        workdir, config_lib.as_json(config), _environment(), parallel.is_writer()
+    )
+    with contextlib.closing(folder):
+        print(f"device: {jax.device_count()} x {jax.devices()[0].device_kind}")
+        experiment = Experiment(config, folder, dataset)
+        if stage == "import" or (stage == "all" and config.vae.checkpoint):
+            import_stage.import_vae(experiment)
+        elif stage in ("all", "vae"):
+            if config.vae.workdir:
+                import_stage.take_over(experiment)
+            train(experiment, "vae")
+        if stage in ("all", "ncp"):
+            train(experiment, "ncp")
+        for name, function in _MEASURING.items():
+            if stage == name or (stage == "all" and not folder.is_done(name)):
+                start = time.monotonic()
+                if name == "evaluate" and not folder.is_done("sample"):
+                    raise InputError(
+                        f"{workdir / 'samples'} is not of these settings, or not "
+                        "whole: run --stage=sample first"
+                    )
+                folder.unmark(name)  # its files are replaced one by one
+                estimates = function(experiment)
+                folder.add_results(name, estimates, time.monotonic() - start)
+        if stage in ("all", "evaluate"):
+            print(run_page.summary_table(folder.results()))
+        if stage == "benchmark":
+            benchmark_stage.benchmark(experiment, _environment())
+        if stage == "all":
+            print(f"report: {run_page.write(workdir)}")
+
+
+def train(experiment: Experiment, stage: str) -> None:
+    """Trains "vae" or "ncp" to its end, from its newest checkpoint if it has one."""
+    settings, workdir = experiment.config[stage], experiment.workdir
+    vae = experiment.load_vae() if stage == "ncp" else None
+    with experiment.checkpoints(stage, vae) as checkpoints:
+        task, state = experiment.ncp_task(vae) if vae else experiment.vae_task()
+        restored = checkpoints.restore_latest(state)
+        if restored and restored.step == settings.num_steps:
+            print(f"{stage}: complete, {settings.num_steps} steps")
+            if not workdir.is_done(stage):  # killed between the two
+                workdir.add_results(stage, {}, restored.metadata["wall_seconds"])
+            return
+        print(clu.parameter_overview.get_parameter_overview(_trained(state)))
+        if restored:
+            print(f"{stage}: continues from step {restored.step}")
+            state = restored.state
+        log: RunLog = SilentLog()
+        if parallel.is_writer():
+            log = RunLog(experiment.path, stage, int(state.step), settings.num_steps)
+        with contextlib.closing(log):
+            loop.fit(
+                task,
+                state,
+                checkpoints,
+                log,
+                num_steps=settings.num_steps,
+                steps_per_dispatch=settings.steps_per_dispatch,
+                steps_per_eval=settings.steps_per_eval,
+            )
+        checkpoints.wait()
+        workdir.add_results(stage, {}, checkpoints.wall_seconds())
+
+
+def _trained(state: TrainState | NCPState) -> dict[str, Any]:
+    """The parameters that a stage trains, to be shown."""
+    if isinstance(state, TrainState):
+        return state.params
+    return {f"stack_{i}": stack.params for i, stack in enumerate(state.stacks)}
+
+
+def _environment() -> dict[str, Any]:
+    """Versions, devices and the commit of the code that runs."""
+    return {
+        "git_commit": _git_commit(Path(__file__).parents[2]),
+        "device": jax.devices()[0].device_kind,
+        "num_devices": jax.device_count(),
+        "num_cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in PACKAGES},
+    }
+
+
+def _git_commit(root: Path) -> str:
+    """The commit of a checkout, "-dirty" if it was changed; "unknown" without one."""
+    if not (root / ".git").exists():  # installed, perhaps inside another repository
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        out = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    except OSError:  # no git here
+        return "unknown"
+    return out.stdout.strip() or "unknown"

@@ -1,0 +1,195 @@
+"""How one group is drawn: the samplers with their settings, for `prior.ancestral`.
+
+Each is a value that can be compared and hashed, so that `jit` takes it as static; it is
+called with (keys [B], target) and returns (z_k [B, *latent_shape], info).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ncp_jax import rng, samplers
+from ncp_jax.models.distributions import Distribution, Normal
+from ncp_jax.priors.ncp_prior import LogRatio, Target, sample_each
+
+Array = jax.Array
+StepSize = float | tuple[float, ...]  # lambda, of all groups or of each
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """The base prior itself.
+
+    Attributes:
+      temperature: its standard deviation is multiplied by it; other than 1 needs a base
+        prior with the method `tempered`.
+    """
+
+    temperature: float = 1.0
+
+    def __call__(self, keys: Array, target: Target) -> tuple[Array, None]:
+        """Draws from p(z_k | z_<k)."""
+        base = target.base
+        if self.temperature != 1.0:
+            base = base.tempered(self.temperature)  # type: ignore[attr-defined]
+        return sample_each(keys, base), None
+
+
+@dataclasses.dataclass(frozen=True)
+class SIR:
+    """Sampling-importance-resampling; see `samplers.sir` for the settings."""
+
+    num_proposals: int = 5_000
+    chunk_size: int = 500
+
+    def __call__(self, keys: Array, target: Target) -> tuple[Array, samplers.SIRInfo]:
+        """Keeps one of the proposals from p(z_k | z_<k)."""
+        return samplers.sir(
+            keys,
+            lambda keys: sample_each(keys, target.base),
+            target.log_r,
+            num_proposals=self.num_proposals,
+            chunk_size=self.chunk_size,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class IteratedSIR:
+    """SIR repeated with the current z among the proposals: exact in the limit."""
+
+    num_proposals: int = 100
+    num_steps: int = 10
+    chunk_size: int = 100
+
+    def __call__(
+        self, keys: Array, target: Target
+    ) -> tuple[Array, samplers.IteratedSIRInfo]:
+        """Starts at a draw from p(z_k | z_<k)."""
+        return samplers.iterated_sir(
+            rng.stream(keys, "iterated"),
+            sample_each(rng.stream(keys, "initial"), target.base),
+            lambda keys: sample_each(keys, target.base),
+            target.log_r,
+            num_proposals=self.num_proposals,
+            chunk_size=self.chunk_size,
+            num_steps=self.num_steps,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Langevin:
+    """Langevin dynamics started at the base prior; see `samplers.langevin`.
+
+    Attributes:
+      step_size: lambda, one for all groups or one of each.
+      num_steps: updates.
+      in_noise: moves e in z = mean + std * e instead of z, so that one step size suits
+        groups of any scale; needs a `Normal` base prior.  The paper moves z.
+    """
+
+    step_size: StepSize = 1e-2
+    num_steps: int = 1_000
+    in_noise: bool = False
+
+    def __call__(
+        self, keys: Array, target: Target
+    ) -> tuple[Array, samplers.LangevinInfo]:
+        """Starts at a draw from p(z_k | z_<k)."""
+        moved = _Moved(target, self.in_noise)
+        final, info = samplers.langevin(
+            rng.stream(keys, "langevin"),
+            moved.start(rng.stream(keys, "initial")),
+            moved.log_density,
+            step_size=_of_group(self.step_size, target.group),
+            num_steps=self.num_steps,
+        )
+        return moved.to_z(final), info
+
+
+@dataclasses.dataclass(frozen=True)
+class MALA:
+    """Langevin dynamics with accept and refuse; see `samplers.mala`.
+
+    Attributes:
+      step_size: lambda at the start, one for all groups or one of each.
+      num_steps: updates, adaptation included.
+      num_adapt_steps: in which each chain finds its own lambda.
+      in_noise: as of `Langevin`.
+    """
+
+    step_size: StepSize = 1e-1
+    num_steps: int = 1_000
+    num_adapt_steps: int = 200
+    in_noise: bool = True
+
+    def __call__(self, keys: Array, target: Target) -> tuple[Array, samplers.MALAInfo]:
+        """Starts at a draw from p(z_k | z_<k)."""
+        moved = _Moved(target, self.in_noise)
+        final, info = samplers.mala(
+            rng.stream(keys, "mala"),
+            moved.start(rng.stream(keys, "initial")),
+            moved.log_density,
+            step_size=_of_group(self.step_size, target.group),
+            num_steps=self.num_steps,
+            num_adapt_steps=self.num_adapt_steps,
+        )
+        return moved.to_z(final), info
+
+
+@dataclasses.dataclass(frozen=True)
+class SIRThenMALA:
+    """SIR, whose choice MALA moves on; the settings are those of both."""
+
+    num_proposals: int = 100
+    chunk_size: int = 100
+    step_size: StepSize = 1e-1
+    num_steps: int = 20
+    num_adapt_steps: int = 10
+    in_noise: bool = True
+
+    def __call__(
+        self, keys: Array, target: Target
+    ) -> tuple[Array, samplers.SIRThenMALAInfo]:
+        """Chooses among proposals from p(z_k | z_<k)."""
+        moved = _Moved(target, self.in_noise)
+        final, info = samplers.sir_then_mala(
+            keys,
+            moved.start,
+            lambda at: target.log_r(moved.to_z(at)),
+            moved.log_density,
+            num_proposals=self.num_proposals,
+            chunk_size=self.chunk_size,
+            step_size=_of_group(self.step_size, target.group),
+            num_steps=self.num_steps,
+            num_adapt_steps=self.num_adapt_steps,
+        )
+        return moved.to_z(final), info
+
+
+class _Moved:
+    """The variable that a chain moves: z, or e in z = mean + std * e."""
+
+    def __init__(self, target: Target, in_noise: bool):
+        self.log_r: LogRatio = target.log_r
+        base: Any = target.base
+        self.base: Distribution = base
+        self.to_z: Callable[[Array], Array] = lambda at: at
+        if in_noise:
+            mean, std = base.mean, base.std
+            self.base = Normal(jnp.zeros_like(mean), jnp.ones_like(std))
+            self.to_z = lambda at: mean + std * at
+
+    def start(self, keys: Array) -> Array:
+        """Draws from the base prior, [B, *latent_shape]."""
+        return sample_each(keys, self.base)
+
+    def log_density(self, at: Array) -> Array:
+        """log p + log r: [B], nats, up to a constant."""
+        return self.base.log_prob(at) + self.log_r(self.to_z(at))
+
+
+def _of_group(step_size: StepSize, group: Array) -> float | Array:
+    return jnp.array(step_size)[group] if isinstance(step_size, tuple) else step_size

@@ -1,0 +1,289 @@
+"""One training loop for both stages: many steps per dispatch, resumable to the bit."""
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from ncp_jax import parallel
+from ncp_jax.errors import InputError
+from ncp_jax.training.checkpoints import Checkpoints
+from ncp_jax.training.run_log import RunLog
+
+Array = jax.Array
+PyTree = Any
+Metrics = dict[str, Array]  # name -> scalar, or [K] with one value per latent group
+Prepare = Callable[[Array, Array], Array]  # (key, stored examples) -> x for the model
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything that an update of a model changes; a checkpoint holds just this."""
+
+    step: Array  # int32 scalar: updates done
+    params: PyTree
+    model_state: PyTree  # the model's other collections (statistics, constants)
+    opt_state: optax.OptState
+    averages: PyTree  # of "params" and "batch_stats" over time; None without averaging
+    penalty_state: PyTree = None  # what a penalty of the loss carries along
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """All collections of the model, as training left them."""
+        return {"params": self.params, **self.model_state}
+
+    @property
+    def eval_variables(self) -> dict[str, PyTree]:
+        """The same with averages in the place of what is averaged."""
+        return self.variables | (self.averages or {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a stage trains.
+
+    A stage's state is a pytree with a field `step`, by default a `TrainState`.
+
+    Attributes:
+      name: of the stage.
+      data: arrays that every update reads; passed to it, not compiled into it.
+      inputs: (first_step, n) -> pytree [n, ...], one slice per step (batch indices).
+      update: (state, data, input) -> (state, metrics), metrics with "loss"; pure.
+      validate: (state, data) -> (state, metrics); pure.  The sum of "best_loss", else
+        of "loss", decides which checkpoint is best.  Where there is "stopped", training
+        ends once it is all ones.
+      place: puts a state that was made or restored on the devices.
+      collect: undoes `place`, to NumPy arrays; what is saved.
+    """
+
+    name: str
+    data: PyTree
+    inputs: Callable[[int, int], PyTree]
+    update: Callable[[Any, PyTree, PyTree], tuple[Any, Metrics]]
+    validate: Callable[[Any, PyTree], tuple[Any, Metrics]]
+    place: Callable[[Any], Any] = jax.device_put
+    collect: Callable[[Any], Any] = parallel.gather
+
+
+def take(stored: Array | None, rows: Array) -> Array:
+    """Returns the examples of one batch.
+
+    Args:
+      stored: [N, ...] on the devices; None where they are too many for that.
+      rows: [B] numbers of examples; without `stored` the examples [B, ...] themselves.
+    """
+    return rows if stored is None else stored[rows]
+
+
+def init_state(
+    params: PyTree,
+    model_state: PyTree,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    penalty_state: PyTree = None,
+) -> TrainState:
+    """Returns the state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=optimizer.init(params),
+        averages=_averaged(params, model_state) if ema_decay else None,
+        penalty_state=penalty_state,
+    )
+
+
+def descend(
+    optimizer: optax.GradientTransformation,
+    gradients: PyTree,
+    opt_state: optax.OptState,
+    params: PyTree,
+) -> tuple[PyTree, optax.OptState]:
+    """Returns the parameters and the optimiser's state after one step."""
+    with jax.numpy_dtype_promotion("standard"):  # Adam counts its steps in int32
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def apply_gradients(
+    state: TrainState,
+    gradients: PyTree,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    model_state: PyTree = None,
+) -> TrainState:
+    """One optimiser step, and one step of the running averages.
+
+    Batch statistics are averaged with the weights: those of the newest weights do not
+    fit averaged ones.
+
+    Args:
+      state: before.
+      gradients: of the loss by `state.params`.
+      optimizer: an optax optimiser.
+      ema_decay: of the averages, where the state has some.
+      model_state: collections that the pass over the model has changed.
+    """
+    params, opt_state = descend(optimizer, gradients, state.opt_state, state.params)
+    model_state = state.model_state | (model_state or {})
+    averages = state.averages
+    if averages is not None:
+        newest = _averaged(params, model_state)
+        averages = optax.incremental_update(newest, averages, 1.0 - ema_decay)
+    return state.replace(
+        step=state.step + 1,
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+        averages=averages,
+    )
+
+
+def _averaged(params: PyTree, model_state: PyTree) -> dict[str, PyTree]:
+    """A copy of what is averaged over time; constants are not."""
+    moving = {"params": params, **model_state}
+    names = moving.keys() & {"params", "batch_stats"}
+    return {name: jax.tree.map(jnp.copy, moving[name]) for name in sorted(names)}
+
+
+class Preempted(BaseException):
+    """The run was asked to stop and may be continued.
+
+    Like KeyboardInterrupt, not an `Exception`: it may come at any time.
+    """
+
+    def __init__(self, signum: int, what: str = "stopped; complete stages are kept"):
+        name = signal.Signals(signum).name
+        super().__init__(f"{name}: {what}. Run the same command again to continue.")
+        self.exit_code = 128 + signum
+
+
+class StopSignals:
+    """While entered, SIGTERM and SIGINT set `received` instead of killing.
+
+    A second Ctrl-C acts at once.
+    """
+
+    def __enter__(self) -> "StopSignals":
+        self.received: int | None = None
+        self._before: dict[int, Any] = {
+            signum: signal.signal(signum, self._remember)
+            for signum in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        del frame
+        self.received = signum
+        if signum == signal.SIGINT:
+            # Not the handler before: a background job's ignores Ctrl-C.
+            signal.signal(signum, signal.default_int_handler)
+        os.write(2, b"stopping as soon as the steps under way are saved\n")
+
+
+def fit(
+    task: Task,
+    state: Any,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    *,
+    num_steps: int,
+    steps_per_dispatch: int,
+    steps_per_eval: int,
+) -> Any:
+    """Trains from `state.step` to `num_steps`; validates and saves on the way.
+
+    Dispatches end at multiples of `steps_per_dispatch` and of `steps_per_eval`
+    whatever the first step was, so an interrupted run goes through the same programs
+    as an uninterrupted one and ends with the same bits.
+
+    Args:
+      task: what to train.
+      state: where to start; its buffers are donated.
+      checkpoints: gets a checkpoint at every validation.
+      log: gets the metrics.
+      num_steps: updates in all.
+      steps_per_dispatch: updates per compiled call (`lax.scan`).
+      steps_per_eval: updates between validations.
+
+    Raises:
+      InputError: on a non-finite loss, with the step, the group and the last finite
+        metrics.
+      Preempted: after SIGTERM or SIGINT, once the state is saved.
+    """
+    run = jax.jit(scan_updates(task), donate_argnums=0)
+    validate = jax.jit(task.validate, donate_argnums=0)
+    step, valid_loss = int(state.step), None
+    finite: dict[str, np.ndarray] = {}
+    state = task.place(state)
+    with StopSignals() as signals:
+        while step < num_steps:
+            end = _next_boundary(step, num_steps, steps_per_dispatch, steps_per_eval)
+            inputs = task.inputs(step, end - step)
+            state, metrics = run(state, task.data, inputs)
+            finite = _mean_over_steps(task.name, metrics, step, finite)
+            step = end
+            log.write(step, "train", finite)
+            if step % steps_per_eval == 0 or step == num_steps:
+                state, metrics = validate(state, task.data)
+                metrics = jax.tree.map(lambda value: value[None], metrics)
+                valid = _mean_over_steps(task.name, metrics, step, finite)
+                log.write(step, "valid", valid)
+                valid_loss = float(np.sum(valid.get("best_loss", valid["loss"])))
+                if np.all(valid.get("stopped", False)):  # no step would change a thing
+                    step = num_steps
+                    state = state.replace(step=jnp.full_like(state.step, step))
+                checkpoints.save(step, task.collect(state), valid_loss)
+            log.progress(step, float(np.sum(finite["loss"])), valid_loss)
+            if received := parallel.any_process(signals.received or 0):
+                checkpoints.save(step, task.collect(state), None)
+                checkpoints.wait()
+                where = f"{task.name} is saved at step {step} of {num_steps}"
+                raise Preempted(received, where)
+    if signals.received is not None:  # after the last look, all is saved
+        raise Preempted(signals.received)
+    return state
+
+
+def scan_updates(task: Task) -> Callable[..., tuple[Any, Metrics]]:
+    """Returns (state, data, inputs [n, ...]) -> state after n updates, metrics [n]."""
+
+    def run(state: Any, data: PyTree, inputs: PyTree) -> tuple[Any, Metrics]:
+        return jax.lax.scan(lambda s, i: task.update(s, data, i), state, inputs)
+
+    return run
+
+
+def _next_boundary(step: int, num_steps: int, *intervals: int) -> int:
+    return min(num_steps, *((step // n + 1) * n for n in intervals))
+
+
+def _mean_over_steps(
+    stage: str, metrics: Metrics, first_step: int, last_finite: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the means over the steps of `metrics` [n, ...]."""
+    loss = np.asarray(metrics["loss"])
+    if not np.isfinite(loss).all():
+        i, *group = np.argwhere(~np.isfinite(loss))[0].tolist()
+        where = f"step {first_step + i}" + (f", group {group[0]}" if group else "")
+        if i:
+            last_finite = {n: np.asarray(value)[i - 1] for n, value in metrics.items()}
+        shown = {n: np.round(value, 4).tolist() for n, value in last_finite.items()}
+        raise InputError(
+            f"stage {stage}: the loss is {loss[i, *group]} at {where}.\n"
+            f"Last finite metrics: {shown or 'none'}.\n"
+            "Checkpoints so far are kept. Lower the learning rate (config."
+            f"{stage}.learning_rate) or lengthen its warm-up, in a new workdir."
+        )
+    return {name: np.asarray(value).mean(axis=0) for name, value in metrics.items()}

@@ -1,0 +1,291 @@
+"""Stage 2: noise contrastive estimation of all groups at once (Eqs. 3 and 4)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from ncp_jax import parallel, rng
+from ncp_jax.models import stacks
+from ncp_jax.models.base import Block, LatentVariableModel
+from ncp_jax.priors.latents import ContrastiveDraws, contrastive_draws
+from ncp_jax.training import loop, nce
+from ncp_jax.training.loop import Metrics, Prepare, PyTree
+from ncp_jax.training.nce import GroupState
+
+Array = jax.Array
+
+
+class NCPState(struct.PyTreeNode):
+    """Everything that an update of stage 2 changes; a checkpoint holds just this."""
+
+    step: Array  # int32 scalar: updates done
+    stacks: tuple[GroupState, ...]  # one per stack of groups of equal shape
+
+    def best_params(self, blocks: tuple[Block, ...]) -> tuple[PyTree, ...]:
+        """Each group's weights at its lowest held-out loss, stacked per block."""
+        best = [stack.best_params for stack in self.stacks]
+        return stacks.by_block(blocks, best)
+
+    def newest_params(self, blocks: tuple[Block, ...]) -> tuple[PyTree, ...]:
+        """Each group's weights after the last step, stacked per block."""
+        newest = [stack.eval_params for stack in self.stacks]
+        return stacks.by_block(blocks, newest)
+
+
+def init_params(
+    discriminator: nn.Module, vae: LatentVariableModel, key: Array
+) -> tuple[PyTree, ...]:
+    """Returns fresh parameters, per block stacked [num_groups, ...]; r = 1."""
+
+    def init_one(key: Array, latent_shape: Any, context_shape: Any) -> PyTree:
+        z, context = jnp.zeros((1, *latent_shape)), jnp.zeros((1, *context_shape))
+        return discriminator.init(key, z, context)["params"]
+
+    return tuple(
+        jax.vmap(lambda k, block=block: init_one(k, *block[1:]))(
+            jax.random.split(rng.at_step(key, b), block.num_groups)
+        )
+        for b, block in enumerate(vae.blocks)
+    )
+
+
+def init_state(
+    discriminator: nn.Module,
+    optimizer: optax.GradientTransformation,
+    vae: LatentVariableModel,
+    key: Array,
+    *,
+    ema_decay: float = 0.0,
+) -> NCPState:
+    """Returns the state before the first step; r = 1.
+
+    Args:
+      discriminator: (z_k, context) -> logit.
+      optimizer: an optax optimiser.
+      vae: a frozen model.
+      key: PRNG key; consumed here.
+      ema_decay: of the running average of the weights; 0 for none.
+    """
+    params = init_params(discriminator, vae, key)
+    start = jax.vmap(partial(nce.start, optimizer, ema_decay=ema_decay))
+    per_stack = map(start, stacks.by_stack(vae.blocks, params))
+    return NCPState(jnp.zeros((), jnp.int32), tuple(per_stack))
+
+
+def contrast(
+    discriminator: nn.Module,
+    params: tuple[PyTree, ...],
+    draws: tuple[ContrastiveDraws, ...],
+) -> tuple[Array, Array]:
+    """Logits of posterior and of prior draws of all groups: two arrays [K, B].
+
+    Args:
+      discriminator: (z_k, context) -> logit.
+      params: stacked, per block.
+      draws: per block.
+    """
+    per_block = [
+        stacks.over_groups(partial(nce.logits, discriminator), p, d)
+        for p, d in zip(params, draws, strict=True)
+    ]
+    logit_q, logit_p = (
+        jnp.concatenate(parts) for parts in zip(*per_block, strict=True)
+    )
+    return logit_q, logit_p
+
+
+def make_update(
+    discriminator: nn.Module,
+    optimizer: optax.GradientTransformation,
+    prepare: Prepare,
+    key: Array,
+    *,
+    num_negatives: int = 1,
+    ranking_weight: float = 0.0,
+    ema_decay: float = 0.0,
+    patience: int = 0,
+    mesh: Mesh | None = None,
+    formulation: str = "auto",
+) -> Callable[[NCPState, PyTree, Array], tuple[NCPState, Metrics]]:
+    """Returns one update of all groups: (state, data, rows) -> (state, metrics [K]).
+
+    `data` holds "train", as `training.take` reads it, and the frozen model "vae".  The
+    model runs on each device's share of the batch; after one re-layout of its draws
+    every device updates its share of the groups and needs no other.
+
+    Args:
+      discriminator: (z_k, context) -> logit.
+      optimizer: an optax optimiser.
+      prepare: makes x from stored examples, with fresh noise each time.
+      key: owner of the stage's random streams.
+      num_negatives: prior draws of each group per example.
+      ranking_weight: of the ranking losses beside those of NCE (`nce.losses`).
+      ema_decay: of the running average of the weights; 0 for none.
+      patience: validations without a lower held-out loss after which a group rests; 0
+        for no end.
+      mesh: the devices, where the state is spread over them by `place`.
+      formulation: of `stacks.over_groups`.
+    """
+    mesh = mesh or _one_device()
+    prepare_key, draws_key = rng.stream(key, "prepare"), rng.stream(key, "draws")
+    learn_one = partial(
+        nce.learn,
+        discriminator,
+        optimizer,
+        ranking_weight=ranking_weight,
+        ema_decay=ema_decay,
+        patience=patience,
+    )
+    draw = partial(_draws, mesh, num_negatives=num_negatives)
+    learn_stack = partial(stacks.over_groups, learn_one, formulation=formulation)
+
+    def update(state: NCPState, data: PyTree, rows: Array) -> tuple[NCPState, Metrics]:
+        stored = loop.take(data["train"], rows)
+        x = prepare(rng.at_step(prepare_key, state.step), stored)
+        draws = draw(data["vae"], x, rng.at_step(draws_key, state.step))
+        per_stack = _over_stacks(mesh, learn_stack, state.stacks, draws)
+        groups, metrics = zip(*per_stack, strict=True)
+        joined = _per_group(mesh, data["vae"].blocks, metrics)
+        return state.replace(step=state.step + 1, stacks=groups), joined
+
+    return update
+
+
+def make_validate(
+    discriminator: nn.Module,
+    prepare: Prepare,
+    key: Array,
+    *,
+    num_passes: int = 1,
+    num_negatives: int = 1,
+    ranking_weight: float = 0.0,
+    patience: int = 0,
+    mesh: Mesh | None = None,
+    formulation: str = "auto",
+) -> Callable[[NCPState, PyTree], tuple[NCPState, Metrics]]:
+    """Returns the loss of each group on held-out encodings, noise fixed by `key`.
+
+    The function is (state, data) -> (state, metrics [K]), with data["valid"]
+    [n, B, ...] and data["valid_mask"] [n, B].  The state remembers each group's best
+    weights.
+
+    Args:
+      discriminator: (z_k, context) -> logit.
+      prepare: makes x from stored examples.
+      key: owner of the validation's noise.
+      num_passes: encodings drawn of every example, so that a small validation set does
+        not make the choice of the best step noisy.
+      num_negatives: as for `make_update`.
+      ranking_weight: as for `make_update`.
+      patience: as for `make_update`.
+      mesh: as for `make_update`.
+      formulation: of `stacks.over_groups`.
+    """
+    mesh = mesh or _one_device()
+
+    def loss_of(group: GroupState, draws: ContrastiveDraws, mask: Array) -> Array:
+        loss, _ = nce.losses(discriminator, group.eval_params, draws, ranking_weight)
+        return jnp.sum(loss, where=mask)
+
+    draw = partial(_draws, mesh, num_negatives=num_negatives)
+    loss_of_stack = partial(stacks.over_groups, loss_of, formulation=formulation)
+
+    def validate(state: NCPState, data: PyTree) -> tuple[NCPState, Metrics]:
+        vae, num_batches = data["vae"], data["valid"].shape[0]
+
+        def batch_loss(index: Array) -> tuple[list[Array], Array]:
+            i = index % num_batches
+            batch_key = rng.at_step(key, index)
+            x = prepare(rng.stream(batch_key, "prepare"), data["valid"][i])
+            draws = draw(vae, x, rng.stream(batch_key, "draws"))
+            mask = data["valid_mask"][i]
+            masks = [jnp.broadcast_to(mask, d.positive.shape[:2]) for d in draws]
+            totals = _over_stacks(mesh, loss_of_stack, state.stacks, draws, masks)
+            return totals, jnp.sum(mask)
+
+        totals, counts = jax.lax.map(batch_loss, jnp.arange(num_passes * num_batches))
+        count = jnp.sum(counts).astype(jnp.float32)
+        losses = [jnp.sum(total, 0) / count for total in totals]
+        judged = _over_stacks(mesh, jax.vmap(nce.judge), state.stacks, losses)
+        metrics = [
+            {
+                "loss": loss,
+                "best_loss": groups.best_loss,
+                "stopped": _has_stopped(groups, patience).astype(jnp.float32),
+            }
+            for groups, loss in zip(judged, losses, strict=True)
+        ]
+        return state.replace(stacks=tuple(judged)), _per_group(
+            mesh, vae.blocks, metrics
+        )
+
+    return validate
+
+
+def place(mesh: Mesh, state: NCPState) -> NCPState:
+    """Spreads the groups of a state over the devices; uneven stacks are padded."""
+    return NCPState(
+        parallel.replicate(mesh, state.step), parallel.split_groups(mesh, state.stacks)
+    )
+
+
+def collect(blocks: tuple[Block, ...], state: NCPState) -> NCPState:
+    """Undoes `place`: the state as NumPy arrays, the padding gone."""
+    whole = [
+        jax.tree.map(lambda leaf, n=stack.num_groups: leaf[:n], parallel.gather(groups))
+        for stack, groups in zip(stacks.stack_blocks(blocks), state.stacks, strict=True)
+    ]
+    return NCPState(parallel.gather(state.step), tuple(whole))
+
+
+def _draws(
+    mesh: Mesh, vae: LatentVariableModel, x: Array, key: Array, num_negatives: int
+) -> tuple[ContrastiveDraws, ...]:
+    """Both classes per stack, the batch (axis 1) split over the devices."""
+    x = parallel.split(mesh, x)
+    draws = contrastive_draws(vae, x, key, num_negatives=num_negatives)
+    return parallel.split(mesh, stacks.by_stack(vae.blocks, draws), axis=1)
+
+
+def _over_stacks(
+    mesh: Mesh,
+    function: Callable[..., Any],
+    groups: tuple[GroupState, ...],
+    *per_stack: Any,
+) -> list[Any]:
+    """Applies a function of one stack's arrays to those of every stack."""
+    return [
+        parallel.over_device_groups(mesh, function, *each)
+        for each in zip(groups, *per_stack, strict=True)
+    ]
+
+
+def _per_group(
+    mesh: Mesh, blocks: tuple[Block, ...], per_stack: Any
+) -> dict[str, Array]:
+    """Joins metrics of stacks, [padded n] each, to [K] in the model's order."""
+    sizes = [stack.num_groups for stack in stacks.stack_blocks(blocks)]
+    whole = [
+        jax.tree.map(lambda leaf, n=n: leaf[:n], parallel.join(mesh, metrics))
+        for n, metrics in zip(sizes, per_stack, strict=True)
+    ]
+    return jax.tree.map(
+        lambda *parts: jnp.concatenate(parts), *stacks.by_block(blocks, whole)
+    )
+
+
+def _has_stopped(groups: GroupState, patience: int) -> Array:
+    if not patience:
+        return jnp.zeros_like(groups.evals_since_best)
+    return groups.evals_since_best >= patience
+
+
+def _one_device() -> Mesh:
+    return parallel.mesh_of(jax.local_devices()[:1])

@@ -1,0 +1,290 @@
+"""The benchmark times what it says, counts what is there, and shows it."""
+
+import importlib.util
+import json
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ncp_jax.benchmark import (
+    alone,
+    arithmetic,
+    plain,
+    sampling,
+    stage_two,
+    timing,
+    training_loop,
+)
+from ncp_jax.evaluation.importance import chain_ess
+from ncp_jax.experiment import stages, wiring
+from ncp_jax.models.base import FrozenVAE
+from ncp_jax.models.convolution import convolve
+from ncp_jax.models.discriminator import MLPDiscriminator
+from ncp_jax.models.residual_discriminator import ResidualDiscriminator
+from ncp_jax.models.stacks import Stack
+from ncp_jax.priors import ncp_prior
+from ncp_jax.priors.group_samplers import SIR
+from ncp_jax.report import benchmark_page
+from ncp_jax.training import ncp_update
+from tests import tiny
+from tests.oracles import ThreeGroupVAE
+from tests.statistics import assert_mean
+
+# --- the training loop
+
+
+def test_the_stage_times_the_loop_and_trains_nothing(tmp_path):
+    settings = tiny.config()
+    settings.benchmark.update(num_steps=10, num_repeats=2, parts=("training",))
+    stages.run(settings, tmp_path, "benchmark")
+    results = json.loads((tmp_path / "benchmark.json").read_text())
+    (timings,) = results["training"]["rows"]
+    ratio = timings["loop_over_bare_scan"]
+    assert ratio["n"] == 2 and 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+    for loop, scan in zip(
+        timings["loop_steps_per_second"],
+        timings["bare_scan_steps_per_second"],
+        strict=True,
+    ):
+        assert ratio["min"] <= scan / loop * (1 + 1e-9)
+        assert scan / loop <= ratio["max"] * (1 + 1e-9)
+    assert not (tmp_path / "vae").exists()
+    assert results["environment"]["device"] and results["environment"]["date"]
+    assert "loop / bare scan" in (tmp_path / "benchmark.html").read_text()
+
+
+def test_the_timed_part_is_what_follows_the_first_validation(monkeypatch):
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr(training_loop, "perf_counter", lambda: next(clock))
+    timings = training_loop.training_loop(
+        tiny.toy_task(),
+        tiny.toy_state(),
+        num_steps=40,
+        num_repeats=1,
+        steps_per_dispatch=5,
+        steps_per_eval=10,
+    )
+    # A tick per look at the clock: 8 dispatches after the first validation and the end
+    # of the last save; the bare scan looks twice.
+    assert timings["loop_over_bare_scan"]["median"] == pytest.approx(9.0)
+    assert math.isclose(timings["loop_steps_per_second"][0], 40 / 9)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (2,)])
+def test_noise_stands_for_the_data(shape):
+    config = tiny.config()
+    config.data.shape = shape
+    drawn = wiring.noise_for_data(config)
+    assert drawn.train.shape[1:] == drawn.test.shape[1:] == shape
+    assert drawn.train.dtype == (np.uint8 if len(shape) == 3 else np.float32)
+    config.data.shape = (256, 256, 3)
+    assert wiring.noise_for_data(config).train.nbytes <= wiring.MAX_NOISE_BYTES
+
+
+# --- arithmetic
+
+
+def count_by_hand(function, *shapes):
+    return arithmetic.count_flops(function, *(jnp.ones(shape) for shape in shapes))
+
+
+def test_products_convolutions_and_loops_are_counted():
+    assert count_by_hand(jnp.matmul, (4, 5), (5, 6)) == 2 * 4 * 5 * 6
+    batched = jax.vmap(jnp.matmul, (0, None))
+    assert count_by_hand(batched, (3, 4, 5), (5, 6)) == 3 * 2 * 4 * 5 * 6
+    of_one = 2 * (3 * 3 * 3) * (2 * 4 * 4 * 7)
+    assert count_by_hand(convolve, (2, 4, 4, 3), (3, 3, 3, 7)) == of_one
+    halved = partial(convolve, stride=2)
+    assert count_by_hand(halved, (2, 4, 4, 3), (3, 3, 3, 7)) == of_one / 4
+    gradients = jax.grad(lambda x, k: jnp.sum(convolve(x, k)), argnums=(0, 1))
+    assert count_by_hand(gradients, (2, 4, 4, 3), (3, 3, 3, 7)) == 3 * of_one
+
+    def loop(x, w):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, length=7)[0]
+
+    assert count_by_hand(loop, (4, 5), (5, 5)) == 7 * 2 * 4 * 5 * 5
+
+    def branches(x, w):
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x)
+
+    assert count_by_hand(jax.jit(branches), (4, 5), (5, 5)) == 2 * 2 * 4 * 5 * 5
+    assert count_by_hand(jnp.tanh, (4, 5)) == 0
+
+
+def test_a_chain_is_worth_what_its_memory_leaves():
+    """AR(1) of correlation a: (1 - a) / (1 + a) of its length."""
+    generator = np.random.default_rng(0)
+    noise = generator.normal(size=(400, 4_000))
+    for a in (0.0, 0.5, 0.9):
+        course = np.empty_like(noise)
+        course[:, 0] = noise[:, 0]
+        for t in range(1, 4_000):
+            course[:, t] = a * course[:, t - 1] + (1 - a**2) ** 0.5 * noise[:, t]
+        share = chain_ess(course) / 4_000
+        expected = (1 - a) / (1 + a)
+        assert_mean(share, expected, std=0.25 * expected, bias=0.03 * expected)
+        with pytest.raises(AssertionError):
+            assert_mean(1.15 * share, expected, 0.25 * expected, 0.03 * expected)
+    np.testing.assert_array_equal(chain_ess(np.ones((2, 50))), 1.0)
+
+
+# --- samplers
+
+
+@pytest.fixture(scope="module")
+def ncp():
+    module, network = ThreeGroupVAE(), MLPDiscriminator((8,))
+    x, key = jnp.zeros((1, *module.data_shape)), jax.random.key(1)
+    vae = FrozenVAE(module, jax.jit(module.init)(key, x, key))
+    params = ncp_update.init_params(network, vae, key)
+    return ncp_prior.NCPPrior(
+        vae, network, jax.tree.map(lambda leaf: leaf + 0.3, params)
+    )
+
+
+def test_every_sampler_has_a_row_and_long_calls_are_left_out(ncp, key, monkeypatch):
+    settings = sampling.Settings(
+        num_images=(2,),
+        num_proposals=(4, 8, 10**9),
+        num_steps=(2,),
+        num_repeats=2,
+        max_seconds=5.0,
+        memory_bytes=10**6,
+    )
+    rows = list(sampling.rows(ncp, key, settings, ceiling=1e12))
+    names = [row["sampler"] for row in rows]
+    assert names == ["sir"] * 3 + ["langevin", "isir", "mala", "sirmala"]
+    assert "skipped" in rows[2] and "seconds" not in rows[2]
+    for row in rows[:2] + rows[3:]:
+        assert 0 < row["min_seconds"] <= row["seconds"] <= row["max_seconds"]
+        assert row["first_seconds"] > row["seconds"]
+        assert row["draws_per_second"] == pytest.approx(2 / row["seconds"])
+        assert row["share_of_ceiling"] == pytest.approx(row["flops_per_second"] / 1e12)
+    of_one_proposal = (rows[1]["flops"] - rows[0]["flops"]) / (2 * (8 - 4))
+    assert of_one_proposal == 3 * 2 * (2 * 8 + 8 * 1)  # z of 2, 8 wide, 3 groups
+    assert all(rows[i]["plain"]["ratio"] > 0 for i in (0, 1, 3))
+    assert all(len(rows[i]["ess"]) == 3 for i in (0, 1, 4, 6))
+    json.dumps(rows)
+    text = "\n".join(map(benchmark_page.line, rows))
+    assert "SIR, then MALA" in text and "not run" in text
+
+
+def test_the_plain_versions_draw_from_the_same_prior(ncp, key):
+    """The means of pictures, ours and theirs, at M = 20 proposals."""
+    n = 4_000
+    theirs = plain.Plain(ncp).sir(key, n, 20)
+    keys = jax.random.split(jax.random.key(5), n)
+    ours = jax.jit(
+        lambda keys: (
+            ncp.vae.decode(ncp_prior.ancestral(ncp, keys, SIR(20, 20)).carry).mean
+        )
+    )(keys)
+    base = plain.Plain(ncp).sir(key, n, 1)
+    std = float(np.std(base)) * 2**0.5
+    for i in range(3):
+        assert_mean(theirs[:, i] - ours[:, i], 0.0, std=std)
+    shift = np.abs(np.mean(theirs - base, 0)).max()
+    assert shift > 6 * std / n**0.5  # SIR is not the base prior, and it would be seen
+
+
+def test_groups_of_poor_weights_are_left_to_mala():
+    rows = [
+        {"sampler": "sir", "size": 50, "num_images": 1, "ess": [40.0, 3.0]},
+        {"sampler": "sir", "size": 500, "num_images": 1, "ess": [400.0, 3.0]},
+        {"sampler": "mala", "ess": [5.0, 5.0], "acceptance": [0.6, 0.5]},
+    ]
+    first, second = sampling.recommendations(rows)
+    assert first["sampler"] == "SIR, M = 13"  # 10 effective of 500 / 400 each
+    assert second["sampler"] == "SIR, then MALA" and second["mala_acceptance"] == 0.5
+    assert sampling.recommendations(rows[2:]) == []
+
+
+def test_the_effect_of_bfloat16_is_measured(ncp, key):
+    sir = {"sampler": "sir", "size": 5, "num_images": 2, "seconds": 0.1}  # 10 ms each
+    rows = sampling.bfloat16_effect(ncp, key, [sir], max_seconds=3.0, num_images=3)
+    assert [row["group"] for row in rows] == [0, 1, 2]
+    for row in rows:
+        assert 0 < row["mean_difference"] < row["max_difference"]
+        assert row["max_difference"] < 0.05 * row["deviation_of_log_r"] + 0.05
+        assert row["ess_bfloat16"] == pytest.approx(row["ess_float32"], rel=0.05)
+        assert row["num_proposals"] == 50  # of 3 chains, in 2 precisions: 3 seconds
+
+
+NETWORKS = {
+    "mlp": (MLPDiscriminator((16, 16)), (6,)),
+    "residual": (ResidualDiscriminator(8, "AB"), (4, 4, 3)),
+    "residual, odd, no norm": (ResidualDiscriminator(8, "BA", "none"), (5, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pytorch_computes_the_same_ratio(key, name):
+    pytest.importorskip("torch")
+    from ncp_jax.benchmark import in_torch
+
+    network, shape = NETWORKS[name]
+    variables = alone.random_variables(network, shape, key)
+    z = np.asarray(jax.random.normal(key, (7, *shape)))
+    ours = alone._log_ratio(network, variables, z)
+    theirs = in_torch.build(network, variables["params"])(in_torch.from_ours(z))
+    np.testing.assert_allclose(theirs.cpu().numpy(), ours, rtol=1e-3, atol=1e-4)
+    assert np.std(ours) > 1e-3
+    for draws in (
+        in_torch.sir(lambda z: z.flatten(1).sum(1), (500, 2), 300),
+        in_torch.langevin(lambda z: z.flatten(1).sum(1), (500, 2), 300, 0.05),
+    ):
+        assert_mean(draws.cpu().numpy(), 1.0, std=1.05, bias=0.05)  # N(1, I)
+
+
+def test_one_group_alone_is_compared_with_other_versions(key):
+    network, shape = NETWORKS["mlp"]
+    rows = list(
+        alone.rows(
+            network,
+            shape,
+            key,
+            num_chains=2,
+            num_proposals=(5,),
+            num_steps=(3,),
+            chunk_size=lambda m: m,
+            step_size=0.1,
+            num_repeats=1,
+            max_seconds=1.0,
+        )
+    )
+    assert [row["sampler"] for row in rows] == ["sir", "langevin"]
+    assert rows[0]["at_once"] > 0
+    assert rows[1]["loop_of_eager_steps"] > rows[1]["seconds"]
+    has_torch = importlib.util.find_spec("torch") is not None
+    assert all(("torch_eager" in row) == has_torch for row in rows)
+
+
+def test_stage_two_is_timed_for_every_number_of_groups(key):
+    rows = list(
+        stage_two.rows(
+            MLPDiscriminator((8,)),
+            optax.adam(1e-3),
+            Stack((0,), 3, (4,), (2,)),
+            key,
+            batch_size=4,
+            num_groups=(1, 3),
+            num_repeats=2,
+            max_seconds=1.0,
+        )
+    )
+    assert [(row["num_groups"], row["num_devices"]) for row in rows] == [(1, 1), (3, 1)]
+    for row in rows:
+        assert row["steps_per_second"] == pytest.approx(1 / row["seconds"])
+        assert row["seconds"] == row[row["formulation"]]["seconds"]
+
+
+def test_timings_are_of_whole_calls():
+    seconds = timing.time_calls(lambda: jnp.ones(3) + 1, num_repeats=3, max_seconds=9.0)
+    assert len(seconds) == 3 and min(seconds) > 0
+    assert len(timing.time_calls(lambda: 0, num_repeats=5, max_seconds=0.0)) == 1
+    assert timing.matmul_ceiling("float32", size=64, num_repeats=1) > 0
