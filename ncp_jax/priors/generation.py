@@ -121,6 +121,7 @@ def fitting_chunk(
     most = min(
         _most_proposals(prior, stack.blocks[0], num_chains, num_bytes)
         for stack in stacks.stack_blocks(prior.vae.blocks)
+        if stack.blocks[0] in prior.reweighted_blocks
     )
     most = int(np.clip(most, 1, num_proposals))
     even = next(size for size in range(most, 0, -1) if num_proposals % size == 0)

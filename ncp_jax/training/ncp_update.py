@@ -84,16 +84,17 @@ def contrast(
     params: tuple[PyTree, ...],
     draws: tuple[ContrastiveDraws, ...],
 ) -> tuple[Array, Array]:
-    """Logits of posterior and of prior draws of all groups: two arrays [K, B].
+    """Logits of posterior and of prior draws of all reweighted groups: [K, B] each.
 
     Args:
       discriminator: (z_k, context) -> logit.
-      params: stacked, per block.
+      params: stacked, per block; None where no group is reweighted.
       draws: per block.
     """
     per_block = [
         stacks.over_groups(partial(nce.logits, discriminator), p, d)
         for p, d in zip(params, draws, strict=True)
+        if p is not None
     ]
     logit_q, logit_p = (
         jnp.concatenate(parts) for parts in zip(*per_block, strict=True)
