@@ -49,10 +49,12 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out)):
             hint = "; lower config.sample.langevin_step_size" * (name == "langevin")
             raise InputError(f"sampler {name!r} left the finite numbers{hint}")
-        arrays: dict[str, Any] = {f"latents_{b}": z for b, z in enumerate(out.latents)}
-        info = jax.tree.map(lambda *blocks: np.concatenate(blocks, 1), *out.infos)
+        arrays: dict[str, Any] = {  # in files pictures lead: [N, num_groups, ...]
+            f"latents_{b}": np.swapaxes(z, 0, 1) for b, z in enumerate(out.latents)
+        }
+        info = diagnostics.join_blocks(out.infos)
         if isinstance(info, samplers.LangevinInfo):
-            arrays |= {f: np.mean(getattr(info, f), axis=0) for f in LANGEVIN_FIELDS}
+            arrays |= {f: np.mean(getattr(info, f), axis=1) for f in LANGEVIN_FIELDS}
         np.savez_compressed(folder / f"{name}.npz", images=out.images, **arrays)
         _save_picture(folder / f"{name}.png", np.asarray(out.images), name)
         moved = "noise" if settings.langevin_in_noise else "z"
