@@ -66,7 +66,6 @@ def contrast_on_held_out(
       one prior draw per example [K, N], the reliability curve of these draws
       [K, num_bins], the loss with its standard error [K, 2].
     """
-
     logit_q, logit_p = over_examples(
         partial(_logits, prepare, num_passes, ncp), batches, key
     )  # [N, passes, K]

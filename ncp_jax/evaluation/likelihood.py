@@ -119,7 +119,6 @@ def measure(
     Returns:
       Estimates by name, negative log-likelihoods in nats; and arrays for plots.
     """
-
     bounds = partial(
         _bounds,
         ncp,

@@ -198,7 +198,7 @@ def _memorisation(
     experiment: Experiment, vae: LatentVariableModel, drawn: Drawn, held_out: np.ndarray
 ) -> Measured:
     """Nearest training pictures; writes samples/neighbours.png."""
-    train = experiment.dataset.train
+    train = pictures.as_uint8(experiment.dataset.train)
     samples = {
         name: pictures.to_uint8(d["images"][: len(held_out)])
         for name, d in drawn.items()
@@ -211,7 +211,8 @@ def _memorisation(
     rows, split = np.arange(len(held_out)), experiment.config.evaluate.split
     decoded = picture_scores.reconstructions(experiment, vae, split, rows)
     samples["floor"] = np.concatenate(list(decoded))
-    estimates, arrays = memorisation.measure(samples, held_out, train)
+    found = memorisation.measure(samples, pictures.as_uint8(held_out), train)
+    estimates, arrays = found
     note = (
         f"Nearest neighbours: among the {len(train):,} training pictures, of "
         f"{len(samples['base']):,} samples each and of {len(held_out):,} {split} "

@@ -190,9 +190,9 @@ def load_samples(experiment: Experiment) -> dict[str, dict[str, np.ndarray]]:
 
 def _save_picture(path: Path, samples: np.ndarray, name: str) -> None:
     """A grid of pictures [N, H, W, C] in [0, 1], or a scatter of points [N, 2]."""
-    if samples.ndim == 4:
+    if samples.ndim == 4 and samples.shape[-1] in (1, 3):
         shown = pictures.to_uint8(samples[:MAX_SHOWN])
         pictures.save_png(path, pictures.grid(shown, columns=8))
-    else:
+    elif samples.shape[1:] == (2,):
         (panel,) = plots.points({f"points_{name}": samples})
         path.write_bytes(panel.png)
