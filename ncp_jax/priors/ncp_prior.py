@@ -32,7 +32,7 @@ DrawGroup = Callable[[Array, Target], tuple[Array, Any]]
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class NCPPrior:
     """A frozen VAE and one discriminator per latent group.
 
@@ -51,6 +51,22 @@ class NCPPrior:
     groups: tuple[int, ...] | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
+
+    def __repr__(self) -> str:
+        """One line: the model, the groups, the network and its size."""
+        num_groups = sum(block.num_groups for block in self.vae.blocks)
+        leaves = jax.tree.leaves(self.params)
+        size = sum(getattr(leaf, "size", 1) for leaf in leaves)
+        chosen = "" if self.groups is None else f", groups={self.groups}"
+        return (
+            f"NCPPrior({self.vae_name}, K={num_groups}, "
+            f"{type(self.discriminator).__name__} with {size:,} weights in all{chosen})"
+        )
+
+    @property
+    def vae_name(self) -> str:
+        """What the VAE's class, or its module's, is called."""
+        return type(getattr(self.vae, "module", self.vae)).__name__
 
     def log_ratio(self, block: int, k: Array | int, context: Array) -> LogRatio:
         """Returns z_k [B, *latent_shape] -> log r_k(z_k, c) [B], in nats.

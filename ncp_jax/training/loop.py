@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -16,7 +17,7 @@ from flax import struct
 from ncp_jax import parallel
 from ncp_jax.errors import InputError
 from ncp_jax.training.checkpoints import Checkpoints
-from ncp_jax.training.run_log import RunLog
+from ncp_jax.training.run_log import Progress
 
 Array = jax.Array
 PyTree = Any
@@ -168,14 +169,16 @@ class Preempted(BaseException):
 class StopSignals:
     """While entered, SIGTERM and SIGINT set `received` instead of killing.
 
-    A second Ctrl-C acts at once.
+    A second Ctrl-C acts at once.  Threads but the main one get no signals.
     """
 
     def __enter__(self) -> "StopSignals":
         self.received: int | None = None
+        is_main = threading.current_thread() is threading.main_thread()
         self._before: dict[int, Any] = {
             signum: signal.signal(signum, self._remember)
             for signum in (signal.SIGTERM, signal.SIGINT)
+            if is_main
         }
         return self
 
@@ -196,7 +199,7 @@ def fit(
     task: Task,
     state: Any,
     checkpoints: Checkpoints,
-    log: RunLog,
+    log: Progress,
     *,
     num_steps: int,
     steps_per_dispatch: int,
