@@ -23,7 +23,7 @@ from ncp_jax.experiment import architectures
 from ncp_jax.experiment.workdir import Workdir
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.priors import ncp_prior
-from ncp_jax.training import ncp_update, vae_update
+from ncp_jax.training import held_out, ncp_update, vae_update
 from ncp_jax.training.checkpoints import Checkpoints, digests
 from ncp_jax.training.loop import Task, TrainState
 from ncp_jax.training.ncp_update import NCPState
@@ -134,6 +134,7 @@ class Experiment:
                 key,
                 num_negatives=settings.num_negatives,
                 ranking_weight=settings.ranking_weight,
+                negative_weight=settings.negative_weight,
                 ema_decay=settings.ema_decay,
                 patience=settings.patience,
                 mesh=self.mesh,
@@ -146,10 +147,14 @@ class Experiment:
                 num_passes=settings.num_passes,
                 num_negatives=settings.num_negatives,
                 ranking_weight=settings.ranking_weight,
+                negative_weight=settings.negative_weight,
+                select_by=settings.select_by,
                 patience=settings.patience,
                 mesh=self.mesh,
                 formulation=settings.formulation,
             ),
+            average=held_out.mean_of_steps,
+            remarks=held_out.remarks,
             place=functools.partial(ncp_update.place, self.mesh),
             collect=functools.partial(ncp_update.collect, vae.blocks),
         )
@@ -286,12 +291,14 @@ def check_networks(config: ConfigDict) -> None:
             f"config.sample.groups = {tuple(config.sample.groups)}: the model has the "
             f"groups 0 to {num_groups - 1}"
         )
-    step_sizes = config.sample.langevin_step_sizes
-    if step_sizes and len(step_sizes) != num_groups:
-        raise InputError(
-            f"config.sample.langevin_step_sizes holds {len(step_sizes)} numbers for "
-            f"{num_groups} groups"
-        )
+    for name, values in (
+        ("sample.langevin_step_sizes", config.sample.langevin_step_sizes),
+        ("ncp.weight_decays", config.ncp.weight_decays),
+    ):
+        if values and len(values) != num_groups:
+            raise InputError(
+                f"config.{name} holds {len(values)} numbers for {num_groups} groups"
+            )
     if config.vae.penalty_weight and config.vae.model.name == "mlp":
         raise InputError(
             "config.vae.penalty_weight is for convolutions: the model 'mlp' has none"
