@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng, samplers
-from ncp_jax.evaluation import calibration, importance
+from ncp_jax.evaluation import calibration, gains, importance
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.models.base import Latents, LatentVariableModel
 from ncp_jax.priors.latents import contrastive_draws, log_prior
@@ -61,7 +61,8 @@ def contrast_on_held_out(
       num_passes: draws of both classes per example.
 
     Returns:
-      `nce_loss` and `jsd` of each group, in nats, and its `calibration_error`; and
+      `nce_loss` and `jsd` of each group, in nats, its `calibration_error`, and the
+      three of `gains.held_out_gain`; and
       arrays for plots, one row per group of `groups` [K]: log r of one posterior and
       one prior draw per example [K, N], the reliability curve of these draws
       [K, num_bins], the loss with its standard error [K, 2].
@@ -79,6 +80,10 @@ def contrast_on_held_out(
         **per_group("calibration_error", off, "probability", ncp.groups),
     }
     groups = range(len(pairs)) if ncp.groups is None else ncp.groups
+    for k in groups:
+        of_group = gains.held_out_gain(*pairs[k])
+        mark = f"/{k}" if len(pairs) > 1 else ""
+        estimates |= {name + mark: found for name, found in of_group.items()}
     arrays = {"groups": np.array(groups), "nce_loss": as_rows(losses.values())}
     firsts = [(pairs[k][0][:, 0], pairs[k][1][:, 0]) for k in groups]
     return estimates, arrays | _curves(firsts)

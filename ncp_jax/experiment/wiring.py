@@ -35,6 +35,8 @@ STAGE_TWO = (  # fields of `StageTwo` that are settings of config.ncp
     "batch_size",
     "num_negatives",
     "ranking_weight",
+    "negative_weight",
+    "select_by",
     "ema_decay",
     "num_passes",
     "patience",
@@ -292,12 +294,14 @@ def check_groups(config: ConfigDict, blocks: tuple[Block, ...]) -> None:
             f"config.sample.groups = {tuple(config.sample.groups)}: the model has the "
             f"groups 0 to {num_groups - 1}"
         )
-    step_sizes = config.sample.langevin_step_sizes
-    if step_sizes and len(step_sizes) != num_groups:
-        raise InputError(
-            f"config.sample.langevin_step_sizes holds {len(step_sizes)} numbers for "
-            f"{num_groups} groups"
-        )
+    for name, values in (
+        ("sample.langevin_step_sizes", config.sample.langevin_step_sizes),
+        ("ncp.weight_decays", config.ncp.weight_decays),
+    ):
+        if values and len(values) != num_groups:
+            raise InputError(
+                f"config.{name} holds {len(values)} numbers for {num_groups} groups"
+            )
 
 
 def load_data(config: ConfigDict) -> datasets.Dataset:

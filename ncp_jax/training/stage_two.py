@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
 from ncp_jax.models.base import LatentVariableModel
-from ncp_jax.training import batches, ncp_update
+from ncp_jax.training import batches, held_out, ncp_update
 from ncp_jax.training.loop import Prepare, Task
 from ncp_jax.training.ncp_update import NCPState
 
@@ -29,6 +29,8 @@ class StageTwo:
       batch_size: examples of a step.
       num_negatives: prior draws of each group per example.
       ranking_weight: of the ranking losses beside those of NCE (`nce.losses`).
+      negative_weight: M of the weighted NCE loss; 1 is the paper's (`nce.nce_losses`).
+      select_by: "loss" or "gain", the held-out number that best weights have.
       ema_decay: of the running average of the weights; 0 for none.
       num_passes: encodings of each validation example.
       patience: validations without a lower held-out loss after which a group rests; 0
@@ -42,6 +44,8 @@ class StageTwo:
     batch_size: int
     num_negatives: int = 1
     ranking_weight: float = 0.0
+    negative_weight: float = 1.0
+    select_by: str = "loss"
     ema_decay: float = 0.0
     num_passes: int = 1
     patience: int = 0
@@ -73,6 +77,7 @@ class StageTwo:
         shared: dict[str, Any] = {
             "num_negatives": self.num_negatives,
             "ranking_weight": self.ranking_weight,
+            "negative_weight": self.negative_weight,
             "patience": self.patience,
             "mesh": mesh,
             "formulation": self.formulation,
@@ -103,8 +108,11 @@ class StageTwo:
                 prepare_held_out,
                 rng.stream(key, "valid"),
                 num_passes=self.num_passes,
+                select_by=self.select_by,
                 **shared,
             ),
+            average=held_out.mean_of_steps,
+            remarks=held_out.remarks,
             place=partial(ncp_update.place, mesh),
             collect=partial(ncp_update.collect, vae.blocks),
         )
