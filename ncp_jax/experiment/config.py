@@ -17,6 +17,15 @@ from ncp_jax.nested import flatten
 
 VARIANTS = ("", "smoke")
 # Where the same data lie and how they come there changes no result.
+DIRECTIONS = {  # that stage 2 reads, of each group's standardised noise
+    "cap": 0,  # the most of a group; 0: discriminators read z itself
+    "share": 0.95,  # of the signal that a group's directions hold
+    "floor": 0.015,  # of a direction's variance, the prior's being 1
+    "context_size": 16,  # coordinates of each earlier group that r_k reads
+    "is_joint": False,  # one ratio of all groups' coordinates
+    "num_examples": 10_000,  # training examples that directions are found from
+    "num_encodings": 5,  # of each training example, made before the first update
+}
 WITHOUT_EFFECT = (
     "data.dir",
     "data.download",
@@ -33,6 +42,7 @@ ADDED: dict[str, Any] = {
     "ncp.negative_weight": 1.0,
     "ncp.select_by": "loss",
     "ncp.weight_decays": [],
+    **{f"ncp.directions.{name}": value for name, value in DIRECTIONS.items()},
 }
 VAES: dict[str, dict[str, Any]] = {
     "mlp": {
@@ -114,6 +124,7 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                     "name": discriminator,
                     **DISCRIMINATORS[discriminator],
                 },
+                "directions": dict(DIRECTIONS),
                 "seed": 0,  # of this stage alone, beside that of the whole run
                 "num_negatives": 1,  # prior draws of each group per example
                 "ranking_weight": 0.0,  # of the ranking loss beside the NCE loss

@@ -100,9 +100,9 @@ def remarks(metrics: Recorded) -> Sequence[str]:
     """A line for each group whose held-out log r is constant, from the metrics [K]."""
     return [
         f"stage ncp: log r of group {k} is constant on held-out draws (standard "
-        f"deviation {std:.2g} nats): its discriminator has learned nothing. Where q and "
-        "p differ, weight decay may hold it there: lower config.ncp.weight_decay, or "
-        "this group's alone by config.ncp.weight_decays"
+        f"deviation {std:.2g} nats): its discriminator has learned nothing. Where q "
+        "and p differ, weight decay may hold it there: lower config.ncp.weight_decay, "
+        "or this group's alone by config.ncp.weight_decays"
         for k, std in enumerate(metrics["log_r_std"])
         if std < CONSTANT_STD
     ]
