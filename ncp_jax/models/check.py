@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ncp_jax.errors import InputError
-from ncp_jax.models.contract import declarations, methods, networks
+from ncp_jax.models.contract import declarations, methods, networks, side_effects
 from ncp_jax.models.contract.abstract_calls import (
     Fault,
     Outcome,
@@ -53,6 +53,8 @@ def check(vae: Any, x: Any) -> None:
         is_single = mean is not None and mean.shape[1:] == x.shape
         encoded = methods.encode(subject, x.shape if is_single else x.shape[1:])
         outcomes += [encoded, *top_down]
+        kept = list(side_effects.leaks(outcomes))
+        outcomes.append(Outcome(kept, None, None))
     _refuse(vae, outcomes, batch_size)
 
 

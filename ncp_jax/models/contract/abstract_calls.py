@@ -3,6 +3,7 @@
 `models.check` asks with it; nothing is compiled and no number is computed.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -38,20 +39,27 @@ class Outcome(NamedTuple):
     faults: list[Fault]
     out: PyTree  # of `ShapeDtypeStruct`; None where the call raised
     error: Exception | None  # that it raised
+    where: str = ""  # the method, and the block where it has a part in it
+    inputs: tuple[weakref.ref, ...] = ()  # traced arrays that should not outlive it
 
 
-def trace(model: Any, is_pytree: bool, body: Body, *args: PyTree) -> Outcome:
+def trace(
+    where: str, model: Any, is_pytree: bool, body: Body, *args: PyTree
+) -> Outcome:
     """Runs `body(model, *args)` on shapes, all that the model holds being traced.
 
     Args:
+      where: the method and the block.
       model: any object.
       is_pytree: whether its leaves can be traced; if not, it is closed over.
       body: what to run; its faults survive an error after it.
       *args: pytrees of arrays or `ShapeDtypeStruct`.
     """
     faults: list[Fault] = []
+    inputs: list[weakref.ref] = []
 
     def run(traced: PyTree, *args: PyTree) -> PyTree:
+        inputs.extend(map(weakref.ref, jax.tree.leaves((traced, args))))
         seen, out = body(traced[0] if is_pytree else model, *args)
         faults.extend(seen)
         return out
@@ -59,19 +67,14 @@ def trace(model: Any, is_pytree: bool, body: Body, *args: PyTree) -> Outcome:
     try:
         out = jax.eval_shape(run, [model] if is_pytree else [], *args)
     except Exception as error:
-        return Outcome(faults, None, error)
-    return Outcome(faults, out, None)
+        return Outcome(faults, None, error, where)
+    return Outcome(faults, out, None, where, tuple(inputs))
 
 
 def failure(where: str, error: Exception) -> Fault:
     """Says which method raised what."""
-    if isinstance(error, jax.errors.UnexpectedTracerError) or "Leaked" in str(error):
-        return Fault(
-            where,
-            "it keeps a traced array after it returned (a side effect)",
-            "a pure method",
-            "append to no list outside it and return new state in the carry",
-        )
+    if isinstance(error, jax.errors.UnexpectedTracerError):
+        return leak_fault(where)
     name = type(error).__name__
     if name in ("FrozenInstanceError", "SetAttributeFrozenModuleError"):
         return Fault(
@@ -92,6 +95,16 @@ def failure(where: str, error: Exception) -> Fault:
         f"it raises {text_of(error)}",
         "a result for any batch size, computed from shapes under `jit`",
         "mend the method or its arguments, the error above has the line",
+    )
+
+
+def leak_fault(where: str) -> Fault:
+    """Says that a method keeps what it was called with."""
+    return Fault(
+        where,
+        "it keeps a traced array after it returned (a side effect)",
+        "a pure method",
+        "append to no list outside it and return new state in the carry",
     )
 
 

@@ -43,9 +43,13 @@ class Subject(NamedTuple):
         """Whether the model, or the module of a `FrozenVAE`, has a method."""
         return callable(getattr(getattr(self.vae, "module", self.vae), method, None))
 
-    def trace(self, body: Body, *args: PyTree) -> Outcome:
-        """Runs `body(vae, *args)` on shapes."""
-        return trace(self.vae, self.is_pytree, body, *args)
+    def trace(self, where: str, body: Body, *args: PyTree) -> Outcome:
+        """Runs `body(vae, *args)` on shapes and names the method if it raises."""
+        outcome = trace(where, self.vae, self.is_pytree, body, *args)
+        if outcome.error is None:
+            return outcome
+        fault = failure(where, outcome.error)
+        return outcome._replace(faults=[*outcome.faults, fault])
 
 
 def encode(subject: Subject, data_shape: tuple[int, ...]) -> Outcome:
@@ -60,7 +64,7 @@ def encode(subject: Subject, data_shape: tuple[int, ...]) -> Outcome:
     is_float = jnp.issubdtype(subject.x.dtype, jnp.floating)
     dtype = subject.x.dtype if is_float else jnp.float32
     x = jax.ShapeDtypeStruct((subject.batch_size, *data_shape), dtype)
-    return _named("encode", subject.trace(body, x, _key()))
+    return subject.trace("encode", body, x, _key())
 
 
 def top_down(subject: Subject) -> tuple[list[Outcome], Any]:
@@ -76,14 +80,13 @@ def top_down(subject: Subject) -> tuple[list[Outcome], Any]:
     for b in range(len(subject.blocks)):
         asked = prior(subject, b, carry)
         absorbed = absorb(subject, b, carry, asked.out)
-        outcomes += [asked, absorbed] if is_kept else []
-        if absorbed.out is None:
-            is_kept = False
-        else:
+        # What fails on a carry of other shapes is a consequence of what is told already.
+        outcomes += [o for o in (asked, absorbed) if is_kept or o.error is None]
+        if absorbed.out is not None:
             is_kept &= not any(carry_faults("", carry, absorbed.out, 0))
             carry = absorbed.out
     decoded = decode(subject, carry)
-    if is_kept or decoded.error is None:  # else a consequence of what is told already
+    if is_kept or decoded.error is None:
         outcomes.append(decoded)
     return outcomes, decoded.out
 
@@ -95,7 +98,7 @@ def root(subject: Subject) -> Outcome:
         faults, carry = side_effects.call("root", vae, "root", subject.batch_size)
         return _only_arrays("root", faults, carry)
 
-    return _named("root", subject.trace(body)) if subject.has("root") else NOTHING
+    return subject.trace("root", body) if subject.has("root") else NOTHING
 
 
 def prior(subject: Subject, b: int, carry: PyTree) -> Outcome:
@@ -145,39 +148,31 @@ def decode(subject: Subject, carry: PyTree) -> Outcome:
 
     if not subject.has("decode"):
         return NOTHING
-    return _named("decode", subject.trace(body, carry, _key()))
+    return subject.trace("decode", body, carry, _key())
 
 
 def _over_k(subject: Subject, where: str, body: Body, *args: PyTree) -> Outcome:
     """Calls with a traced k; if that fails, with 0, to know whether k is to blame."""
-    outcome = subject.trace(body, _traced_k(), *args)
+    outcome = subject.trace(where, body, _traced_k(), *args)
     if outcome.error is None:
         return outcome
-    plain = subject.trace(lambda vae, *rest: body(vae, 0, *rest), *args)
+    plain = subject.trace(where, lambda vae, *rest: body(vae, 0, *rest), *args)
     if plain.error is not None:
-        return _named(where, outcome)
+        return outcome
     fault = traced_k_failure(where, outcome.error)
-    return Outcome([*plain.faults, fault], plain.out, outcome.error)
+    return plain._replace(faults=[*plain.faults, fault], error=outcome.error)
 
 
 def _second_call_faults(
     subject: Subject, where: str, body: Body, first: PyTree, *args: PyTree
 ) -> Iterator[Fault]:
-    """Calls `absorb` again: it must return the same, and keep no traced array."""
-    again = side_effects.leak(subject.vae, subject.is_pytree, body, _traced_k(), *args)
+    """Calls `absorb` again: it must return what it returned at first."""
+    again = subject.trace(where, body, _traced_k(), *args)
     if again.error is not None:
-        yield failure(where, again.error)
+        yield from again.faults
     elif any(carry_faults(where, first, again.out, subject.batch_size)):
         found = "its second call returns another carry than its first (a side effect)"
         yield Fault(where, found, "a pure method", "return new state in the carry")
-
-
-def _named(where: str, outcome: Outcome) -> Outcome:
-    """The same with a sentence for the error that was raised, if any."""
-    if outcome.error is None:
-        return outcome
-    fault = failure(where, outcome.error)
-    return outcome._replace(faults=[*outcome.faults, fault])
 
 
 def _only_arrays(

@@ -76,7 +76,7 @@ def discriminate(discriminator: nn.Module, stack: Stack, batch_size: int) -> Out
         for shape in (stack.latent_shape, stack.context_shape)
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    outcome = trace(None, False, body, key, *shapes)
+    outcome = trace(where, None, False, body, key, *shapes)
     if outcome.error is None:
         return outcome
     fault = failure(where, outcome.error)

@@ -3,16 +3,15 @@
 import dataclasses
 import functools
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from ncp_jax.models.contract.abstract_calls import Body, Fault, Outcome, trace
+from ncp_jax.models.contract.abstract_calls import Fault, Outcome, leak_fault
 
-PyTree = Any
 MAX_DEPTH = 6  # of attributes and containers inside each other
 
 
@@ -41,18 +40,15 @@ def call(where: str, model: Any, method: str, *args: Any) -> tuple[list[Fault], 
     return faults, out
 
 
-def leak(model: Any, is_pytree: bool, body: Body, *args: PyTree) -> Outcome:
-    """Traces once more; the error is JAX's complaint if an array outlives the call.
+def leaks(outcomes: Sequence[Outcome]) -> Iterator[Fault]:
+    """Names the calls whose traced arrays somebody still holds."""
 
-    Args:
-      model: as of `trace`.
-      is_pytree: as of `trace`.
-      body: as of `trace`; it must have run without an error before.
-      *args: as of `trace`.
-    """
-    gc.collect()  # frames of earlier errors
-    with jax.checking_leaks():
-        return trace(model, is_pytree, body, *args)
+    def is_alive(outcome: Outcome) -> bool:
+        return any(array() is not None for array in outcome.inputs)
+
+    if any(map(is_alive, outcomes)):
+        gc.collect()  # modules and their scopes hold each other
+    yield from (leak_fault(o.where) for o in outcomes if is_alive(o))
 
 
 def held(value: Any, depth: int = MAX_DEPTH) -> Iterator[tuple[str, Any]]:
