@@ -714,11 +714,8 @@ def test_linen_modules_are_named_too():
     found = sentences(check, frozen(IfOfK()), x)
     assert_named(found, [("prior of block 0", "asks for k in an `if`")])
     found = sentences(check, FrozenVAE(ThreeGroupVAE(), {}), x)
-    assert [s.split(":")[0] for s in found] == [
-        "encode",
-        "prior of block 0",
-        "decode",
-    ], found
+    assert [s.split(":")[0] for s in found] == ["encode", "root"]
+    assert all("Tried to access" in s for s in found)
 
 
 def test_a_layer_named_by_k_is_named():
@@ -738,7 +735,8 @@ def test_a_layer_named_by_k_is_named():
             module.absorb(0, k, module.root(1), x[:, :2])
         return module(x, key)
 
-    variables = nn.init(everything, module)(key, jnp.zeros((1, 3)), key)
+    init = nn.init(everything, module)
+    variables = jax.eval_shape(init, key, jnp.zeros((1, 3)), key)
     found = sentences(check, FrozenVAE(module, variables), jnp.zeros((2, 3)))
     assert_named(found, [("absorb of block 0", "writes k into a string")])
 

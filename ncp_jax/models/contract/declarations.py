@@ -10,7 +10,12 @@ import jax
 import numpy as np
 
 from ncp_jax.models.base import Block, FrozenVAE
-from ncp_jax.models.contract.abstract_calls import Fault, failure, is_array
+from ncp_jax.models.contract.abstract_calls import (
+    Fault,
+    failure,
+    is_array,
+    is_number_or_array,
+)
 
 METHODS = {
     "encode": "encode(x, key)",
@@ -121,15 +126,16 @@ def pytree_faults(vae: Any) -> Iterator[Fault]:
             where, f"{kind} is no pytree, `jit` cannot take it", expected, remedy
         )
         return
-    for path, leaf in leaves:
-        if is_array(leaf) or isinstance(leaf, bool | int | float | complex):
-            continue
+    odd = [(path, leaf) for path, leaf in leaves if not is_number_or_array(leaf)]
+    for path, leaf in odd:
         found = f"{jax.tree_util.keystr(path)} is a {_kind(leaf)}"
         remedy = 'make it static, dataclasses.field(metadata={"static": True})'
         yield Fault(where, f"{found}, `jit` cannot take it", expected, remedy)
+    if odd:
+        return
     try:
         jax.eval_shape(lambda _: (), vae)
-    except ValueError as error:  # of an array's `==`; other leaves are named above
+    except ValueError as error:
         if "metadata" in str(error):
             found = f"a static part of {kind} holds an array, `jit` cannot compare it"
             remedy = "make arrays leaves and keep numbers, strings and tuples static"

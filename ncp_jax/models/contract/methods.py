@@ -80,8 +80,10 @@ def top_down(subject: Subject) -> tuple[list[Outcome], Any]:
     for b in range(len(subject.blocks)):
         asked = prior(subject, b, carry)
         absorbed = absorb(subject, b, carry, asked.out)
-        # What fails on a carry of other shapes is a consequence of what is told already.
-        outcomes += [o for o in (asked, absorbed) if is_kept or o.error is None]
+        if is_kept:
+            outcomes += [asked, absorbed]
+        elif asked.error is None:  # errors may come of the carry, told already
+            outcomes.append(asked)
         if absorbed.out is not None:
             is_kept &= not any(carry_faults("", carry, absorbed.out, 0))
             carry = absorbed.out
