@@ -47,7 +47,8 @@ def check(vae: Any, x: Any) -> None:
     told = [*declarations.member_faults(vae), *of_blocks, *of_pytree, *_x_faults(x)]
     outcomes, batch_size = [Outcome(told, None, error)], 0
     if is_array(x) and x.ndim and not of_blocks:
-        batch_size = free_batch_size(() if of_pytree else vae, x, blocks)
+        num_groups = sum(block.num_groups for block in blocks)
+        batch_size = free_batch_size(() if of_pytree else vae, x, blocks, num_groups)
         subject = methods.Subject(vae, not of_pytree, blocks, batch_size, x)
         top_down, mean = methods.top_down(subject)
         is_single = mean is not None and mean.shape[1:] == x.shape

@@ -94,7 +94,7 @@ def failure(where: str, error: Exception) -> Fault:
         where,
         f"it raises {text_of(error)}",
         "a result for any batch size, computed from shapes under `jit`",
-        "mend the method or its arguments, the error above has the line",
+        "mend the method, or what it was given",
     )
 
 

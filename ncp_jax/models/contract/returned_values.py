@@ -146,11 +146,19 @@ def carry_faults(
     )
     for (path, a), b in pairs:
         b = b if is_array(b) else jax.eval_shape(lambda b=b: jnp.asarray(b))
-        may_widen = a.weak_type and jnp.promote_types(a.dtype, b.dtype) == b.dtype
-        if a.shape != b.shape or not (a.dtype == b.dtype or may_widen):
+        if a.shape != b.shape or not (a.dtype == b.dtype or _widens(a, b)):
             name = (
                 f"leaf {jax.tree_util.keystr(path)} of the carry" if path else "carry"
             )
             found = f"{name} is {shown(a, batch_size)} before and "
             found += f"{shown(b, batch_size)} after"
             yield Fault(where, found, expected, remedy)
+
+
+def _widens(before: Any, after: Any) -> bool:
+    """Whether a scan turns a Python number's dtype into that of what follows it."""
+    try:
+        widest = jnp.promote_types(before.dtype, after.dtype)
+    except TypeError:  # strict promotion
+        return False
+    return before.weak_type and widest == after.dtype

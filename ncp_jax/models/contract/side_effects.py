@@ -59,6 +59,9 @@ def held(value: Any, depth: int = MAX_DEPTH) -> Iterator[tuple[str, Any]]:
         parts = {f"[{i}]": part for i, part in enumerate(value)}
     elif depth == MAX_DEPTH or _has_state(value):
         parts = {f".{key}": part for key, part in _attributes(value).items()}
+        if not parts:  # its state is in slots, as of NNX variables
+            leaves = jax.tree_util.tree_leaves_with_path(value)
+            parts = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
     else:
         parts = {}
     if not parts or not depth:
@@ -101,6 +104,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _has_state(value: Any) -> bool:
-    if isinstance(value, type | jax.Array | np.ndarray | nn.Module) or callable(value):
+    """Whether to look inside: a registered pytree or a dataclass, but no array."""
+    if isinstance(value, type | jax.Array | np.ndarray | nn.Module):
         return False
-    return dataclasses.is_dataclass(value) or hasattr(value, "__dict__")
+    return dataclasses.is_dataclass(value) or not jax.tree_util.all_leaves([value])
