@@ -159,6 +159,6 @@ def _widens(before: Any, after: Any) -> bool:
     """Whether a scan turns a Python number's dtype into that of what follows it."""
     try:
         widest = jnp.promote_types(before.dtype, after.dtype)
-    except TypeError:  # strict promotion
+    except ValueError:  # strict promotion
         return False
     return before.weak_type and widest == after.dtype
