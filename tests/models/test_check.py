@@ -569,6 +569,10 @@ CASES = {
         base(lambda n: Normal(n.mean, 1.0)),
         [("prior of block 0", ".std of the base prior is a scalar")],
     ),
+    "base_text": (
+        base(lambda n: Normal(n.mean, "1")),
+        [("prior of block 0", ".std of the base prior is a str")],
+    ),
     "base_no_density": (
         base(lambda n: NoDensity(n.mean)),
         [("prior of block 0", "a NoDensity, has no log_prob")],
@@ -1003,7 +1007,7 @@ def test_maps_suit_a_residual_discriminator():
         (Column(), "Column for block 0 (lat", "`log_ratio` returns is float32[B, 1]"),
         (Half(), "Half for block 0", "bfloat16[B]; expected float32[B]"),
         (Unbatched(), "Unbatched for block 0", "`embed` returns float32[3]"),
-        (Normalised(), "Normalised for block 0", "keeps the collections"),
+        (Normalised(), "Normalised for block 0", "['batch_stats', 'params']"),
     ],
 )
 def test_a_wrong_discriminator_is_named(network, where, words):

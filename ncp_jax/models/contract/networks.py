@@ -64,11 +64,10 @@ def discriminate(discriminator: nn.Module, stack: Stack, batch_size: int) -> Out
     def body(_: Any, key: Array, z: Array, context: Array) -> tuple[Any, None]:
         variables = discriminator.init(key, z[:1], context[:1])
         if set(variables) != {"params"}:
-            found = f"it keeps the collections {sorted(variables)}"
-            remedy = "use no running statistics, and have weights of the class"
-            return [
-                Fault(where, found, "params alone, which stage 2 trains", remedy)
-            ], None
+            found = f"its collections of variables are {sorted(variables)}"
+            expected = "params alone, which stage 2 trains"
+            remedy = "keep no running statistics, and have weights"
+            return [Fault(where, found, expected, remedy)], None
         return list(_answer_faults(discriminator, where, variables, z, context)), None
 
     shapes = (

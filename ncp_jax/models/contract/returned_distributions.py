@@ -12,6 +12,7 @@ from ncp_jax.models.contract.abstract_calls import (
     failure,
     is_array,
     is_floating,
+    is_number_or_array,
     shown,
     shown_shape,
 )
@@ -45,10 +46,9 @@ def group_prior_faults(
         remedy = "return GroupPrior(base, context), with context [B, 0] if it has none"
         return [Fault(where, found, expected, remedy)], None
     faults = list(_context_faults(where, out.context, block, batch_size))
-    z = None
     of_leaves = list(_base_leaf_faults(where, out.base, block, batch_size))
     if of_leaves:
-        return faults + of_leaves, z
+        return faults + of_leaves, None
     of_draws, z = _base_call_faults(where, out.base, block, batch_size, key)
     return faults + of_draws, z
 
@@ -109,22 +109,31 @@ def _base_leaf_faults(
         )
         return
     for path, leaf in leaves:
-        name, shape = jax.tree_util.keystr(path), jnp.shape(leaf)
-        if shape[:1] == (batch_size,):
-            continue
-        found = f"{name} of the base prior is {shown(leaf, batch_size)}"
-        if shape == ():
-            found = f"{name} of the base prior is a scalar"
-        elif shape == tuple(block.latent_shape):
-            found += ", without a batch axis"
-        elif shape[0] == 1:
-            found += ", of batch 1"
-        yield Fault(
-            where,
-            found,
-            "arrays that lead with [B]",
-            "broadcast it, as with jnp.broadcast_to(value, (B, *latent_shape))",
-        )
+        name = f"{jax.tree_util.keystr(path)} of the base prior"
+        yield from _leading_axis_faults(where, name, leaf, block, batch_size)
+
+
+def _leading_axis_faults(
+    where: str, name: str, leaf: Any, block: Block, batch_size: int
+) -> Iterator[Fault]:
+    """Whether one array of a base prior leads with the batch."""
+    expected = "arrays that lead with [B]"
+    found = f"{name} is {shown(leaf, batch_size)}"
+    if not is_number_or_array(leaf):
+        remedy = "keep what is no array out of the pytree's leaves"
+        yield Fault(where, found, expected, remedy)
+        return
+    shape = jnp.shape(leaf)
+    if shape[:1] == (batch_size,):
+        return
+    if shape == ():
+        found = f"{name} is a scalar"
+    elif shape == tuple(block.latent_shape):
+        found += ", without a batch axis"
+    elif shape[0] == 1:
+        found += ", of batch 1"
+    remedy = "broadcast it, as with jnp.broadcast_to(value, (B, *latent_shape))"
+    yield Fault(where, found, expected, remedy)
 
 
 def _base_call_faults(
@@ -195,24 +204,9 @@ def likelihood_faults(
     Returns:
       The faults, and the mean if there is one.
     """
-    where, kind = "decode", type(out).__name__
-    members = ("mean", "log_prob", "sample")
-    if is_array(out) or not any(hasattr(out, name) for name in members[1:]):
-        found = f"it returns {shown(out, batch_size)}" + (
-            ", bare parameters" if is_array(out) else ""
-        )
-        expected = "a distribution of x with mean, log_prob and sample"
-        remedy = "wrap it, as with models.distributions.Bernoulli(logits)"
-        return [Fault(where, found, expected, remedy)], None
-    missing = [name for name in members if not hasattr(out, name)]
-    if missing:
-        found = f"the likelihood, a {kind}, has no {' and no '.join(missing)}"
-        expected = "a distribution of x with mean, log_prob and sample"
-        return [Fault(where, found, expected, "add it")], None
-    if not is_array(out.mean):
-        found = f"mean of the likelihood is {shown(out.mean, batch_size)}"
-        remedy = "make it a property that returns E[x | z]"
-        return [Fault(where, found, "an array [B, *data_shape]", remedy)], None
+    where = "decode"
+    if fault := _likelihood_member_fault(out, batch_size):
+        return [fault], None
     if out.mean.shape == (batch_size, *x_shape):  # then x is one example
         found, remedy = f"its shape is {x_shape}, without a batch axis", "pass x[None]"
         expected = f"{shown_shape(out.mean.shape, batch_size)}, as `decode` makes it"
@@ -235,3 +229,25 @@ def likelihood_faults(
         remedy = "draw one x for each example"
         faults.append(Fault(where_called, found, expected, remedy))
     return faults, out.mean
+
+
+def _likelihood_member_fault(out: Any, batch_size: int) -> Fault | None:
+    """Whether it is a distribution, with all that a likelihood has."""
+    members = ("mean", "log_prob", "sample")
+    expected = "a distribution of x with mean, log_prob and sample"
+    if is_array(out) or not any(hasattr(out, name) for name in members[1:]):
+        found = f"it returns {shown(out, batch_size)}" + (
+            ", bare parameters" if is_array(out) else ""
+        )
+        remedy = "wrap it, as with models.distributions.Bernoulli(logits)"
+        return Fault("decode", found, expected, remedy)
+    missing = [name for name in members if not hasattr(out, name)]
+    if missing:
+        kind = type(out).__name__
+        found = f"the likelihood, a {kind}, has no {' and no '.join(missing)}"
+        return Fault("decode", found, expected, "add it")
+    if not is_array(out.mean):
+        found = f"mean of the likelihood is {shown(out.mean, batch_size)}"
+        remedy = "make it a property that returns E[x | z]"
+        return Fault("decode", found, "an array [B, *data_shape]", remedy)
+    return None
