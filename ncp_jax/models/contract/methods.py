@@ -18,10 +18,8 @@ from ncp_jax.models.contract.abstract_calls import (
     trace,
     traced_k_failure,
 )
-from ncp_jax.models.contract.returned_distributions import (
-    group_prior_faults,
-    likelihood_faults,
-)
+from ncp_jax.models.contract.returned_likelihoods import likelihood_faults
+from ncp_jax.models.contract.returned_priors import group_prior_faults
 from ncp_jax.models.contract.returned_values import carry_faults, encoding_faults
 from ncp_jax.models.distributions import Bernoulli
 

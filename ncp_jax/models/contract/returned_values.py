@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from ncp_jax.models.base import Block, Encoding
 from ncp_jax.models.contract.abstract_calls import (
     Fault,
+    failure,
     is_array,
     is_floating,
     shown,
     shown_shape,
 )
 
+Array = jax.Array
 PyTree = Any
 PRECISE = (jnp.float32, jnp.float64)  # dtypes of log densities
 
@@ -120,6 +122,34 @@ def log_density_faults(
         yield Fault(where, found, expected, remedy)
     elif value.dtype not in PRECISE:
         yield Fault(where, found, expected, "cast before the sum to float32")
+
+
+def log_prob_faults(
+    where: str, whose: str, distribution: Any, value: Array, batch_size: int
+) -> Iterator[Fault]:
+    """Compares what `log_prob` of a distribution gives for draws with [B].
+
+    Args:
+      where: the method that returned it.
+      whose: the distribution, in words.
+      distribution: inside the trace.
+      value: [B, ...] draws.
+      batch_size: B.
+    """
+    where_called = f"{where}, log_prob of {whose}"
+    try:
+        log_prob = distribution.log_prob(value)
+    except Exception as error:
+        yield failure(where_called, error)
+        return
+    yield from log_density_faults(
+        where_called,
+        "it",
+        log_prob,
+        (batch_size,),
+        batch_size,
+        {(): "keep the batch axis"},
+    )
 
 
 def carry_faults(
