@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,10 @@ from flax import struct
 
 from ncp_jax import parallel
 from ncp_jax.errors import InputError
-from ncp_jax.training.checkpoints import Checkpoints
-from ncp_jax.training.run_log import RunLog
+
+if TYPE_CHECKING:  # whoever only measures needs neither Orbax nor TensorBoard
+    from ncp_jax.training.checkpoints import Checkpoints
+    from ncp_jax.training.run_log import RunLog
 
 Array = jax.Array
 PyTree = Any
@@ -195,8 +197,8 @@ class StopSignals:
 def fit(
     task: Task,
     state: Any,
-    checkpoints: Checkpoints,
-    log: RunLog,
+    checkpoints: "Checkpoints",
+    log: "RunLog",
     *,
     num_steps: int,
     steps_per_dispatch: int,

@@ -1,4 +1,4 @@
-"""`main.py`: every way of going wrong ends with a message and an exit code."""
+"""The program: every way of going wrong ends with a message and an exit code."""
 
 import json
 import os
@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import main
 from ncp_jax.data import datasets
-from ncp_jax.experiment import stages
+from ncp_jax.experiment import command_line, config_files, stages
 from ncp_jax.training import loop
 from ncp_jax.training.run_log import RunLog
 from tests import tiny
@@ -26,7 +25,7 @@ pytestmark = [
     # How ml_collections loads a config.
     pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
 ]
-DIGITS = f"--config={main.CONFIGS / 'digits.py'}"
+DIGITS = "--config=digits"
 SMOKE = f"{DIGITS}:smoke"
 
 
@@ -36,7 +35,7 @@ def call(tmp_path, capsys, monkeypatch):
 
     def run(*arguments, workdir=tmp_path / "run"):
         monkeypatch.delitem(sys.modules, "config_config", raising=False)
-        code = main.main(["main.py", *arguments, f"--workdir={workdir}"])
+        code = command_line.main(["main.py", *arguments, f"--workdir={workdir}"])
         return code, *capsys.readouterr()
 
     return run
@@ -56,7 +55,7 @@ def refused(call, tmp_path):
 
 
 def configs():
-    return [f"configs/{p.name}" for p in main.CONFIGS.glob("[!_]*.py")]
+    return ["digits", *config_files.names()]
 
 
 # --- what is allowed
@@ -64,7 +63,7 @@ def configs():
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_lists_flags_stages_configs_and_overrides(flag, capsys):
-    assert main.main(["main.py", SMOKE, flag]) == 0
+    assert command_line.main(["main.py", SMOKE, flag]) == 0
     shown = capsys.readouterr().out
     words = ["--config=", "--workdir=", "--stage=", ":smoke", "--config.vae.num_steps="]
     for word in [*words, *stages.STAGES, *configs(), *datasets.NAMES, "143"]:
@@ -115,7 +114,7 @@ def test_bad_input_is_named_before_anything_is_written(
 
 @pytest.mark.parametrize("flag", ["", "--workdir="])
 def test_a_workdir_is_required(capsys, flag):
-    assert main.main(["main.py", SMOKE, *([flag] if flag else [])]) == 2
+    assert command_line.main(["main.py", SMOKE, *([flag] if flag else [])]) == 2
     assert "--workdir=DIR is missing" in capsys.readouterr().err
 
 
@@ -176,7 +175,7 @@ def trained(tmp_path_factory):
     """A workdir with stage 1 complete, never to be written to."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     arguments = [SMOKE, *tiny.flags(), "--stage=vae", f"--workdir={workdir}"]
-    assert main.main(["main.py", *arguments]) == 0
+    assert command_line.main(["main.py", *arguments]) == 0
     return workdir
 
 
