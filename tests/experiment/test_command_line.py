@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ pytestmark = [
     # How ml_collections loads a config.
     pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
 ]
+ROOT = Path(__file__).parents[2]
 DIGITS = "--config=digits"
 SMOKE = f"{DIGITS}:smoke"
 
@@ -55,7 +57,7 @@ def refused(call, tmp_path):
 
 
 def configs():
-    return ["digits", *config_files.names()]
+    return ["digits", *config_files.names()]  # digits, so that it is not nothing
 
 
 # --- what is allowed
@@ -78,6 +80,8 @@ def test_help_lists_flags_stages_configs_and_overrides(flag, capsys):
         ([SMOKE, "--stage=bogus"], ["'bogus'", *stages.STAGES]),
         ([SMOKE, "--stage="], ["--stage must be one of"]),
         (["--config=configs/digitz.py"], ["configs/digitz.py", *configs()]),
+        (["--config=digitz:smoke"], ["'digitz'", "Did you mean 'digits'?", *configs()]),
+        (["--config=."], ["no config '.'", *configs()]),
         ([f"{DIGITS}:tiny"], ["'tiny'", ":smoke"]),
         ([SMOKE, "--config.data.name=mnits"], ["'mnits'", "'mnist'?", *datasets.NAMES]),
         ([SMOKE, "--nope=1"], ["Unknown command line flag 'nope'"]),
@@ -162,6 +166,27 @@ def test_overrides_reach_the_experiment(monkeypatch, call, tmp_path):
     assert call(DIGITS)[0] == 0  # nothing is left of the first call
     config, _, stage = calls[1]
     assert (config.seed, config.vae.num_steps, stage) == (0, 10_000, "all")
+
+
+def test_a_config_is_named_or_a_file(monkeypatch, call, tmp_path):
+    """With or without the variant, in one word or in two."""
+    calls = []
+    monkeypatch.setattr(stages, "run", lambda *arguments: calls.append(arguments))
+    own = tmp_path / "own.py"
+    own.write_text((config_files.FOLDER / "digits.py").read_text())
+    monkeypatch.chdir(tmp_path)  # no folder configs/ here
+    for name in ("digits", "configs/digits.py", str(own), "own.py"):
+        for variant, num_steps in (("", 10_000), (":smoke", 60)):
+            for words in ([f"--config={name}{variant}"], ["-config", name + variant]):
+                assert call(*words)[0] == 0
+                assert calls.pop()[0].vae.num_steps == num_steps
+
+
+@pytest.mark.parametrize("start", [["main.py"], ["-m", "ncp_jax"]])
+def test_the_program_starts_in_a_checkout(start):
+    command = [sys.executable, *start, "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and "python main.py --config=" in shown.stdout
 
 
 def test_an_unwritable_workdir_is_bad_input(refused, tmp_path):
