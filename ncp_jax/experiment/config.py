@@ -73,6 +73,24 @@ VAES: dict[str, dict[str, Any]] = {
         "dtype": "float32",  # of activations; or "bfloat16"
     },
 }
+# What NVAE's own configs, of whatever data, have in common ...
+NVAE_TRAINING: dict[str, Any] = {
+    "optimizer": "adamax",
+    "learning_rate": 1e-2,
+    "final_learning_rate": 1e-4,
+    "schedule": "cosine",
+    "weight_decay": 3e-4,
+    "kl_warmup_fraction": 0.3,
+    "kl_constant_fraction": 1e-4,
+}
+# ... and those of coloured pictures, whose numbers the paper gives for normal pixels.
+COLOUR_NVAE: dict[str, Any] = {
+    "num_preprocess_blocks": 1,
+    "num_preprocess_cells": 2,
+    "num_postprocess_cells": 2,
+    "likelihood": "normal",
+    "dtype": "bfloat16",
+}
 DISCRIMINATORS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden_dims": (100, 100), "activation": "tanh", "dtype": "float32"},
     "residual": {
