@@ -19,6 +19,7 @@ from ncp_jax.errors import InputError
 
 if TYPE_CHECKING:  # whoever only measures needs neither Orbax nor TensorBoard
     from ncp_jax.training.checkpoints import Checkpoints
+    from ncp_jax.training.run_log import Progress
 
 Array = jax.Array
 PyTree = Any
