@@ -79,12 +79,7 @@ def leading(
     sizes = [signal_sums.group_size(block) for block in vae.blocks]
     is_exact = [size <= max_exact_dim for size in sizes]
     _check(mesh, batches, num_passes)
-    if use_means is None:
-        x = jax.eval_shape(prepare, key, batches[0][0])
-        use_means = signal_sums.gives_means(vae, x)
-    if not use_means and num_draws < 2:
-        raise InputError(f"num_draws = {num_draws}: a covariance needs 2 or more")
-    num_draws = 0 if use_means else num_draws
+    num_draws = _draws_of_each(vae, batches, prepare, use_means, num_draws)
 
     def passed(probes: Sequence[np.ndarray | None]) -> tuple[tuple[Sums, ...], int]:
         draws_key = rng.stream(key, "examples")  # the same draws in every pass
@@ -132,6 +127,22 @@ def noise_edge(num_dims: int, num_examples: int, num_draws: int) -> float:
         [np.geomspace(1e-6, 0.5, 4_000), np.linspace(0.5, 1, 4_000)[:-1]]
     )
     return float(np.min(a * (c / t + 1 / (1 - t) - 1 / (1 + t / (num_draws - 1)))))
+
+
+def _draws_of_each(
+    vae: LatentVariableModel,
+    batches: Sequence[Batch],
+    prepare: Prepare,
+    use_means: bool | None,
+    num_draws: int,
+) -> int:
+    """How many draws of each x are taken; 0 for its means."""
+    if use_means is None:
+        shape = jax.eval_shape(prepare, jax.random.key(0), batches[0][0])
+        use_means = signal_sums.gives_means(vae, shape)
+    if not use_means and num_draws < 2:
+        raise InputError(f"num_draws = {num_draws}: a covariance needs 2 or more")
+    return 0 if use_means else num_draws
 
 
 def choose_width(values: np.ndarray, floor: float, share: float, cap: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ncp_jax import rng
+from ncp_jax import parallel, rng
 from ncp_jax.data.datasets import padded_batches
 from ncp_jax.priors import signal_covariance, signal_sums
 from tests.signal_toy import D, SignalVAE, examples, planes, prepare
@@ -170,35 +171,63 @@ def test_a_batch_compiles_once(many):
     assert signal_sums._batch_sums._cache_size() == before + 1
 
 
-def alone(name, num_devices=1):
-    """Runs a function of the toy in a process that sees so many devices."""
+def start(name, num_devices=1, **variables):
+    """Starts a function of the toy in a process that has so many devices."""
     flags = f"--xla_force_host_platform_device_count={num_devices}"
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
         "JAX_PLATFORMS": "cpu",
+        **variables,
     }
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "tests.signal_toy", name],
         cwd=Path(__file__).parents[2],
         env=environment,
         text=True,
-        capture_output=True,
-        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
-    assert done.returncode == 0, done.stderr[-3_000:]
-    return json.loads(done.stdout)
+
+
+def finish(*processes):
+    """Waits for all and returns what the first has found."""
+    said = [process.communicate(timeout=300) for process in processes]
+    for process, (_, errors) in zip(processes, said, strict=True):
+        assert process.returncode == 0, errors[-3_000:]
+    return json.loads(said[0][0].splitlines()[-1])  # processes that meet say so
+
+
+def assert_same(ours, theirs):
+    for mine, other in zip(ours["spectra"], theirs["spectra"], strict=True):
+        assert min(mine[0]) > 0.1
+        np.testing.assert_allclose(mine, other, atol=1e-5)
 
 
 def test_eight_devices_find_what_one_does():
-    found = alone("over_devices", num_devices=8)
-    assert found["devices"] == 8
-    assert max(found["gaps"].values()) < 1e-5
+    one, eight = finish(start("over_devices")), finish(start("over_devices", 8))
+    assert (one["devices"], eight["devices"]) == (1, 8)
+    assert_same(eight, one)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    names = (parallel.COORDINATOR, parallel.NUM_PROCESSES, parallel.PROCESS_ID)
+    both = [
+        start("over_devices", 4, **dict(zip(names, (address, "2", i), strict=True)))
+        for i in "01"
+    ]
+    two = finish(*both)
+    assert two["devices"] == 8
+    assert_same(two, finish(start("over_devices")))
 
 
 @pytest.mark.slow
 def test_twenty_thousand_variables_need_no_covariance():
     """D x D takes 1.7 GB in float32."""
-    found = alone("large")
+    found = finish(start("large"))
     assert found["gigabytes"] < 0.8
     assert found["widths"] == [2]
     assert min(found["cosines"]) > 0.999
