@@ -37,8 +37,8 @@ class Directions:
     Attributes:
       basis: per block [num_groups, D, m] float32; orthonormal columns, those from the
         group's own width on are zero.  D is the product of the latent shape.
-      spectrum: per block [num_groups, S] leading eigenvalues of the signal covariance,
-        descending.
+      spectrum: per block [num_groups, S] leading eigenvalues of the signal E[m m^T],
+        descending; m is the posterior mean of e.
       total: per block [num_groups] its trace.
       noise_floor: per block [num_groups] the eigenvalue below which nothing counts.
       widths: of each group, in the model's order, how many directions it uses; 0 for a
@@ -112,9 +112,13 @@ def fit_directions(
     num_passes: int = 3,
     num_draws: int = 4,
     use_means: bool | None = None,
+    is_centred: bool = False,
     mesh: Mesh | None = None,
 ) -> Directions:
-    """Finds the leading eigenvectors of every group's signal covariance.
+    """Finds the leading eigenvectors of every group's signal, E[m_k m_k^T].
+
+    m_k is the posterior mean of e_k; what is estimated, and from what, says
+    `signal_covariance.leading`.
 
     A group's width is the smallest number of directions that hold `share` of the sum
     of its (2 `cap` leading) eigenvalues above the noise floor.  q can change the
@@ -137,8 +141,9 @@ def fit_directions(
       num_passes: over the examples, at least 2, where the range finder is needed; each
         after the second sharpens it.  One pass otherwise.
       num_draws: z ~ q(z | x) of each x, at least 2, where there are no posterior means.
-      use_means: whether the signal is the covariance of posterior means, or what draws
-        of one x share; None for the first where `vae.encode(x, None)` gives means.
+      use_means: whether the signal is that of posterior means, or what draws of one x
+        share; None for the first where `vae.encode(x, None)` gives means.
+      is_centred: whether a shift that all x share counts for nothing.
       mesh: the devices that share a batch; None for one.
 
     Returns:
@@ -164,6 +169,7 @@ def fit_directions(
         num_passes=num_passes,
         num_draws=num_draws,
         use_means=use_means,
+        is_centred=is_centred,
         mesh=mesh,
     )
     return _chosen(spectra, share, floor, cap)

@@ -83,7 +83,7 @@ def over_batches(
     key: Array,
     probes: Sequence[np.ndarray | None],
     num_draws: int,
-) -> tuple[tuple[Sums, ...], int]:
+) -> tuple[Sums, ...]:
     """Sums over all examples.
 
     What example i adds depends on (key, i) alone: not on its batch or its device.
@@ -98,7 +98,7 @@ def over_batches(
       num_draws: R, or 0 for the posterior means.
 
     Returns:
-      Float64 sums per block, and the number of examples.
+      Float64 sums per block.
 
     Raises:
       InputError: if encodings are not finite.
@@ -109,7 +109,7 @@ def over_batches(
     everywhere = (vae, device_probes, jax.random.key_data(key))
     vae, device_probes, key_data = parallel.replicate(mesh, everywhere)
     totals: Any = None
-    first = count = 0
+    first = 0
     for stored, mask in batches:
         index = np.arange(first, first + len(mask), dtype=np.uint32)
         inputs = parallel.replicate(mesh, (index, stored, mask))
@@ -120,14 +120,14 @@ def over_batches(
             lambda leaf: leaf.astype(np.float64), parallel.gather(found)
         )
         totals = jax.tree.map(np.add, totals, found) if first else found
-        first, count = first + len(mask), count + int(mask.sum())
+        first += len(mask)
     for b, sums in enumerate(totals):
         if not np.isfinite(sums.square).all():
             raise InputError(
                 f"encodings of block {b} are not finite: look for NaN in the examples "
                 "or in the weights of stage 1"
             )
-    return totals, count
+    return totals
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

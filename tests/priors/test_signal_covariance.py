@@ -64,16 +64,19 @@ def of_draws(many):
     return leading(two_groups(has_means=False), many)
 
 
-def test_means_give_the_covariance_of_the_examples():
-    x = examples(600)
-    found = leading(two_groups(), x, batch_size=250)  # the last batch is padded
+@pytest.mark.parametrize("is_centred", [True, False])
+def test_means_give_the_moments_of_the_examples(is_centred):
+    x = examples(600) + 0.5
+    # The last batch is padded.
+    found = leading(two_groups(), x, batch_size=250, is_centred=is_centred)
     assert found.values.shape == (2, 8) and found.vectors.shape == (2, D, 8)
     for k in range(2):
-        covariance = np.cov((x.astype(np.float64) * reach(k)).T)
-        expected = np.linalg.eigvalsh(covariance)[::-1]
+        m = x.astype(np.float64) * reach(k)
+        moment = np.cov(m.T) if is_centred else m.T @ m / len(m)
+        expected = np.linalg.eigvalsh(moment)[::-1]
         np.testing.assert_allclose(found.values[k, :2], expected, rtol=1e-5)
         np.testing.assert_allclose(found.values[k, 2:], 0, atol=1e-6)
-        np.testing.assert_allclose(found.total[k], covariance.trace(), rtol=1e-5)
+        np.testing.assert_allclose(found.total[k], moment.trace(), rtol=1e-5)
         assert misfit(found.vectors[k, :, :2], PLANES[k]) < 1e-3
         assert misfit(found.vectors[k, :, :2], PLANES[1 - k]) > 0.9
     np.testing.assert_array_equal(found.noise_edge, 0)
@@ -82,13 +85,12 @@ def test_means_give_the_covariance_of_the_examples():
 def test_draws_have_the_same_covariance_on_average(of_draws, many):
     """Both paths agree: draws leave in the plane what means do, but for noise."""
     z = scipy.stats.norm.isf(FALSE_FAIL_RATE / 2)
-    covariance = np.cov(many.astype(np.float64).T)
     for k in range(2):
         # e_k in the plane: signal a, and noise of z_0 and of its own
         variance = STD**2 * (1 + k * (GAINS[k] * PULL) ** 2)
         inside = (of_draws.vectors[k] * of_draws.values[k]) @ of_draws.vectors[k].T
         inside = np.diag(PLANES[k].T @ inside @ PLANES[k])
-        expected = reach(k) ** 2 * np.diag(covariance)
+        expected = reach(k) ** 2 * np.mean(many**2, 0, dtype=np.float64)
         pairs = NUM_DRAWS * (NUM_DRAWS - 1)
         noise = 4 * expected * variance / NUM_DRAWS + 2 * variance**2 / pairs
         bar = z * np.sqrt(noise / len(many))
@@ -107,6 +109,14 @@ def test_draws_find_the_plane(of_draws, many):
     assert misfit(of_draws.vectors[0, :, :2], PLANES[0]) < bar
     tilted = PLANES[0] + 0.1 * planes(1, seed=9)[0]
     assert misfit(np.linalg.qr(tilted)[0], PLANES[0]) > bar
+
+
+def test_a_shift_of_all_examples_is_a_direction():
+    x = np.full((300, 2), 0.5, np.float32)
+    about_prior, centred = (leading(two_groups(), x, is_centred=c) for c in (0, 1))
+    expected = np.sum((0.5 * reach(0)) ** 2)
+    np.testing.assert_allclose(about_prior.values[0, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(centred.values[0], 0, atol=1e-6)
 
 
 def test_the_total_is_the_trace_of_all_eigenvalues(many):
