@@ -87,6 +87,9 @@ def test_contrast_on_held_out_measures_a_known_divergence(key):
     # Of the posterior's draws E[log r] = KL(q || p), of the prior's -KL(p || q).
     kl = 0.5 * (s**2 + m**2 - 1) - math.log(s)
     assert_mean(arrays["log_r_q"], kl, std=1.2)
+    gain, log_z = estimates["nce_gain"], estimates["nce_log_z"]
+    assert gain.value == pytest.approx(kl, abs=5.5 * gain.stderr)
+    assert abs(log_z.value) < 5.5 * log_z.stderr < 0.1 * kl
     reverse = 0.5 * ((1 + m**2) / s**2 - 1) + math.log(s)
     assert_mean(arrays["log_r_p"], -reverse, std=3.0)
 
@@ -105,7 +108,8 @@ def test_only_groups_that_are_reweighted_are_reported_under_their_numbers(key):
         )
 
     (every, arrays), (part, part_arrays) = held_out(None), held_out((1,))
-    kinds = ("nce_loss", "jsd", "calibration_error")
+    kinds = ["nce_loss", "jsd", "calibration_error"]
+    kinds += ["nce_gain", "nce_log_r_q", "nce_log_z"]
     assert part.keys() == {f"{kind}/1" for kind in kinds}
     assert every.keys() == {f"{kind}/{k}" for kind in kinds for k in (0, 1)}
     assert part.items() <= every.items()
