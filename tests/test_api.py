@@ -319,3 +319,37 @@ def test_pictures_for_a_binary_likelihood_have_to_be_binarised():
     vae = ncp_jax.FrozenVAE(module, variables_of(module, (4, 4, 1)))
     with pytest.raises(ncp_jax.InputError, match=r"prepare=ncp_jax\.binarize"):
         fit(vae, train=pictures(20))
+
+
+@pytest.mark.slow
+def test_a_prior_that_was_plugged_in_can_be_timed(tmp_path):
+    """With a network that has no dtype, on groups of two kinds."""
+    network = ncp_jax.models.discriminator_choice.MixedDiscriminator(
+        ncp_jax.ResidualDiscriminator(4, "A"),
+        ncp_jax.MLPDiscriminator((4,)),
+        ((2, 2, 1),),
+    )
+    vae = ncp_jax.FrozenVAE(ThreeGroups(), variables_of(ThreeGroups(), (4, 4, 1)))
+    settings = {"prepare": ncp_jax.binarize, "train": pictures(64)}
+    ncp = fit(vae, **settings, discriminator=network, num_steps=10)
+    timed = {
+        "benchmark.num_images": (1,),
+        "benchmark.num_proposals": (5,),
+        "benchmark.num_langevin_steps": (2,),
+        "benchmark.num_groups": (1,),
+        "benchmark.batch_size": 4,
+        "benchmark.num_calls": 1,
+    }
+    ncp_jax.report(
+        ncp,
+        tmp_path,
+        test=pictures(20),
+        key=jax.random.key(1),
+        settings=SETTINGS | timed,
+        benchmark=True,
+        **settings,
+    )
+    found = json.loads((tmp_path / "benchmark.json").read_text())
+    assert found["samplers"]["weights"] == "trained"
+    assert all(found[part]["rows"] for part in ("samplers", "alone", "stage_two"))
+    assert (tmp_path / "benchmark.html").exists()
