@@ -15,6 +15,8 @@ import scipy.integrate
 from ncp_jax import samplers
 from ncp_jax.data import datasets
 from ncp_jax.evaluation import diagnostics
+from ncp_jax.priors import generation
+from ncp_jax.priors.group_samplers import SIR
 from ncp_jax.priors.ncp_prior import NCPPrior
 from tests.oracles import ChainVAE, LinearGaussianVAE, QuadraticRatio
 from tests.statistics import assert_mean
@@ -136,14 +138,14 @@ def test_per_group_names_only_what_there_are_several_of():
 
 
 def test_sampler_diagnostics():
-    sir = samplers.SIRInfo(ess=np.array([[2.0], [4.0]]), log_z=np.array([[0.0], [1.0]]))
+    sir = samplers.SIRInfo(ess=np.array([[2.0, 4.0]]), log_z=np.array([[0.0, 1.0]]))
     found = diagnostics.sampler_diagnostics("sir", sir)
     assert {n: e.value for n, e in found.items()} == {"sir_ess": 3.0, "sir_log_z": 0.5}
-    norms = np.array([[[9.0, 1.0]], [[9.0, 2.0]]])  # [N, K, num_steps]
+    norms = np.array([[[9.0, 1.0], [9.0, 2.0]]])  # [K, N, num_steps]
     info = samplers.LangevinInfo(log_density=norms, gradient_norm=norms)
     found = diagnostics.sampler_diagnostics("langevin", info)
     assert found["langevin_gradient_norm"].value == 1.5  # at the last step
-    rates = np.array([[0.5, 0.2], [0.7, 0.4]])  # [N, K]
+    rates = np.array([[0.5, 0.7], [0.2, 0.4]])  # [K, N]
     mala = samplers.MALAInfo(norms, acceptance=rates, step_size=rates)
     both = samplers.SIRThenMALAInfo(sir, mala)
     found = diagnostics.sampler_diagnostics("sirmala", both)
@@ -157,6 +159,19 @@ def test_sampler_diagnostics():
     part = diagnostics.sampler_diagnostics("sirmala", mala, groups=(1,))
     assert part == {"sirmala_acceptance/1": found["sirmala_acceptance/1"]}
     assert diagnostics.sampler_diagnostics("base", None) == {}
+
+
+def test_sampler_diagnostics_takes_the_infos_of_generate(key):
+    """Groups are counted over all blocks."""
+    out = generation.generate(
+        ChainVAE(is_split=True).ncp((0.5, -0.5)), key, 6, 4, SIR(5, chunk_size=5)
+    )
+    assert isinstance(out.infos, tuple) and len(out.infos) == 2
+    found = diagnostics.sampler_diagnostics("sir", out.infos)
+    for k, info in enumerate(out.infos):
+        assert found[f"sir_ess/{k}"].value == pytest.approx(info.ess.mean(), rel=1e-6)
+        assert found[f"sir_ess/{k}"].n == 6
+    assert diagnostics.sampler_diagnostics("base", (None, None)) == {}
 
 
 def test_reconstruct_decodes_a_posterior_draw(x, key):
