@@ -27,7 +27,7 @@ from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.convolution import convolve
 from ncp_jax.priors.latents import hybrid, log_prior
-from ncp_jax.training import nce, optimizers
+from ncp_jax.training import loop, nce, optimizers
 
 Array = jax.Array
 PyTree = Any
@@ -38,7 +38,8 @@ MOST_GROUPS = 6  # of the curve, where nobody says which
 NUM_EVALS = 20  # validations of a training
 PATIENCE = 5  # of them without a lower loss, then it ends
 MAX_EPOCHS = 30
-BATCH_SIZE = 128  # pairs
+BATCH_SIZE = 128  # pairs of an update
+NUM_AT_A_TIME = 500  # pictures, where nothing is learnt
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.1
 NUM_FOR_SCALE = 1_000  # pictures that say how bright a pixel is
@@ -106,9 +107,9 @@ def jsd_bound(
 ) -> tuple[Estimate, PyTree]:
     """A lower bound on the JSD of two kinds of pictures, by a classifier trained here.
 
-    Its weights are those of the lowest loss on a part that it does not learn from, r = 1
-    among them, and the bound is from a third part, so it is on average no higher than
-    the divergence; how much lower depends on the classifier.
+    Its weights are those of the lowest loss on a part that it does not learn from,
+    r = 1 among them, and the bound is from a third part: on average it is no higher
+    than the divergence.  How much lower depends on the classifier.
 
     Args:
       key: PRNG key; consumed here.
@@ -235,8 +236,8 @@ def losses(
     logits = [
         np.concatenate(
             [
-                _logits(network, params, scale, part[i : i + BATCH_SIZE])
-                for i in range(0, n, BATCH_SIZE)
+                _logits(network, params, scale, part[i : i + NUM_AT_A_TIME])
+                for i in range(0, n, NUM_AT_A_TIME)
             ]
         )
         for part in (of_q[:n], of_p[:n])
@@ -293,8 +294,7 @@ def _train(
         place = jax.random.uniform(rng.at_step(key, i), (BATCH_SIZE,))
         batch = [x[(place * len(x)).astype(jnp.int32)] for x in pictures]
         gradients = jax.grad(loss_of)(params, batch)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
+        return loop.descend(optimizer, gradients, opt_state, params), None
 
     state, _ = jax.lax.scan(step, state, jnp.arange(num_steps // NUM_EVALS))
     return state

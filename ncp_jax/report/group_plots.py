@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ncp_jax.report.plots import (
     BASE,
     INK,
+    LANGEVIN,
     MUTED,
     NCP,
     NO_SIGNAL,
@@ -27,7 +28,7 @@ from ncp_jax.report.plots import (
     spread,
     to_png,
 )
-from ncp_jax.report.quantities import Z95
+from ncp_jax.report.quantities import SAMPLERS, Z95
 
 MAX_GROUPS = 12  # with a picture of their own
 GOOD_OVERLAP = 0.4  # nats of loss, the line that Sec. 5.4 draws
@@ -111,6 +112,36 @@ def overlap(arrays: Arrays) -> list[Panel]:
     if ess.shape == loss.shape and np.isfinite(ess[:, 0]).any():
         panels.append(_ess_against_loss(numbers, loss, ess))
     return panels
+
+
+@matplotlib.rc_context(STYLE)
+def audit(arrays: Arrays) -> list[Panel]:
+    """What pictures tell of a hole, over the group from which on z is from p.
+
+    Drawn from `audit_curve` [J, 2] (value, standard error) at `audit_groups` [J], for
+    two of them or more; what a sampler leaves, `audit_NAME` [1, 2], is a line.
+    """
+    curve = arrays.get("audit_curve", np.zeros((0, 2)))
+    if len(curve) < 2 or not np.isfinite(curve[:, 0]).any():
+        return []
+    axes = new_axes(4.8, 2.8)
+    for name, colour in (("sir", NCP), ("langevin", LANGEVIN)):
+        if f"audit_{name}" in arrays:
+            value, half = arrays[f"audit_{name}"][0] * (1, Z95)
+            axes.axhspan(value - half, value + half, color=colour, alpha=0.15, lw=0)
+            axes.axhline(value, color=colour, lw=1, label=f"{SAMPLERS[name]}, left")
+    axes.axhline(0, color=MUTED, lw=0.9, ls="--")
+    groups = arrays["audit_groups"]
+    errors: Any = {"yerr": Z95 * curve[:, 1], "elinewidth": 0.9}
+    label = "base prior from group j on"
+    axes.errorbar(groups, curve[:, 0], color=BASE, marker="o", label=label, **errors)
+    axes.set(xlabel="groups from q, j", ylabel="JSD of pictures, at least (nats)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    seen = groups[curve[:, 0] > Z95 * curve[:, 1]]
+    caption = f"At least {curve[0, 0]:.3f} nats from the base prior"
+    caption += f"; seen down to j = {seen.max()}" if len(seen) else "; none is seen"
+    return [Panel(to_png(axes), f"JSD against groups from q. {caption}.", caption)]
 
 
 def _loss_of_groups(numbers: NDArray[Any], loss: NDArray[Any]) -> Panel:
