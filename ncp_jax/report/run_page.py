@@ -63,9 +63,9 @@ FIGURES = (  # heading, what to look for, panels
     (
         "Audit: is there a hole?",
         "How well pictures of z from q are told from those whose first j groups are "
-        "from q and the others from p. Where this lies above zero and the NCE losses of "
-        "the groups from j on are near 2 log 2 = 1.386, the classifiers of z are blind: "
-        "there is a hole, and stage 2 has not found it.",
+        "from q and the others from p. Where this lies above zero and the NCE losses "
+        "of the groups from j on are near 2 log 2 = 1.386, the classifiers of z are "
+        "blind: there is a hole, and stage 2 has not found it.",
         group_plots.audit,
     ),
     ("Normaliser", "The estimate of log Z as its draws grow.", plots.log_z),

@@ -90,6 +90,8 @@ def test_a_misspelt_field_in_an_experiment_is_an_error():
 
 MAY_BE_ZERO = {
     "seed",
+    "evaluate.audit_num_draws",
+    "evaluate.audit_num_images",
     "evaluate.num_mmd_samples",
     "evaluate.max_examples",
     "sample.chunk_size",
