@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
-from ncp_jax.evaluation.audit import LEAST_PICTURES
+from ncp_jax.evaluation.picture_classifier import LEAST_PICTURES
 from ncp_jax.experiment.config import DISCRIMINATORS, VAES
 from ncp_jax.models import stacks
 from ncp_jax.nested import flatten
