@@ -144,7 +144,7 @@ def losses(
 ) -> np.ndarray:
     """NCE losses [n] of as many pairs as both have, in float64 nats."""
     n = min(len(of_q), len(of_p))
-    logits = [
+    logit_q, logit_p = (
         np.concatenate(
             [
                 _logits(network, params, scale, part[i : i + NUM_AT_A_TIME])
@@ -152,8 +152,9 @@ def losses(
             ]
         )
         for part in (of_q[:n], of_p[:n])
-    ]
-    return np.asarray(nce.nce_losses(*map(jnp.asarray, logits)), np.float64)
+    )
+    of_pairs = nce.nce_losses(jnp.asarray(logit_q), jnp.asarray(logit_p))
+    return np.asarray(of_pairs, np.float64)
 
 
 def _scale(pictures: np.ndarray) -> Scale:
@@ -195,7 +196,8 @@ def _train(
     optimizer = _optimizer(num_steps)
 
     def loss_of(params: PyTree, batch: list[Array]) -> Array:
-        return nce.nce_loss(*(_logits(network, params, scale, x) for x in batch))
+        logit_q, logit_p = (_logits(network, params, scale, x) for x in batch)
+        return nce.nce_loss(logit_q, logit_p)
 
     def step(
         state: tuple[PyTree, optax.OptState], i: Array

@@ -27,6 +27,13 @@ WITHOUT_EFFECT = (
     "sample.chunk_size",
     "sample.memory_mib",
 )
+# Settings that came later, with the value that means what runs did without them: at
+# that value they do not tell a run from one that was begun before.
+ADDED: dict[str, Any] = {
+    "ncp.negative_weight": 1.0,
+    "ncp.select_by": "loss",
+    "ncp.weight_decays": [],
+}
 VAES: dict[str, dict[str, Any]] = {
     "mlp": {
         "latent_dim": 50,
@@ -110,7 +117,10 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "seed": 0,  # of this stage alone, beside that of the whole run
                 "num_negatives": 1,  # prior draws of each group per example
                 "ranking_weight": 0.0,  # of the ranking loss beside the NCE loss
+                "negative_weight": 1.0,  # M, of prior draws in the NCE loss
                 "num_passes": 1,  # encodings of each validation example
+                "select_by": "loss",  # held-out, a group's best weights; or "gain"
+                "weight_decays": (),  # of each group; () for weight_decay of all
                 "patience": 0,  # validations; then a group rests. 0: all go to the end
                 "formulation": "auto",  # of the groups: "vmap", "map" (one by one)
                 **_training(batch_size=1024, learning_rate=1e-3, schedule="cosine"),
@@ -312,7 +322,7 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], sections: tuple[str, ...]
 ) -> list[str]:
     """Returns a line per field of `sections` that differs and has an effect."""
-    before, after = dict(flatten(old)), dict(flatten(new))
+    before, after = (ADDED | dict(flatten(config)) for config in (old, new))
     return [
         f"config.{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
         for name in sorted(before.keys() | after.keys())
@@ -327,6 +337,8 @@ def fingerprint(config: Mapping[str, Any], sections: tuple[str, ...]) -> str:
     fields = {
         name: value
         for name, value in flatten(config)
-        if name.split(".")[0] in sections and name not in WITHOUT_EFFECT
+        if name.split(".")[0] in sections
+        and name not in WITHOUT_EFFECT
+        and not (name in ADDED and value == ADDED[name])
     }
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -134,7 +134,7 @@ def collect(
 def draws(
     experiment: Experiment, ncp: ncp_prior.NCPPrior, drawn: Drawn, name: str, num: int
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
-    """Yields decoded means [B, *data_shape] and latents per block of `num` draws.
+    """Yields decoded means [B, *data_shape] and latents [B, ...] of `num` draws.
 
     First those that the stage before has left, then new ones.  The base prior's are at
     temperature 1: those at another, which are to be looked at, are left out.
@@ -163,7 +163,8 @@ def draws(
         draw = sample_stage.sampler_of(name, settings, ncp, num_chains)
     key = rng.stream(rng.stream(experiment.key("evaluate"), "draws"), name)
     for out in generation.batches(ncp, key, num, size, draw, experiment.mesh):
-        images, latents = np.asarray(out.images), tuple(map(np.asarray, out.latents))
+        images = np.asarray(out.images)
+        latents = tuple(np.swapaxes(block, 0, 1) for block in out.latents)
         if not all(np.isfinite(leaf).all() for leaf in (images, *latents)):
             raise InputError(f"sampler {name!r} left the finite numbers")
         yield images, latents
@@ -212,7 +213,7 @@ def _memorisation(
     experiment: Experiment, vae: LatentVariableModel, drawn: Drawn, held_out: np.ndarray
 ) -> Measured:
     """Nearest training pictures; writes samples/neighbours.png."""
-    train = experiment.dataset.train
+    train = pictures.as_uint8(experiment.dataset.train)
     samples = {
         name: pictures.to_uint8(d["images"][: len(held_out)])
         for name, d in drawn.items()
@@ -225,7 +226,8 @@ def _memorisation(
     rows, split = np.arange(len(held_out)), experiment.config.evaluate.split
     decoded = picture_scores.reconstructions(experiment, vae, split, rows)
     samples["floor"] = np.concatenate(list(decoded))
-    estimates, arrays = memorisation.measure(samples, held_out, train)
+    found = memorisation.measure(samples, pictures.as_uint8(held_out), train)
+    estimates, arrays = found
     note = (
         f"Nearest neighbours: among the {len(train):,} training pictures, of "
         f"{len(samples['base']):,} samples each and of {len(held_out):,} {split} "

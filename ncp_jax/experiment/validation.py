@@ -12,7 +12,7 @@ from ncp_jax.experiment.config import DISCRIMINATORS, VAES
 from ncp_jax.models import stacks
 from ncp_jax.nested import flatten
 from ncp_jax.report.quantities import SAMPLERS
-from ncp_jax.training import optimizers
+from ncp_jax.training import held_out, optimizers
 
 PARTS = ("training", "samplers", "alone", "stage_two")  # of the benchmark
 DTYPES = ("float32", "bfloat16")
@@ -43,6 +43,11 @@ def validate(config: ConfigDict) -> None:
     for section in ("vae", "ncp"):
         if config[section].ema_decay >= 1.0:
             raise InputError(f"config.{section}.ema_decay must be below 1")
+    if config.ncp.negative_weight < 1.0:
+        raise InputError(
+            "config.ncp.negative_weight must be 1 (the paper's loss) or more, got "
+            f"{config.ncp.negative_weight}"
+        )
     for name, allowed in _choices(config).items():
         value = dict(flatten(config.to_dict()))[name]
         if value not in allowed:
@@ -153,6 +158,11 @@ def _require_steps(name: str, values: Sequence[Any]) -> None:
         raise InputError(f"config.{name} must hold positive numbers, got {values}")
 
 
+def _require_decays(name: str, values: Sequence[Any]) -> None:
+    if not all(type(v) in (int, float) and 0 <= v < math.inf for v in values):
+        raise InputError(f"config.{name} must hold numbers from 0 on, got {values}")
+
+
 def _require_samplers(name: str, values: Sequence[Any]) -> None:
     allowed = tuple(sampler for sampler in SAMPLERS if sampler != "base")
     if not set(values) <= set(allowed) or len(set(values)) < len(values):
@@ -170,6 +180,7 @@ _LISTS: Mapping[str, Callable[[str, Sequence[Any]], None]] = {
     "evaluate.audit_groups": _require_groups,
     "evaluate.audit_samplers": _require_samplers,
     "evaluate.fid_samplers": _require_samplers,
+    "ncp.weight_decays": _require_decays,
     "sample.groups": _require_groups,
     "sample.langevin_step_sizes": _require_steps,
     "sample.samplers": _require_samplers,
@@ -187,6 +198,7 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
         "evaluate.fid_reference": ("train", "test"),
         "evaluate.split": ("test", "valid"),
         "ncp.formulation": stacks.FORMULATIONS,
+        "ncp.select_by": held_out.SELECT_BY,
         "sample.dtype": DTYPES,
         "vae.model.likelihood": ("bernoulli", "normal"),
         # Its fields come with it, so it is the experiment's file that chooses.

@@ -9,13 +9,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from ncp_jax.report.group_curves import Curves
 from ncp_jax.report.plots import (
     BASE,
     INK,
-    LANGEVIN,
     MUTED,
     NCP,
     NO_SIGNAL,
@@ -28,7 +28,7 @@ from ncp_jax.report.plots import (
     spread,
     to_png,
 )
-from ncp_jax.report.quantities import SAMPLERS, Z95
+from ncp_jax.report.quantities import Z95
 
 MAX_GROUPS = 12  # with a picture of their own
 GOOD_OVERLAP = 0.4  # nats of loss, the line that Sec. 5.4 draws
@@ -115,33 +115,36 @@ def overlap(arrays: Arrays) -> list[Panel]:
 
 
 @matplotlib.rc_context(STYLE)
-def audit(arrays: Arrays) -> list[Panel]:
-    """What pictures tell of a hole, over the group from which on z is from p.
+def gains(curves: Curves) -> list[Panel]:
+    """The gain of each group over the steps, train beside held out, up to twelve.
 
-    Drawn from `audit_curve` [J, 2] (value, standard error) at `audit_groups` [J], for
-    two of them or more; what a sampler leaves, `audit_NAME` [1, 2], is a line.
+    Args:
+      curves: {split: (steps [n], gains [n, K])} in nats.
     """
-    curve = arrays.get("audit_curve", np.zeros((0, 2)))
-    if len(curve) < 2 or not np.isfinite(curve[:, 0]).any():
+    if "valid" not in curves:
         return []
-    axes = new_axes(4.8, 2.8)
-    for name, colour in (("sir", NCP), ("langevin", LANGEVIN)):
-        if f"audit_{name}" in arrays:
-            value, half = arrays[f"audit_{name}"][0] * (1, Z95)
-            axes.axhspan(value - half, value + half, color=colour, alpha=0.15, lw=0)
-            axes.axhline(value, color=colour, lw=1, label=f"{SAMPLERS[name]}, left")
-    axes.axhline(0, color=MUTED, lw=0.9, ls="--")
-    groups = arrays["audit_groups"]
-    errors: Any = {"yerr": Z95 * curve[:, 1], "elinewidth": 0.9}
-    label = "base prior from group j on"
-    axes.errorbar(groups, curve[:, 0], color=BASE, marker="o", label=label, **errors)
-    axes.set(xlabel="groups from q, j", ylabel="JSD of pictures, at least (nats)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
-    seen = groups[curve[:, 0] > Z95 * curve[:, 1]]
-    caption = f"At least {curve[0, 0]:.3f} nats from the base prior"
-    caption += f"; seen down to j = {seen.max()}" if len(seen) else "; none is seen"
-    return [Panel(to_png(axes), f"JSD against groups from q. {caption}.", caption)]
+    num_groups, panels = curves["valid"][1].shape[1], []
+    for k in spread(num_groups, MAX_GROUPS):
+        axes, last = _small_axes(num_groups), {}
+        for split, colour in (("train", MUTED), ("valid", INK)):
+            steps, values = curves.get(split, (np.zeros(0), np.zeros((0, 0))))
+            if values.shape[1:] != (num_groups,):
+                continue
+            shown = np.isfinite(values[:, k])
+            if shown.any():
+                label = "held out" if split == "valid" else split
+                last[label] = f"{values[shown, k][-1]:.4g} {label}"
+                axes.plot(steps[shown], values[shown, k], color=colour, label=label)
+        if not last:
+            continue
+        axes.axhline(0, color=NCP, ls="--", lw=1)
+        axes.set(xlabel="step", ylabel="gain (nats)")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k
+        axes.legend()
+        name = f"Group {k}. " if num_groups > 1 else ""
+        caption = f"{name}Last gain: {', '.join(last.values())} (nats)"
+        panels.append(Panel(to_png(axes), f"Gain against step. {caption}.", caption))
+    return panels
 
 
 def _loss_of_groups(numbers: NDArray[Any], loss: NDArray[Any]) -> Panel:

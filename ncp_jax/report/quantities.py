@@ -78,6 +78,18 @@ MEANINGS = {
         "JSD of pictures, from here on p",
         "lower bound, by a classifier of decoded draws; the groups before are from q",
     ),
+    "nce_gain": Meaning(
+        STAGE_2,
+        "Held-out gain",
+        "E_q[log r] - log E_p[r] of a group's ratio: what it adds in likelihood, a "
+        "lower bound on KL(q, p)",
+    ),
+    "nce_log_r_q": Meaning(STAGE_2, "E_q[log r]", "mean log r of posterior draws"),
+    "nce_log_z": Meaning(
+        STAGE_2,
+        "log Z of the group",
+        "log E_p[r] with earlier groups from q; 0 for an ideal classifier",
+    ),
     "calibration_error": Meaning(
         STAGE_2,
         "Calibration error",
