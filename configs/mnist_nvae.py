@@ -80,4 +80,8 @@ def _shrink_to_an_hour(config: ConfigDict) -> None:
         num_log_z_draws=100_000,
         fid_num_images=500,  # SIR and Langevin take a second each per picture
         num_mmd_samples=500,
+        audit_num_images=8_000,
+        audit_groups=(0, 1, 2, 3, 5),
+        audit_num_draws=500,
+        audit_samplers=("sir",),
     )

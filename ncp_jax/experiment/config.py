@@ -196,6 +196,11 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "num_mmd_samples": 5_000,  # of q, p and p_NCP in each group; 0: no MMD
                 "num_permutations": 500,  # of its test
                 "num_neighbour_queries": 1_000,  # samples and test pictures, at most
+                "audit_num_images": 0,  # encodings, decoded against p's; 0: no audit
+                "audit_num_steps": 1_000,  # of each of its classifiers, at most
+                "audit_groups": (),  # that its hybrids draw from p on; () for a handful
+                "audit_num_draws": 0,  # of each sampler that is audited, too; 0: none
+                "audit_samplers": (),  # those; () for all of sample.samplers
             },
             "report": {"workdirs": ""},  # A,B,C: those runs side by side
             "benchmark": {
@@ -277,6 +282,9 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
             num_mmd_samples=100,
             num_permutations=100,
             num_neighbour_queries=50,
+            audit_num_images=min(config.evaluate.audit_num_images, 40),
+            audit_num_draws=min(config.evaluate.audit_num_draws, 20),
+            audit_num_steps=40,
         )
         if config.vae.model.name == "nvae":
             _shrink_nvae(config)

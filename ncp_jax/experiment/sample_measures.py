@@ -1,4 +1,4 @@
-"""Measures of samples that a run asks for: picture scores, MMD, nearest neighbours."""
+"""Measures of samples that a run asks for: scores, MMD, the audit, nearest pictures."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from ncp_jax.evaluation import diagnostics
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import extractor, latent_mmd, memorisation
 from ncp_jax.evaluation.metrics.extractor import FeatureNet
-from ncp_jax.experiment import picture_scores, sample_stage
+from ncp_jax.experiment import picture_audit, picture_scores, sample_stage
 from ncp_jax.experiment.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.priors import generation, group_samplers, ncp_prior
@@ -38,6 +38,7 @@ class Collected(NamedTuple):
 
     features: np.ndarray | None  # float32 [n, D], of its pictures
     groups: list[np.ndarray]  # its latents, per group [m, D_k]
+    audited: np.ndarray | None = None  # its pictures [l, *data_shape], for the audit
 
 
 def measure(
@@ -55,8 +56,8 @@ def measure(
       net: of `picture_scores.load_net`.
 
     Returns:
-      Estimates by name; and arrays for the page, of which `note_scores`, `note_mmd` and
-      `note_neighbours` are sentences on how the numbers came about.
+      Estimates by name; and arrays for the page, of which `note_scores`, `note_mmd`,
+      `note_audit` and `note_neighbours` are sentences on how the numbers came about.
     """
     settings, found = experiment.config.evaluate, []
     collected = collect(experiment, ncp, drawn, net)
@@ -69,6 +70,11 @@ def measure(
     if settings.num_mmd_samples:
         groups = {name: c.groups for name, c in collected.items() if c.groups}
         found.append(_mmd(experiment, ncp.vae, groups))
+    if settings.audit_num_images:
+        audited = {
+            name: c.audited for name, c in collected.items() if c.audited is not None
+        }
+        found.append(Measured(*picture_audit.measure(experiment, ncp.vae, audited)))
     held_out = experiment.held_out[: settings.num_neighbour_queries]
     if experiment.has_pictures and min(_num_images(experiment), len(held_out)) > 1:
         found.append(_memorisation(experiment, ncp.vae, drawn, held_out))
@@ -85,7 +91,8 @@ def collect(
 ) -> dict[str, Collected]:
     """Features and latents of as many draws of each sampler as the settings ask for.
 
-    Pictures are drawn, turned into features and forgotten, a batch at a time.
+    Pictures are drawn, turned into features and forgotten, a batch at a time, but for
+    those that are audited.
 
     Raises:
       InputError: a sampler leaves the finite numbers.
@@ -93,25 +100,33 @@ def collect(
     settings, samplers = experiment.config.evaluate, experiment.config.sample.samplers
     scored = ("base", *(settings.fid_samplers or samplers)) if net else ()
     compared = OF_MMD if settings.num_mmd_samples else ()
+    audited = (settings.audit_samplers or samplers) if settings.audit_num_images else ()
     batch_size, collected = experiment.config.sample.batch_size, {}
     for name in ("base", *samplers):
         num_scored = settings.fid_num_images if name in scored else 0
         num_compared = _num_mmd(experiment) if name in compared else 0
+        num_audited = settings.audit_num_draws if name in audited else 0
         features: list[np.ndarray] = []
+        kept: list[np.ndarray] = []
         latents: list[tuple[np.ndarray, ...]] = []
         seen = 0
         for images, z in draws(
-            experiment, ncp, drawn, name, max(num_scored, num_compared)
+            experiment, ncp, drawn, name, max(num_scored, num_compared, num_audited)
         ):
             if net and seen < num_scored:
                 shown = pictures.to_uint8(images[: num_scored - seen])
                 features.append(extractor.extract(net, shown, batch_size))
             if seen < num_compared:
                 latents.append(tuple(block[: num_compared - seen] for block in z))
+            if seen < num_audited:
+                shown = images[: num_audited - seen]
+                kept.append(picture_audit.stored(experiment, shown))
             seen += len(images)
         joined = [np.concatenate(block) for block in zip(*latents, strict=True)]
         collected[name] = Collected(
-            np.concatenate(features) if features else None, latent_mmd.groups_of(joined)
+            np.concatenate(features) if features else None,
+            latent_mmd.groups_of(joined),
+            np.concatenate(kept) if kept else None,
         )
     return collected
 

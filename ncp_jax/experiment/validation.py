@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
+from ncp_jax.evaluation.picture_classifier import LEAST_PICTURES
 from ncp_jax.experiment.config import DISCRIMINATORS, VAES
 from ncp_jax.models import stacks
 from ncp_jax.nested import flatten
@@ -72,6 +73,7 @@ def validate(config: ConfigDict) -> None:
             "config.ncp.directions.share is of the signal, at most 1; got "
             f"{config.ncp.directions.share}"
         )
+    _check_audit(config)
     if config.data.num_bits > 8:
         raise InputError(
             f"config.data.num_bits is at most 8, got {config.data.num_bits}"
@@ -87,12 +89,13 @@ def _check_features(config: ConfigDict) -> None:
             "together: the name of a network and the file of its weights (README, "
             "Sample quality), or neither"
         )
-    idle = set(settings.fid_samplers) - set(config.sample.samplers)
-    if idle:
-        raise InputError(
-            f"config.evaluate.fid_samplers names {sorted(idle)}, which are not among "
-            f"config.sample.samplers = {tuple(config.sample.samplers)}"
-        )
+    for field in ("fid_samplers", "audit_samplers"):
+        idle = set(settings[field]) - set(config.sample.samplers)
+        if idle:
+            raise InputError(
+                f"config.evaluate.{field} names {sorted(idle)}, which are not among "
+                f"config.sample.samplers = {tuple(config.sample.samplers)}"
+            )
     if 0 < settings.num_mmd_samples < 3:
         raise InputError(
             "config.evaluate.num_mmd_samples must be 3 or more, or 0 for no MMD; got "
@@ -100,8 +103,27 @@ def _check_features(config: ConfigDict) -> None:
         )
 
 
+def _check_audit(config: ConfigDict) -> None:
+    """Refuses an audit of too few pictures to learn from and to be judged by."""
+    for field in ("audit_num_images", "audit_num_draws"):
+        number = config.evaluate[field]
+        if 0 < number < LEAST_PICTURES:
+            raise InputError(
+                f"config.evaluate.{field} must be {LEAST_PICTURES} or more, or 0 for "
+                f"none; got {number}"
+            )
+    if config.evaluate.audit_num_draws > config.evaluate.audit_num_images:
+        raise InputError(
+            f"config.evaluate.audit_num_draws = {config.evaluate.audit_num_draws} is "
+            "more than the decoded encodings that they are held against, "
+            f"audit_num_images = {config.evaluate.audit_num_images}"
+        )
+
+
 MAY_BE_ZERO = (
     "seed",
+    "evaluate.audit_num_draws",
+    "evaluate.audit_num_images",
     "evaluate.max_examples",
     "evaluate.max_log_z_stderr",
     "evaluate.num_mmd_samples",
@@ -163,6 +185,8 @@ def _require_parts(name: str, values: Sequence[Any]) -> None:
 
 
 _LISTS: Mapping[str, Callable[[str, Sequence[Any]], None]] = {
+    "evaluate.audit_groups": _require_groups,
+    "evaluate.audit_samplers": _require_samplers,
     "evaluate.fid_samplers": _require_samplers,
     "ncp.weight_decays": _require_decays,
     "sample.groups": _require_groups,

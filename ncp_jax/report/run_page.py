@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ncp_jax.errors import InputError
 from ncp_jax.nested import flatten
 from ncp_jax.report import (
+    distance_plots,
     galleries,
     group_curves,
     group_plots,
@@ -61,6 +62,14 @@ FIGURES = (  # heading, what to look for, panels
         "SIR count.",
         group_plots.overlap,
     ),
+    (
+        "Audit: is there a hole?",
+        "How well pictures of z from q are told from those whose first j groups are "
+        "from q and the others from p. Where this lies above zero and the NCE losses "
+        "of the groups from j on are near 2 log 2 = 1.386, the classifiers of z are "
+        "blind: there is a hole, and stage 2 has not found it.",
+        distance_plots.audit,
+    ),
     ("Normaliser", "The estimate of log Z as its draws grow.", plots.log_z),
     ("Langevin", "A slope at the end means too few steps.", plots.langevin),
 )
@@ -89,7 +98,8 @@ def write(workdir: str | Path) -> Path:
     data_name = config.get("data", {}).get("name", workdir.resolve().name)
     title = f"NCP-VAE on {data_name}"
     arrays = _arrays(workdir / "evaluation" / "arrays.npz")
-    notes = [str(arrays.get(f"note_{kind}", "")) for kind in ("scores", "neighbours")]
+    kinds = ("scores", "audit", "neighbours")
+    notes = [str(arrays.get(f"note_{kind}", "")) for kind in kinds]
     html = page.document(
         title,
         [
