@@ -17,6 +17,15 @@ from ncp_jax.nested import flatten
 
 VARIANTS = ("", "smoke")
 # Where the same data lie and how they come there changes no result.
+DIRECTIONS = {  # that stage 2 reads, of each group's standardised noise
+    "cap": 0,  # the most of a group; 0: discriminators read z itself
+    "share": 0.95,  # of the signal that a group's directions hold
+    "floor": 0.015,  # of a direction's variance, the prior's being 1
+    "context_size": 16,  # coordinates of each earlier group that r_k reads
+    "is_joint": False,  # one ratio of all groups' coordinates
+    "num_examples": 10_000,  # training examples that directions are found from
+    "num_encodings": 5,  # of each training example, made before the first update
+}
 WITHOUT_EFFECT = (
     "data.dir",
     "data.download",
@@ -33,6 +42,7 @@ ADDED: dict[str, Any] = {
     "ncp.negative_weight": 1.0,
     "ncp.select_by": "loss",
     "ncp.weight_decays": [],
+    **{f"ncp.directions.{name}": value for name, value in DIRECTIONS.items()},
 }
 VAES: dict[str, dict[str, Any]] = {
     "mlp": {
@@ -62,6 +72,24 @@ VAES: dict[str, dict[str, Any]] = {
         "is_rematerialized": False,
         "dtype": "float32",  # of activations; or "bfloat16"
     },
+}
+# What NVAE's own configs, of whatever data, have in common ...
+NVAE_TRAINING: dict[str, Any] = {
+    "optimizer": "adamax",
+    "learning_rate": 1e-2,
+    "final_learning_rate": 1e-4,
+    "schedule": "cosine",
+    "weight_decay": 3e-4,
+    "kl_warmup_fraction": 0.3,
+    "kl_constant_fraction": 1e-4,
+}
+# ... and those of coloured pictures, whose numbers the paper gives for normal pixels.
+COLOUR_NVAE: dict[str, Any] = {
+    "num_preprocess_blocks": 1,
+    "num_preprocess_cells": 2,
+    "num_postprocess_cells": 2,
+    "likelihood": "normal",
+    "dtype": "bfloat16",
 }
 DISCRIMINATORS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden_dims": (100, 100), "activation": "tanh", "dtype": "float32"},
@@ -114,6 +142,7 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                     "name": discriminator,
                     **DISCRIMINATORS[discriminator],
                 },
+                "directions": dict(DIRECTIONS),
                 "seed": 0,  # of this stage alone, beside that of the whole run
                 "num_negatives": 1,  # prior draws of each group per example
                 "ranking_weight": 0.0,  # of the ranking loss beside the NCE loss

@@ -129,6 +129,11 @@ def in_dtype(ncp: ncp_prior.NCPPrior, dtype: str) -> ncp_prior.NCPPrior:
     """The same with the discriminators' activations in another type."""
     if dtype == "float32":
         return ncp
+    if not hasattr(ncp.discriminator, "dtype"):
+        raise InputError(
+            f"config.sample.dtype = {dtype!r}: {type(ncp.discriminator).__name__} has "
+            "no attribute dtype of its activations"
+        )
     network = ncp.discriminator.clone(dtype=jnp.dtype(dtype))
     return dataclasses.replace(ncp, discriminator=network)
 

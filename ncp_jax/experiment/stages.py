@@ -16,6 +16,7 @@ import clu.parameter_overview
 import jax
 from ml_collections import ConfigDict
 
+import ncp_jax
 from ncp_jax import parallel
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import (
@@ -172,6 +173,7 @@ def _trained(state: TrainState | NCPState) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """Versions, devices and the commit of the code that runs."""
     return {
+        "ncp_jax": ncp_jax.__version__,  # all that is known of an installed package
         "git_commit": _git_commit(Path(__file__).parents[2]),
         "device": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(),

@@ -69,6 +69,11 @@ def validate(config: ConfigDict) -> None:
         )
     _check_features(config)
     _check_audit(config)
+    if config.ncp.directions.share > 1:
+        raise InputError(
+            "config.ncp.directions.share is of the signal, at most 1; got "
+            f"{config.ncp.directions.share}"
+        )
     if config.data.num_bits > 8:
         raise InputError(
             f"config.data.num_bits is at most 8, got {config.data.num_bits}"
@@ -126,6 +131,9 @@ MAY_BE_ZERO = (
     "sample.chunk_size",
     "sample.memory_mib",
     "sample.num_readjust_iterations",
+    "ncp.directions.cap",
+    "ncp.directions.context_size",
+    "ncp.directions.floor",
     "ncp.patience",
     "ncp.ranking_weight",
     "ncp.seed",

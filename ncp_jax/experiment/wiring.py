@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 from ncp_jax import parallel, rng
 from ncp_jax.data import datasets, pixels
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import architectures
+from ncp_jax.experiment import architectures, signal
 from ncp_jax.experiment.workdir import Workdir
-from ncp_jax.models.base import Block, FrozenVAE
+from ncp_jax.models.base import Block, FrozenVAE, LatentVariableModel
 from ncp_jax.priors import ncp_prior
+from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.training import batches, vae_update
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
 from ncp_jax.training.loop import Task, TrainState
@@ -148,16 +149,31 @@ class Experiment:
     def ncp_task(self, vae: FrozenVAE) -> tuple[Task, NCPState]:
         """Returns what stage 2 trains on `vae`, and the state that it starts from."""
         self._check_batch_size("ncp")
-        task = self.stage_two.task(
-            vae,
-            self.dataset.train,
-            self.dataset.valid,
-            self.key("ncp"),
-            prepare=self.prepare_to_train,
-            prepare_held_out=self.prepare,
+        key, model = self.key("ncp"), self.in_signal_space(vae)
+        given: LatentVariableModel
+        if isinstance(model, SignalVAE):
+            train, valid = signal.encoded(self, model)
+            stage = dataclasses.replace(self.stage_two, num_passes=1)
+            given, prepare, held_out = model.coordinates, _as_stored, _as_stored
+        else:
+            train, valid, stage = self.dataset.train, self.dataset.valid, self.stage_two
+            given, prepare, held_out = vae, self.prepare_to_train, self.prepare
+        task = stage.task(
+            given,
+            train,
+            valid,
+            key,
+            prepare=prepare,
+            prepare_held_out=held_out,
             mesh=self.mesh,
         )
-        return task, self._initial_ncp(vae)
+        return task, self._initial_ncp(given)
+
+    def in_signal_space(self, vae: FrozenVAE) -> LatentVariableModel:
+        """What stage 2 reweights: `vae`, or its view in signal coordinates."""
+        if not self.config.ncp.directions.cap:
+            return vae
+        return signal.model(self, vae, fingerprint(vae.variables))
 
     def checkpoints(self, stage: str, vae: FrozenVAE | None = None) -> Checkpoints:
         """Opens the checkpoints of "vae", or of "ncp" on `vae`; to use in a `with`."""
@@ -168,6 +184,9 @@ class Experiment:
             metadata["vae.checkpoint"] = digest.hexdigest()[:16]
         if vae is not None:  # its discriminators fit no other
             metadata["vae"] = fingerprint(vae.variables)
+            model = self.in_signal_space(vae)
+            if isinstance(model, SignalVAE):
+                metadata["directions"] = model.directions.digest()[:16]
         folder = self.path / stage / "checkpoints"
         return Checkpoints(folder, metadata)
 
@@ -188,11 +207,17 @@ class Experiment:
     def load_ncp(self) -> ncp_prior.NCPPrior:
         """Returns the prior of lowest held-out NCE losses, on its frozen VAE."""
         vae = self.load_vae()
-        like = jax.eval_shape(lambda: self._initial_ncp(vae))
-        state = self._best("ncp", like, vae)
+        model = self.in_signal_space(vae)
         groups = tuple(self.config.sample.groups) or None
-        params = jax.device_put(state.best_params(vae.blocks))
-        return ncp_prior.NCPPrior(vae, self.discriminator, params, groups)
+        trained: LatentVariableModel = vae
+        if isinstance(model, SignalVAE):
+            trained = model.coordinates
+            groups = model.chosen(groups)
+        like = jax.eval_shape(lambda: self._initial_ncp(trained))
+        state = self._best("ncp", like, vae)
+        params = jax.device_put(state.best_params(trained.blocks))
+        rest = (None,) * (len(model.blocks) - len(params))
+        return ncp_prior.NCPPrior(model, self.discriminator, (*params, *rest), groups)
 
     @functools.cached_property
     def _vae_shapes(self) -> TrainState:
@@ -222,7 +247,7 @@ class Experiment:
         key = rng.stream(self.key("vae"), "penalty")
         return jax.jit(init_state)(variables, key=key)
 
-    def _initial_ncp(self, vae: FrozenVAE) -> NCPState:
+    def _initial_ncp(self, vae: LatentVariableModel) -> NCPState:
         return self.stage_two.initial(vae, self.key("ncp"))
 
     def _train_data(self, section: str) -> dict[str, Array | None]:
@@ -272,14 +297,38 @@ def check_networks(config: ConfigDict) -> None:
     key, x = jax.random.key(0), jnp.zeros((1, *settings.shape))
     jax.eval_shape(module.init, key, x, key)
     network = architectures.build_discriminator(config.ncp.discriminator)
-    for block in module.blocks:
-        z, context = jnp.zeros((1, *block[1])), jnp.zeros((1, *block[2]))
+    for latent_shape, context_shape in _shapes_of_ratios(config, module.blocks):
+        z, context = jnp.zeros((1, *latent_shape)), jnp.zeros((1, *context_shape))
         jax.eval_shape(network.init, key, z, context)
     check_groups(config, module.blocks)
     if config.vae.penalty_weight and config.vae.model.name == "mlp":
         raise InputError(
             "config.vae.penalty_weight is for convolutions: the model 'mlp' has none"
         )
+
+
+def _shapes_of_ratios(
+    config: ConfigDict, blocks: tuple[Block, ...]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes of what the discriminators read: (z_k or u_k, context)."""
+    settings = config.ncp.directions
+    if not settings.cap:
+        return [(block.latent_shape, block.context_shape) for block in blocks]
+    if config.ncp.discriminator.name != "mlp":
+        raise InputError(
+            f"config.ncp.discriminator.name = {config.ncp.discriminator.name!r} reads "
+            "maps: on signal directions (config.ncp.directions.cap) it must be 'mlp'"
+        )
+    num_groups = sum(block.num_groups for block in blocks)
+    if settings.is_joint:
+        return [((num_groups * settings.cap,), (0,))]
+    return [((settings.cap,), (num_groups * settings.context_size,))]
+
+
+def _as_stored(key: Array, stored: Array) -> Array:
+    """What stage 2 on directions reads needs no preparation."""
+    del key
+    return stored
 
 
 def check_groups(config: ConfigDict, blocks: tuple[Block, ...]) -> None:

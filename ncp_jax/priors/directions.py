@@ -7,13 +7,8 @@ that reads it drowns.  U_k holds those few.
 """
 
 import dataclasses
-import hashlib
-import json
-import os
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +18,13 @@ from jax.sharding import Mesh
 from ncp_jax import rng
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import Block, LatentVariableModel
-from ncp_jax.priors import signal_covariance
-from ncp_jax.priors.signal_covariance import choose_width
+from ncp_jax.priors import hashed_arrays, signal_covariance
+from ncp_jax.priors.signal_covariance import Spectrum, choose_width
 from ncp_jax.priors.signal_sums import Batch, Prepare, group_size
 
 Array = jax.Array
 ARRAYS = ("basis", "spectrum", "total", "noise_floor")
-# What NumPy raises for files that are damaged or of another kind.
-FILE_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
+REMEDY = "delete it and fit them again"
 
 
 @jax.tree_util.register_dataclass
@@ -43,8 +37,8 @@ class Directions:
     Attributes:
       basis: per block [num_groups, D, m] float32; orthonormal columns, those from the
         group's own width on are zero.  D is the product of the latent shape.
-      spectrum: per block [num_groups, S] leading eigenvalues of the signal covariance,
-        descending.
+      spectrum: per block [num_groups, S] leading eigenvalues of the signal E[m m^T],
+        descending; m is the posterior mean of e.
       total: per block [num_groups] its trace.
       noise_floor: per block [num_groups] the eigenvalue below which nothing counts.
       widths: of each group, in the model's order, how many directions it uses; 0 for a
@@ -78,17 +72,11 @@ class Directions:
 
     def digest(self) -> str:
         """The sha256 of all arrays and widths, in hexadecimal."""
-        parts = [f"{k} {v}" for k, v in sorted(_digests(_arrays(self)).items())]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return hashed_arrays.digest(_arrays(self))
 
     def save(self, path: str | Path) -> None:
         """Writes an npz with the sha256 of every array; a kill leaves no half file."""
-        arrays: dict[str, Any] = dict(_arrays(self))
-        hashes, path = np.array(json.dumps(_digests(arrays))), Path(path)
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays | {"sha256": hashes})
-        os.replace(partial, path)
+        hashed_arrays.write(path, _arrays(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "Directions":
@@ -97,24 +85,17 @@ class Directions:
         Raises:
           InputError: a missing, damaged or changed file.
         """
+        arrays = hashed_arrays.read(path, REMEDY)
+        blocks = range(sum(name.startswith("basis/") for name in arrays))
         try:
-            with open(path, "rb") as file, np.load(file) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-            expected = json.loads(str(arrays.pop("sha256")))
-            if _digests(arrays) != expected:
-                raise ValueError("an array differs from its sha256")
-            num_blocks = sum(name.startswith("basis/") for name in arrays)
             fields = {
-                field: tuple(
-                    jnp.asarray(arrays[f"{field}/{b}"]) for b in range(num_blocks)
-                )
+                field: tuple(jnp.asarray(arrays[f"{field}/{b}"]) for b in blocks)
                 for field in ARRAYS
             }
             return cls(**fields, widths=tuple(map(int, arrays["widths"])))
-        except FILE_ERRORS as error:
+        except (KeyError, TypeError) as error:
             raise InputError(
-                f"{path} holds no whole signal directions ({error}): delete it and fit "
-                "them again"
+                f"{path} holds other arrays than signal directions ({error}): {REMEDY}"
             ) from error
 
 
@@ -131,9 +112,13 @@ def fit_directions(
     num_passes: int = 3,
     num_draws: int = 4,
     use_means: bool | None = None,
+    is_centred: bool = False,
     mesh: Mesh | None = None,
 ) -> Directions:
-    """Finds the leading eigenvectors of every group's signal covariance.
+    """Finds the leading eigenvectors of every group's signal, E[m_k m_k^T].
+
+    m_k is the posterior mean of e_k; what is estimated, and from what, says
+    `signal_covariance.leading`.
 
     A group's width is the smallest number of directions that hold `share` of the sum
     of its (2 `cap` leading) eigenvalues above the noise floor.  q can change the
@@ -156,8 +141,9 @@ def fit_directions(
       num_passes: over the examples, at least 2, where the range finder is needed; each
         after the second sharpens it.  One pass otherwise.
       num_draws: z ~ q(z | x) of each x, at least 2, where there are no posterior means.
-      use_means: whether the signal is the covariance of posterior means, or what draws
-        of one x share; None for the first where `vae.encode(x, None)` gives means.
+      use_means: whether the signal is that of posterior means, or what draws of one x
+        share; None for the first where `vae.encode(x, None)` gives means.
+      is_centred: whether a shift that all x share counts for nothing.
       mesh: the devices that share a batch; None for one.
 
     Returns:
@@ -183,8 +169,16 @@ def fit_directions(
         num_passes=num_passes,
         num_draws=num_draws,
         use_means=use_means,
+        is_centred=is_centred,
         mesh=mesh,
     )
+    return _chosen(spectra, share, floor, cap)
+
+
+def _chosen(
+    spectra: Sequence[Spectrum], share: float, floor: float, cap: int
+) -> Directions:
+    """Keeps as many eigenvectors of each group as its spectrum asks for."""
     floors = [np.maximum(spectrum.noise_edge, floor) for spectrum in spectra]
     widths = [
         [
@@ -254,14 +248,3 @@ def _arrays(directions: Directions) -> dict[str, np.ndarray]:
         for b, array in enumerate(getattr(directions, field))
     }
     return arrays | {"widths": np.asarray(directions.widths, np.int64)}
-
-
-def _digests(arrays: dict[str, np.ndarray]) -> dict[str, str]:
-    """The sha256 of every array, its type and shape included, by its name."""
-    return {
-        name: hashlib.sha256(
-            f"{array.dtype.str} {array.shape} ".encode()
-            + np.ascontiguousarray(array).tobytes()
-        ).hexdigest()
-        for name, array in arrays.items()
-    }

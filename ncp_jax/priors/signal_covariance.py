@@ -1,4 +1,4 @@
-"""The covariance of what q(z_k | z_<k, x) tells of x, and its leading eigenvectors."""
+"""How q(z_k | z_<k, x) moves about the prior's mean, and along which eigenvectors."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -42,23 +42,25 @@ def leading(
     num_passes: int,
     num_draws: int,
     use_means: bool | None = None,
+    is_centred: bool = False,
     mesh: Mesh | None = None,
 ) -> tuple[Spectrum, ...]:
     """Leading eigenpairs of every group's signal covariance, one element per block.
 
-    What is wanted is S_k = Cov(m_k(x, z_<k)), with m_k the posterior mean of the
-    standardised e_k.
+    What is wanted is S_k = E[m_k m_k^T], with m_k(x, z_<k) the posterior mean of the
+    standardised e_k: about 0, the prior's mean, since a shift that all x share tells q
+    from p as well.  (`is_centred` leaves that out: Cov(m_k).)
 
-    From means (NVAE's `encode(x, None)`) the estimate is Cov_x(m_k) on the path z_<k
+    From means (NVAE's `encode(x, None)`) the estimate is that of m_k on the path z_<k
     of means; its only error is that of N examples.  With flows m_k is the flow of the
     mean.  From R draws z ~ q(z | x) of each x it is the mean of e_k e'_k^T over pairs
     of different draws, whose noise cancels on average; see `noise_edge` for the rest.
 
     In a hierarchy two draws of one x have different z_<k, since a model gives one e_k
-    per path.  The pairs' expectation is then Cov_x(E[e_k | x]), and
-    S_k = Cov_x(E[e_k | x]) + E_x[Cov(m_k(x, z_<k) | x)]: what m_k owes to z_<k at a
-    given x is left out, as it is on the path of means.  Both estimates agree where m_k
-    is linear in z_<k; a direction that moves with z_<k alone escapes both.
+    per path.  With e = E[e_k | x], the pairs' expectation is then E[e e^T], and
+    S_k = E[e e^T] + E_x[Cov(m_k(x, z_<k) | x)]: what m_k owes to z_<k at a given x is
+    left out, as it is on the path of means.  Both estimates agree where m_k is linear
+    in z_<k; a direction that moves with z_<k alone escapes both.
 
     Args:
       vae: a frozen model.
@@ -70,6 +72,7 @@ def leading(
       num_passes: over the examples where a group is larger.
       num_draws: R.
       use_means: None for means where the model gives them.
+      is_centred: about the mean of all examples instead of the prior's.
       mesh: the devices that share a batch; None for one.
 
     Raises:
@@ -79,33 +82,30 @@ def leading(
     sizes = [signal_sums.group_size(block) for block in vae.blocks]
     is_exact = [size <= max_exact_dim for size in sizes]
     _check(mesh, batches, num_passes)
-    if use_means is None:
-        x = jax.eval_shape(prepare, key, batches[0][0])
-        use_means = signal_sums.gives_means(vae, x)
-    if not use_means and num_draws < 2:
-        raise InputError(f"num_draws = {num_draws}: a covariance needs 2 or more")
-    num_draws = 0 if use_means else num_draws
+    num_draws = _draws_of_each(vae, batches, prepare, use_means, num_draws)
 
-    def passed(probes: Sequence[np.ndarray | None]) -> tuple[tuple[Sums, ...], int]:
+    count = sum(int(np.sum(mask)) for _, mask in batches)
+
+    def moments(probes: Sequence[np.ndarray | None]) -> list[Sums]:
         draws_key = rng.stream(key, "examples")  # the same draws in every pass
-        return signal_sums.over_batches(
+        sums = signal_sums.over_batches(
             mesh, vae, batches, prepare, draws_key, probes, num_draws
         )
+        each = zip(sums, probes, strict=True)
+        return [_averaged(s, count, probe, is_centred) for s, probe in each]
 
     probes = _first_probes(vae, rng.stream(key, "probes"), is_exact, num_leading)
-    sums, count = passed(probes)
-    images = [_centred(s, count, probe) for s, probe in zip(sums, probes, strict=True)]
+    found = moments(probes)
     for _ in range(0 if all(is_exact) else num_passes - 1):
         probes = [
-            np.zeros((*image.shape[:2], 0)) if exact else _orthonormal(image)
-            for image, exact in zip(images, is_exact, strict=True)
+            np.zeros((*average.image.shape[:2], 0)) if exact else _orthonormal(average)
+            for average, exact in zip(found, is_exact, strict=True)
         ]
-        latest, _ = passed(probes)
-        for b in np.flatnonzero(np.logical_not(is_exact)):
-            images[b] = _centred(latest[b], count, probes[b])
+        each = zip(found, moments(probes), is_exact, strict=True)
+        found = [first if exact else latest for first, latest, exact in each]
     return tuple(
-        _spectrum(image, None if exact else probe, s, count, num_leading, num_draws)
-        for image, exact, probe, s in zip(images, is_exact, probes, sums, strict=True)
+        _spectrum(average, None if exact else probe, count, num_leading, num_draws)
+        for average, exact, probe in zip(found, is_exact, probes, strict=True)
     )
 
 
@@ -134,6 +134,22 @@ def noise_edge(num_dims: int, num_examples: int, num_draws: int) -> float:
     return float(np.min(a * (c / t + 1 / (1 - t) - 1 / (1 + t / (num_draws - 1)))))
 
 
+def _draws_of_each(
+    vae: LatentVariableModel,
+    batches: Sequence[Batch],
+    prepare: Prepare,
+    use_means: bool | None,
+    num_draws: int,
+) -> int:
+    """How many draws of each x are taken; 0 for its means."""
+    if use_means is None:
+        shape = jax.eval_shape(prepare, jax.random.key(0), batches[0][0])
+        use_means = signal_sums.gives_means(vae, shape)
+    if not use_means and num_draws < 2:
+        raise InputError(f"num_draws = {num_draws}: a covariance needs 2 or more")
+    return 0 if use_means else num_draws
+
+
 def choose_width(values: np.ndarray, floor: float, share: float, cap: int) -> int:
     """How many directions hold `share` of the eigenvalues above the floor.
 
@@ -157,12 +173,10 @@ def _check(mesh: Mesh, batches: Sequence[Batch], num_passes: int) -> None:
     count = sum(int(np.sum(mask)) for _, mask in batches)
     if count < 2:
         raise InputError(f"{count} examples: signal directions need 2 or more")
-    shapes = {np.shape(stored) for stored, _ in batches}
+    shapes = sorted({np.shape(stored) for stored, _ in batches})
     if len(shapes) > 1:
-        raise InputError(
-            f"batches of shapes {sorted(shapes)}: expected one; pad the last, as "
-            "datasets.padded_batches does"
-        )
+        found = f"batches of shapes {shapes}: expected one"
+        raise InputError(f"{found}; pad the last, as datasets.padded_batches does")
     parallel.check_batch_size(mesh, "the batch", len(batches[0][1]))
 
 
@@ -179,52 +193,59 @@ def _first_probes(
     return probes
 
 
-def _centred(sums: Sums, count: int, probe: np.ndarray | None) -> np.ndarray:
-    """The covariance [n, D, D], or what it makes of the probe [n, D, l]; float64."""
-    mean = sums.mean / count  # [n, D]
+def _averaged(
+    sums: Sums, count: int, probe: np.ndarray | None, is_centred: bool
+) -> Sums:
+    """Averages over the examples, about 0 or about their own mean; float64."""
+    mean = sums.mean / count * is_centred  # [n, D]
+    scale = count / (count - is_centred)
     seen = mean[:, None] if probe is None else mean[:, None] @ probe
-    return (sums.image / count - mean[:, :, None] * seen) * (count / (count - 1))
+    return Sums(
+        image=(sums.image / count - mean[:, :, None] * seen) * scale,
+        diagonal=(sums.diagonal / count - mean**2) * scale,
+        mean=mean,
+        square=(sums.square / count - mean**2) * scale,
+    )
 
 
-def _orthonormal(image: np.ndarray) -> np.ndarray:
-    """Columns that span those of an image [n, D, l], rounded to what devices read."""
-    return np.linalg.qr(image)[0].astype(np.float32)
+def _orthonormal(average: Sums) -> np.ndarray:
+    """Columns [n, D, l] that span those of the image, rounded to what devices read."""
+    return np.linalg.qr(average.image)[0].astype(np.float32)
 
 
 def _spectrum(
-    image: np.ndarray,
+    average: Sums,
     probe: np.ndarray | None,
-    sums: Sums,
     count: int,
     num_leading: int,
     num_draws: int,
 ) -> Spectrum:
     """Solves the eigenproblem, inside the span of the probe where there is one."""
-    inner = image if probe is None else probe.swapaxes(1, 2).astype(np.float64) @ image
+    inner = average.image
+    if probe is not None:
+        inner = probe.swapaxes(1, 2).astype(np.float64) @ inner
     values, vectors = np.linalg.eigh((inner + inner.swapaxes(1, 2)) / 2)
     values = values[:, ::-1][:, :num_leading]
     vectors = vectors[:, :, ::-1][:, :, :num_leading]
     vectors = vectors if probe is None else probe.astype(np.float64) @ vectors
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(1)[:, None], 1)
-    mean = sums.mean / count
-    total = np.sum(sums.diagonal / count - mean**2, 1) * (count / (count - 1))
     return Spectrum(
         values=values,
         vectors=vectors * np.sign(largest),  # else rounding chooses the sign
-        total=total,
-        noise_edge=_edges(sums, count, num_draws),
+        total=average.diagonal.sum(1),
+        noise_edge=_edges(average, count, num_draws),
     )
 
 
-def _edges(sums: Sums, count: int, num_draws: int) -> np.ndarray:
+def _edges(average: Sums, count: int, num_draws: int) -> np.ndarray:
     """The largest eigenvalues [n] of each group's noise; 0 where means have none.
 
     Noise of unequal variances v_i has its edge no higher than one of variance
     sqrt(max v mean v) in every direction.
     """
     if not num_draws:
-        return np.zeros(len(sums.mean))
-    variance = np.maximum(sums.square - sums.diagonal, 0.0) / count  # [n, D]
+        return np.zeros(len(average.mean))
+    variance = np.maximum(average.square - average.diagonal, 0.0)  # [n, D]
     size = variance.shape[1]
     margin = 1 + EDGE_MARGIN * min(size, count) ** (-2 / 3)
     scale = np.sqrt(variance.max(1) * variance.mean(1))

@@ -143,12 +143,14 @@ class SignalVAE:
         rest = (block._replace(context_shape=(0,)) for block in self.vae.blocks)
         return (*self.coordinates.blocks, *rest)
 
-    @property
-    def groups_with_signal(self) -> tuple[int, ...]:
-        """Numbers of the groups, of those of `coordinates`, that have a direction."""
+    def chosen(self, groups: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Those of some groups, None for all, that have a direction; None for all K."""
         if self.is_joint:
-            return (0,)
-        return tuple(k for k, width in enumerate(self.directions.widths) if width)
+            return None
+        widths = self.directions.widths
+        asked = range(len(widths)) if groups is None else groups
+        found = tuple(k for k in asked if widths[k])
+        return None if len(found) == len(widths) else found
 
     def encode(self, x: Array, key: Array) -> Encoding:
         """Draws z ~ q(z | x) and turns it into u and w.

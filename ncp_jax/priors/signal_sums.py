@@ -83,7 +83,7 @@ def over_batches(
     key: Array,
     probes: Sequence[np.ndarray | None],
     num_draws: int,
-) -> tuple[tuple[Sums, ...], int]:
+) -> tuple[Sums, ...]:
     """Sums over all examples.
 
     What example i adds depends on (key, i) alone: not on its batch or its device.
@@ -98,42 +98,48 @@ def over_batches(
       num_draws: R, or 0 for the posterior means.
 
     Returns:
-      Float64 sums per block, and the number of examples.
+      Float64 sums per block.
 
     Raises:
       InputError: if encodings are not finite.
     """
     device_probes = [None if p is None else jnp.asarray(p, jnp.float32) for p in probes]
-    vae, device_probes, key = parallel.replicate(mesh, (vae, device_probes, key))
+    impl = str(jax.random.key_impl(key))
+    # Processes can share what a key holds, not a key.
+    everywhere = (vae, device_probes, jax.random.key_data(key))
+    vae, device_probes, key_data = parallel.replicate(mesh, everywhere)
     totals: Any = None
-    first = count = 0
+    first = 0
     for stored, mask in batches:
         index = np.arange(first, first + len(mask), dtype=np.uint32)
         inputs = parallel.replicate(mesh, (index, stored, mask))
-        found = _batch_sums(mesh, prepare, num_draws, vae, device_probes, key, *inputs)
+        found = _batch_sums(
+            mesh, prepare, num_draws, impl, vae, device_probes, key_data, *inputs
+        )
         found = jax.tree.map(
             lambda leaf: leaf.astype(np.float64), parallel.gather(found)
         )
         totals = jax.tree.map(np.add, totals, found) if first else found
-        first, count = first + len(mask), count + int(mask.sum())
+        first += len(mask)
     for b, sums in enumerate(totals):
         if not np.isfinite(sums.square).all():
             raise InputError(
                 f"encodings of block {b} are not finite: look for NaN in the examples "
                 "or in the weights of stage 1"
             )
-    return totals, count
+    return totals
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 @jax.default_matmul_precision("float32")  # TF32 has three digits
 def _batch_sums(
     mesh: Mesh,
     prepare: Prepare,
     num_draws: int,
+    impl: str,
     vae: LatentVariableModel,
     probes: Sequence[Array | None],
-    key: Array,
+    key_data: Array,
     index: Array,
     stored: Array,
     mask: Array,
@@ -141,8 +147,9 @@ def _batch_sums(
     """The sums of one batch, the same on every device."""
 
     def share(
-        vae: LatentVariableModel, probes: Any, key: Array, *inputs: Array
+        vae: LatentVariableModel, probes: Any, key_data: Array, *inputs: Array
     ) -> tuple[Sums, ...]:
+        key = jax.random.wrap_key_data(key_data, impl=impl)
         sums = _share_sums(prepare, num_draws, vae, probes, key, *inputs)
         return jax.lax.psum(sums, parallel.AXIS)
 
@@ -151,7 +158,7 @@ def _batch_sums(
     sharded = jax.shard_map(
         share, mesh=mesh, in_specs=in_specs, out_specs=whole, check_vma=False
     )
-    return sharded(vae, probes, key, index, stored, mask)
+    return sharded(vae, probes, key_data, index, stored, mask)
 
 
 def _share_sums(

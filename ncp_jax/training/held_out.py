@@ -36,7 +36,8 @@ def sums(losses: Array, logit_q: Array, logit_p: Array, mask: Array) -> Sums:
     """
     mask_p = jnp.repeat(mask, logit_p.shape[0] // mask.shape[0])  # [B m]
     both, of_both = jnp.concatenate([logit_q, logit_p]), jnp.concatenate([mask, mask_p])
-    mean = jnp.sum(both, where=of_both) / jnp.maximum(jnp.sum(of_both), 1)
+    num_draws = jnp.maximum(jnp.sum(of_both), 1).astype(both.dtype)
+    mean = jnp.sum(both, where=of_both) / num_draws
     return Sums(
         loss=jnp.sum(losses, where=mask),
         log_r_q=jnp.sum(logit_q, where=mask),
@@ -100,8 +101,8 @@ def remarks(metrics: Recorded) -> Sequence[str]:
     """A line for each group whose held-out log r is constant, from the metrics [K]."""
     return [
         f"stage ncp: log r of group {k} is constant on held-out draws (standard "
-        f"deviation {std:.2g} nats): its discriminator has learned nothing. Where q and "
-        "p differ, weight decay may hold it there: lower config.ncp.weight_decay, or "
+        f"deviation {std:.2g} nats): its discriminator has learned nothing. If q and p "
+        "differ there, weight decay may be why: lower config.ncp.weight_decay, or "
         "this group's alone by config.ncp.weight_decays"
         for k, std in enumerate(metrics["log_r_std"])
         if std < CONSTANT_STD

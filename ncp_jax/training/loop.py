@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,10 @@ from flax import struct
 
 from ncp_jax import parallel
 from ncp_jax.errors import InputError
-from ncp_jax.training.checkpoints import Checkpoints
-from ncp_jax.training.run_log import Progress
+
+if TYPE_CHECKING:  # whoever only measures needs neither Orbax nor TensorBoard
+    from ncp_jax.training.checkpoints import Checkpoints
+    from ncp_jax.training.run_log import Progress
 
 Array = jax.Array
 PyTree = Any
@@ -245,8 +247,8 @@ class StopSignals:
 def fit(
     task: Task,
     state: Any,
-    checkpoints: Checkpoints,
-    log: Progress,
+    checkpoints: "Checkpoints",
+    log: "Progress",
     *,
     num_steps: int,
     steps_per_dispatch: int,

@@ -257,7 +257,8 @@ def test_padding_is_zero_and_counts_for_nothing(key):
 
 def test_groups_without_signal_are_named(key):
     model = signal_vae(ThreeGroupVAE(), key, widths=(1, 0, 1))
-    assert model.groups_with_signal == (0, 2)
+    assert model.chosen(None) == (0, 2) and model.chosen((1, 2)) == (2,)
+    assert signal_vae(ThreeGroupVAE(), key).chosen(None) is None
     np.testing.assert_array_equal(model.coordinates.is_used[:, 0], [1, 0, 1])
 
 
