@@ -68,12 +68,12 @@ def validate(config: ConfigDict) -> None:
             f"config.data.binarization is {config.data.binarization!r}"
         )
     _check_features(config)
+    _check_audit(config)
     if config.ncp.directions.share > 1:
         raise InputError(
             "config.ncp.directions.share is of the signal, at most 1; got "
             f"{config.ncp.directions.share}"
         )
-    _check_audit(config)
     if config.data.num_bits > 8:
         raise InputError(
             f"config.data.num_bits is at most 8, got {config.data.num_bits}"
