@@ -292,9 +292,10 @@ def check_networks(config: ConfigDict) -> None:
             f"config.sample.langevin_step_sizes holds {len(step_sizes)} numbers for "
             f"{num_groups} groups"
         )
-    if config.vae.penalty_weight and config.vae.model.name == "mlp":
+    if config.vae.penalty_weight and config.vae.model.name != "nvae":
         raise InputError(
-            "config.vae.penalty_weight is for convolutions: the model 'mlp' has none"
+            "config.vae.penalty_weight is for the convolutions of the model 'nvae': "
+            f"{config.vae.model.name!r} has none of them"
         )
 
 
