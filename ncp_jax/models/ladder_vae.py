@@ -90,7 +90,8 @@ class VectorGroupsVAE(nn.Module):
         features, carry = self.features(x), self.root(x.shape[0])
         latents, groups = [], []
         for k in range(len(self.sizes)):
-            p, before = self.prior(k, 0, carry)
+            before = carry[:, : sum(self.sizes[:k])]
+            p = self.base(k, before)
             q = self.posterior(k, features, before, p)
             z_k = q.mean if key is None else q.sample(rng.at_step(key, k))
             carry = self.absorb(k, 0, carry, z_k)
@@ -106,9 +107,13 @@ class VectorGroupsVAE(nn.Module):
         """p(z_k | z_<k), N(0, I) for the first group, with z_<k as context."""
         del k
         before = carry[:, : sum(self.sizes[:block])]
-        if block == 0:
-            return GroupPrior(standard_normal(carry[:, : self.sizes[0]]), before)
-        return GroupPrior(self.conditional(block, before), before)
+        return GroupPrior(self.base(block, before), before)
+
+    def base(self, k: int, before: Array) -> Normal:
+        """p(z_k | z_<k) of any k."""
+        if k == 0:
+            return standard_normal(jnp.zeros((before.shape[0], self.sizes[0])))
+        return self.conditional(k, before)
 
     def absorb(self, block: int, k: Array | int, carry: Carry, z_k: Array) -> Carry:
         """Writes z_k in its place."""
