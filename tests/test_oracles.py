@@ -144,7 +144,7 @@ def test_every_z_k_is_one_whatever_came_before(name, key):
 
     _, ((z,), _) = draw(hole, key, 1)
     for r in all_ratios(hole, z):
-        assert np.std(r) > 0.3
+        assert np.max(r) > 1.5  # it is not r = 1 that is integrated
         np.testing.assert_allclose(np.sum(mass.ravel() * r), 1.0, rtol=1e-3)
 
 
