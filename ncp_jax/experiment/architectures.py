@@ -10,7 +10,9 @@ import optax
 
 from ncp_jax.models import stacks
 from ncp_jax.models.base import Block
+from ncp_jax.models.conv_hvae import ConvHVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
+from ncp_jax.models.ladder_vae import LadderVAE
 from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.models.nvae.model import NVAE
 from ncp_jax.models.residual_discriminator import ResidualDiscriminator
@@ -20,6 +22,11 @@ from ncp_jax.training.vae_update import KLWarmup, Penalty
 Array = jax.Array
 Settings = Mapping[str, Any]
 
+_VAES: dict[str, type[nn.Module]] = {
+    "mlp": MLPVAE,
+    "ladder": LadderVAE,
+    "conv_hvae": ConvHVAE,
+}
 _DISCRIMINATORS: dict[str, type[nn.Module]] = {
     "mlp": MLPDiscriminator,
     "residual": ResidualDiscriminator,
@@ -31,7 +38,7 @@ def build_vae(model: Settings, data_shape: tuple[int, ...], num_bits: int) -> nn
     fields = _fields(model) | {"data_shape": tuple(data_shape)}
     if model["name"] == "nvae":
         return NVAE(num_bits=num_bits, **fields)
-    return MLPVAE(**fields)
+    return _VAES[model["name"]](**fields)
 
 
 def build_discriminator(settings: Settings) -> nn.Module:

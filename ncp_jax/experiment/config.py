@@ -52,6 +52,21 @@ VAES: dict[str, dict[str, Any]] = {
         "likelihood": "bernoulli",  # or "normal"
         "likelihood_std": 0.1,  # of "normal"
     },
+    "ladder": {
+        "latent_dims": (4, 8, 16),  # coarse to fine
+        "hidden_dims": (300, 300),
+        "activation": "swish",
+        "is_residual_posterior": True,
+        "likelihood": "bernoulli",  # or "normal"
+        "likelihood_std": 0.1,  # of "normal"
+    },
+    "conv_hvae": {
+        "latent_dim": 50,  # of each of the two groups
+        "channels": 32,
+        "hidden_dim": 300,
+        "likelihood": "bernoulli",  # or "normal"
+        "likelihood_std": 0.1,  # of "normal"
+    },
     "nvae": {
         "padding": 0,  # pixels on every side of x
         "groups_per_scale": (5, 10),  # coarse to fine

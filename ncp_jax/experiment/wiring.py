@@ -301,9 +301,10 @@ def check_networks(config: ConfigDict) -> None:
         z, context = jnp.zeros((1, *latent_shape)), jnp.zeros((1, *context_shape))
         jax.eval_shape(network.init, key, z, context)
     check_groups(config, module.blocks)
-    if config.vae.penalty_weight and config.vae.model.name == "mlp":
+    if config.vae.penalty_weight and config.vae.model.name != "nvae":
         raise InputError(
-            "config.vae.penalty_weight is for convolutions: the model 'mlp' has none"
+            "config.vae.penalty_weight is for the convolutions of the model 'nvae': "
+            f"{config.vae.model.name!r} has none of them"
         )
 
 

@@ -69,6 +69,11 @@ def test_settings_reach_the_module():
     assert (nvae.groups_per_scale, nvae.num_bits, nvae.white) == ((2, 3), 5, WHITE)
     assert [block.num_groups for block in nvae.blocks] == [1, 1, 3]
     assert build_vae("mlp", latent_dim=7).blocks[0].latent_shape == (7,)
+    ladder = build_vae("ladder", latent_dims=(2, 3), is_residual_posterior=False)
+    assert [block.latent_shape for block in ladder.blocks] == [(2,), (3,)]
+    assert [block.context_shape for block in ladder.blocks] == [(0,), (2,)]
+    assert not ladder.is_residual_posterior
+    assert build_vae("conv_hvae", latent_dim=7).blocks[1] == (1, (7,), (7,))
     assert build_discriminator("residual", blocks="AB").blocks == "AB"
     assert build_discriminator("mlp", hidden_dims=(3,)).hidden_dims == (3,)
 
@@ -129,8 +134,8 @@ def test_penalty_and_optimiser_follow_their_settings():
 @pytest.mark.parametrize("name", VAES)
 def test_initial_variables_are_those_of_the_module(name):
     """Whatever generator makes them."""
-    small = {"nvae": {"groups_per_scale": (1,), "num_preprocess_blocks": 1}, "mlp": {}}
-    module = build_vae(name, **small[name])
+    small = {"nvae": {"groups_per_scale": (1,), "num_preprocess_blocks": 1}}
+    module = build_vae(name, **small.get(name, {}))
     key, x = jax.random.key(1), jnp.zeros((1, 32, 32, 3))
     found = jax.eval_shape(lambda: architectures.init_vae(module, x.shape[1:], key))
     assert found == jax.eval_shape(module.init, key, x, key)
