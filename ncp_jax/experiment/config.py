@@ -1,8 +1,7 @@
 """Every setting once, with its default.
 
-Keys are the argument names of what they configure; `wiring`, `sample_stage`,
-`sample_measures`, `picture_scores`, `evaluate_stage` and `experiment` read them, and
-nothing below.
+Keys are the argument names of what they configure; this room reads them, and nothing
+below.
 """
 
 import hashlib

@@ -74,8 +74,8 @@ def _check_features(config: ConfigDict) -> None:
     if bool(settings.feature_net) != bool(settings.feature_weights):
         raise InputError(
             "config.evaluate.feature_net and config.evaluate.feature_weights go "
-            "together: the name of a network and the file of its weights (README, "
-            "Sample quality), or neither"
+            "together: the name of a network and the file of its weights (docs, "
+            "What is measured), or neither"
         )
     idle = set(settings.fid_samplers) - set(config.sample.samplers)
     if idle:
