@@ -19,6 +19,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links to a notebook, which a forge shows, lead to its page here."""
+    return markdown.replace(".ipynb)", ".md)")
+
+
 def _parts(cell: Mapping[str, Any]) -> Iterator[str]:
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
