@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 from ncp_jax.experiment import stages
 from ncp_jax.priors import ncp_prior
 from ncp_jax.report import benchmark_page, quantities, run_page
+from tests.test_layering import FLOORS
 
 BENCHMARK_TABLES = (  # record, part, columns that the page leaves out
     ("mnist_nvae", "samplers", "images", "first call", "ESS/s"),
@@ -142,6 +144,15 @@ def test_what_a_page_names_exists(page):
         r"`((?:ncp_jax|tests|configs|results)/[\w./]*\w/?)`", PAGES[page]
     )
     assert [p for p in paths if not (ROOT / p).exists() and "NAME" not in p] == []
+
+
+def test_the_architecture_page_has_every_room_on_its_floor():
+    page, floors = PAGES["docs/architecture.md"], defaultdict(set)
+    for floor, rooms in re.findall(r"^\| (\d+) \| (.*?) \|", page, re.MULTILINE):
+        for name in re.findall(r"`(.*?)`", rooms):
+            room = name.removesuffix("/").removesuffix(".py").replace("/", ".")
+            floors[int(floor)].add(room)
+    assert [floors[n + 1] for n in range(len(floors))] == FLOORS
 
 
 def _anchors(page):
