@@ -39,28 +39,18 @@ def get_config(variant: str = "") -> ConfigDict:
         horizontal_flips=True,
     )
     config.vae.model.update(
+        config_lib.COLOUR_NVAE,
         groups_per_scale=(30,),
         encoder_channels=128,
         decoder_channels=128,
-        num_preprocess_blocks=1,
-        num_preprocess_cells=2,
-        num_postprocess_cells=2,
         num_flows=1,
-        likelihood="normal",
-        dtype="bfloat16",
     )
     config.vae.update(
+        config_lib.NVAE_TRAINING,
         batch_size=BATCH_SIZE,
         num_steps=int(400 * STEPS_PER_EPOCH),
-        optimizer="adamax",
-        learning_rate=1e-2,
-        final_learning_rate=1e-4,
-        schedule="cosine",
         warmup_steps=int(5 * STEPS_PER_EPOCH),
-        weight_decay=3e-4,
         penalty_weight=1e-1,
-        kl_warmup_fraction=0.3,
-        kl_constant_fraction=1e-4,
         steps_per_dispatch=25,
         steps_per_eval=3_125,
     )

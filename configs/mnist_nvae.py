@@ -29,16 +29,10 @@ def get_config(variant: str = "") -> ConfigDict:
         decoder_channels=32,
     )
     config.vae.update(
+        config_lib.NVAE_TRAINING,
         batch_size=400,
         num_steps=50_000,  # 400 epochs
-        optimizer="adamax",
-        learning_rate=1e-2,
-        final_learning_rate=1e-4,
-        schedule="cosine",
         warmup_steps=625,  # 5 epochs
-        weight_decay=3e-4,
-        kl_warmup_fraction=0.3,
-        kl_constant_fraction=1e-4,
         penalty_weight=1e-2,
         steps_per_dispatch=25,
         steps_per_eval=500,
@@ -86,4 +80,8 @@ def _shrink_to_an_hour(config: ConfigDict) -> None:
         num_log_z_draws=100_000,
         fid_num_images=500,  # SIR and Langevin take a second each per picture
         num_mmd_samples=500,
+        audit_num_images=8_000,
+        audit_groups=(0, 1, 2, 3, 5),
+        audit_num_draws=500,
+        audit_samplers=("sir",),
     )

@@ -6,11 +6,9 @@ The full length was not run here.
 
 from ml_collections import ConfigDict
 
-from configs import mnist_mlp
+from ncp_jax.experiment import config_files
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the settings; `variant` as of `mnist_mlp`."""
-    config = mnist_mlp.get_config(variant)
-    config.data.name = "binarized_mnist"
-    return config
+    return config_files.on_data("binarized_mnist", "mnist_mlp", variant)

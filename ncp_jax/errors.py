@@ -4,6 +4,6 @@
 class InputError(Exception):
     """Bad input: a setting, a file or a folder that the user can change.
 
-    `main.py` prints the message, without a traceback, and exits with code 2; so the
+    The program prints the message, without a traceback, and exits with code 2; so the
     message names what was found, what was expected and what to do.
     """

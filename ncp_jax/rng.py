@@ -7,8 +7,28 @@ checkpoint needs no generator state, and no two purposes share a key.
 import zlib
 
 import jax
+import jax.numpy as jnp
+
+from ncp_jax.errors import InputError
 
 Array = jax.Array
+
+
+def typed(key: Array) -> Array:
+    """Returns a user's key as a typed one; `jax.random.PRNGKey(0)` makes the old kind.
+
+    Args:
+      key: one PRNG key of either kind.
+
+    Raises:
+      InputError: it is no single PRNG key.
+    """
+    if isinstance(key, jax.Array) and not key.shape:
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return key
+    elif isinstance(key, jax.Array) and (key.shape, key.dtype) == ((2,), jnp.uint32):
+        return jax.random.wrap_key_data(key)
+    raise InputError(f"key must be one PRNG key, such as jax.random.key(0); got {key}")
 
 
 def stream(key: Array, name: str) -> Array:

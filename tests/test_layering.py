@@ -19,6 +19,7 @@ FLOORS = [  # the ground first; rooms of one floor do not know each other
     {"evaluation"},
     {"evaluation.metrics", "benchmark"},
     {"experiment"},
+    {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}

@@ -16,7 +16,9 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.benchmark import timing
+from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.distributions import Normal
+from ncp_jax.models.residual_discriminator import ResidualDiscriminator
 from ncp_jax.priors.group_samplers import SIR, Langevin
 from ncp_jax.priors.ncp_prior import Target
 
@@ -145,10 +147,11 @@ def _loop(step: Any, key: Array, shape: tuple[int, ...], num_steps: int) -> Arra
 
 
 class _Torch:
-    """The same in PyTorch, or nothing where that is not installed."""
+    """The same in PyTorch, or nothing where that, or our network there, is missing."""
 
     def __init__(self, network: nn.Module, variables: Any, shape: tuple[int, ...]):
-        self._is_here = importlib.util.find_spec("torch") is not None
+        is_ours = isinstance(network, MLPDiscriminator | ResidualDiscriminator)
+        self._is_here = is_ours and importlib.util.find_spec("torch") is not None
         if not self._is_here:
             return
         from ncp_jax.benchmark import in_torch

@@ -13,6 +13,7 @@ import numpy as np
 from ncp_jax import parallel, rng
 from ncp_jax.benchmark import arithmetic, timing
 from ncp_jax.benchmark.plain import Plain
+from ncp_jax.evaluation.diagnostics import join_blocks
 from ncp_jax.evaluation.importance import chain_ess
 from ncp_jax.priors import generation
 from ncp_jax.priors.group_samplers import (
@@ -131,8 +132,7 @@ def _time(
         num_repeats=settings.num_repeats,
         max_seconds=settings.max_seconds,
     )
-    info = jax.tree.map(lambda *blocks: np.concatenate(blocks, 1), *out.infos)
-    diagnostics = _diagnostics(info)
+    diagnostics = _diagnostics(join_blocks(out.infos))
     row = took.as_json() | diagnostics
     row["draws_per_second"] = num_images / took.median
     if "ess" in diagnostics:
@@ -142,7 +142,7 @@ def _time(
 
 
 def _diagnostics(info: Any) -> Row:
-    """Per group, means over chains: leaves [N, K, ...] -> {name: [K]}."""
+    """Per group, means over chains: leaves [K, N, ...] -> {name: [K]}."""
     parts = [info] if hasattr(info, "_fields") else []
     if parts and "mala" in info._fields:
         parts = list(info)
@@ -150,11 +150,11 @@ def _diagnostics(info: Any) -> Row:
     for part in parts:
         for name in ("ess", "log_z", "acceptance", "step_size"):
             if name in part._fields:
-                found[name] = np.mean(getattr(part, name), 0).tolist()
+                found[name] = np.mean(getattr(part, name), 1).tolist()
         course = getattr(part, "log_density", None)
         if course is not None and course.shape[-1] >= 20 and "ess" not in found:
             second_half = np.asarray(course)[..., course.shape[-1] // 2 :]
-            found["ess"] = chain_ess(second_half).mean(0).tolist()
+            found["ess"] = chain_ess(second_half).mean(1).tolist()
     return found
 
 

@@ -19,7 +19,7 @@ from ncp_jax.errors import InputError
 
 _IDX_UBYTE, _IDX_NDIM = 0x08, 3  # pictures: unsigned bytes [N, H, W]
 _TORCHVISION_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
-_INSTALL_TFDS = "pip install tensorflow-datasets importlib_resources array_record"
+_INSTALL_TFDS = "pip install 'ncp_jax[tfds]'"  # in a checkout: requirements.txt
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -182,6 +182,8 @@ def _log_n_of_later(
     """The sum over groups k > 0 of log N_k at given z, from fresh proposals: [B]."""
 
     def visit(b: int, k: Array, prior: GroupPrior, z_k: Array) -> Array:
+        if ncp.params[b] is None:  # N_k = 1
+            return jnp.zeros(z_k.shape[0])
         log_r = ncp.log_ratio(b, k, prior.context)
         group_key = rng.at_step(rng.at_step(key, b), k)
 

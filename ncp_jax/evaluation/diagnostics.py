@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng, samplers
-from ncp_jax.evaluation import calibration, importance
+from ncp_jax.evaluation import calibration, gains, importance
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.models.base import Latents, LatentVariableModel
 from ncp_jax.priors.latents import contrastive_draws, log_prior
@@ -61,27 +61,14 @@ def contrast_on_held_out(
       num_passes: draws of both classes per example.
 
     Returns:
-      `nce_loss` and `jsd` of each group, in nats, and its `calibration_error`; and
+      `nce_loss` and `jsd` of each group, in nats, its `calibration_error`, and the
+      three of `gains.held_out_gain`; and
       arrays for plots, one row per group of `groups` [K]: log r of one posterior and
       one prior draw per example [K, N], the reliability curve of these draws
       [K, num_bins], the loss with its standard error [K, 2].
     """
-
-    @jax.jit
-    def logits(ncp: NCPPrior, stored: Array, key: Array) -> tuple[Array, Array]:
-        x = prepare(rng.stream(key, "prepare"), stored)
-
-        def one_pass(i: Array) -> tuple[Array, Array]:
-            draws_key = rng.at_step(rng.stream(key, "draws"), i)
-            draws = contrastive_draws(ncp.vae, x, draws_key)
-            logit_q, logit_p = contrast(ncp.discriminator, ncp.params, draws)
-            return logit_q.T, logit_p.T  # [B, K]
-
-        passes = jax.lax.map(one_pass, jnp.arange(num_passes))
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), passes)
-
     logit_q, logit_p = over_examples(
-        partial(logits, ncp), batches, key
+        partial(_logits, prepare, num_passes, ncp), batches, key
     )  # [N, passes, K]
     loss = (np.logaddexp(0.0, -logit_q) + np.logaddexp(0.0, logit_p)).mean(1)  # [N, K]
     pairs = [(logit_q[..., k], logit_p[..., k]) for k in range(loss.shape[1])]
@@ -93,9 +80,30 @@ def contrast_on_held_out(
         **per_group("calibration_error", off, "probability", ncp.groups),
     }
     groups = range(len(pairs)) if ncp.groups is None else ncp.groups
+    for k in groups:
+        of_group = gains.held_out_gain(*pairs[k])
+        mark = f"/{k}" if len(pairs) > 1 else ""
+        estimates |= {name + mark: found for name, found in of_group.items()}
     arrays = {"groups": np.array(groups), "nce_loss": as_rows(losses.values())}
     firsts = [(pairs[k][0][:, 0], pairs[k][1][:, 0]) for k in groups]
     return estimates, arrays | _curves(firsts)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _logits(
+    prepare: Prepare, num_passes: int, ncp: NCPPrior, stored: Array, key: Array
+) -> tuple[Array, Array]:
+    """Logits of posterior and prior draws of one batch: [B, passes, K] each."""
+    x = prepare(rng.stream(key, "prepare"), stored)
+
+    def one_pass(i: Array) -> tuple[Array, Array]:
+        draws_key = rng.at_step(rng.stream(key, "draws"), i)
+        draws = contrastive_draws(ncp.vae, x, draws_key)
+        logit_q, logit_p = contrast(ncp.discriminator, ncp.params, draws)
+        return logit_q.T, logit_p.T  # [B, K]
+
+    passes = jax.lax.map(one_pass, jnp.arange(num_passes))
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), passes)
 
 
 def _curves(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -136,28 +144,37 @@ def per_group(
     }
 
 
+def join_blocks(infos: Any) -> Any:
+    """Infos per block, fields [num_groups, N, ...], as one with fields [K, N, ...]."""
+    if hasattr(infos, "_fields") or not infos:
+        return infos  # they are one already
+    return jax.tree.map(lambda *blocks: np.concatenate(blocks), *infos)
+
+
 def sampler_diagnostics(
-    name: str, info: Any, moved: str = "z", groups: tuple[int, ...] | None = None
+    name: str, infos: Any, moved: str = "z", groups: tuple[int, ...] | None = None
 ) -> dict[str, Estimate]:
     """What a sampler tells of its chains, as means over them, for each group.
 
     Args:
       name: of the sampler.
-      info: of `generation.generate`, its blocks joined: fields [N, K, ...].
+      infos: `infos` of `generation.sample` or `generate`, or what `join_blocks` makes
+        of them.
       moved: what Langevin dynamics moved, "z" or its "noise".
       groups: the numbers of those that are reweighted; None for all.
     """
+    info = join_blocks(infos)
     if isinstance(info, samplers.SIRThenMALAInfo):
         parts = (sampler_diagnostics(name, part, moved, groups) for part in info)
         return {key: value for part in parts for key, value in part.items()}
     if isinstance(info, samplers.LangevinInfo):
-        last = info.gradient_norm[..., -1].T  # [K, N]
+        last = info.gradient_norm[..., -1]  # [K, N]
         unit = f"nats per unit of {moved}"
         return per_group(f"{name}_gradient_norm", last, unit, groups)
     units = {"ess": "proposals", "log_z": "nats", "acceptance": "fraction"}
     fields = getattr(info, "_fields", ())
     estimates = {
-        field: per_group(f"{name}_{field}", getattr(info, field).T, unit, groups)
+        field: per_group(f"{name}_{field}", getattr(info, field), unit, groups)
         for field, unit in units.items()
         if field in fields
     }

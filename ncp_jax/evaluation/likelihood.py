@@ -19,6 +19,13 @@ from ncp_jax.training.loop import Prepare
 
 Array = jax.Array
 
+SIZES = (  # of `example_bounds`: with others it is another program
+    "num_importance_samples",
+    "num_snis_samples",
+    "num_snis_proposals",
+    "chunk_size",
+)
+
 
 def log_z(
     ncp: NCPPrior,
@@ -112,22 +119,18 @@ def measure(
     Returns:
       Estimates by name, negative log-likelihoods in nats; and arrays for plots.
     """
-
-    @jax.jit
-    def bounds(ncp: NCPPrior, stored: Array, key: Array) -> Bounds:
-        return example_bounds(
-            ncp,
-            prepare(rng.stream(key, "prepare"), stored),
-            rng.stream(key, "bounds"),
-            num_importance_samples=num_importance_samples,
-            num_snis_samples=num_snis_samples,
-            num_snis_proposals=num_snis_proposals,
-            chunk_size=chunk_size,
-        )
-
+    bounds = partial(
+        _bounds,
+        ncp,
+        prepare=prepare,
+        num_importance_samples=num_importance_samples,
+        num_snis_samples=num_snis_samples,
+        num_snis_proposals=num_snis_proposals,
+        chunk_size=chunk_size,
+    )
     repeated = [list(batches)] * num_binarizations
     each = over_examples(
-        partial(bounds, ncp), itertools.chain(*repeated), rng.stream(key, "examples")
+        bounds, itertools.chain(*repeated), rng.stream(key, "examples")
     )
     sums, course = log_z(
         ncp, rng.stream(key, "log_z"), num_log_z_draws, log_z_batch_size, mesh
@@ -138,6 +141,15 @@ def measure(
     if missing is not None:
         estimates["log_z_draws_missing"] = missing
     return estimates, {"log_z_curve": course}
+
+
+@partial(jax.jit, static_argnames=("prepare", *SIZES))
+def _bounds(
+    ncp: NCPPrior, stored: Array, key: Array, *, prepare: Prepare, **sizes: int
+) -> Bounds:
+    """`example_bounds` of one batch of stored examples [B, ...]."""
+    x = prepare(rng.stream(key, "prepare"), stored)
+    return example_bounds(ncp, x, rng.stream(key, "bounds"), **sizes)
 
 
 def _of_examples(

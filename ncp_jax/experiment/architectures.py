@@ -48,8 +48,9 @@ def build_optimizer(settings: Settings) -> optax.GradientTransformation:
         settings["warmup_steps"],
         settings["final_learning_rate"],
     )
+    of_groups = tuple(settings.get("weight_decays", ()))  # only "ncp" may have some
     return optimizers.optimizer(
-        settings["optimizer"], learning_rate, settings["weight_decay"]
+        settings["optimizer"], learning_rate, of_groups or settings["weight_decay"]
     )
 
 

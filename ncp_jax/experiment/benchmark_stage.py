@@ -9,7 +9,6 @@ import jax
 
 from ncp_jax import rng
 from ncp_jax.benchmark import alone, sampling, stage_two, timing, training_loop
-from ncp_jax.experiment import architectures
 from ncp_jax.experiment.sample_stage import in_dtype
 from ncp_jax.experiment.wiring import Experiment
 from ncp_jax.models import stacks
@@ -80,9 +79,11 @@ def _samplers(experiment: Experiment) -> dict[str, Any]:
     }
     found = _told(found, rows)
     found["recommendations"] = sampling.recommendations(found["rows"])
-    found["bfloat16"] = sampling.bfloat16_effect(
-        ncp, rng.stream(key, "bfloat16"), found["rows"], settings.max_seconds
-    )
+    found["bfloat16"] = []
+    if hasattr(ncp.discriminator, "dtype"):  # one of a user's own may have none
+        found["bfloat16"] = sampling.bfloat16_effect(
+            ncp, rng.stream(key, "bfloat16"), found["rows"], settings.max_seconds
+        )
     for line in benchmark_page.advice(found):
         print(line)
     return found
@@ -90,7 +91,7 @@ def _samplers(experiment: Experiment) -> dict[str, Any]:
 
 def _alone(experiment: Experiment) -> dict[str, Any]:
     settings = experiment.config.benchmark
-    stack = stacks.stack_blocks(experiment.vae_module.blocks)[0]
+    stack = stacks.stack_blocks(experiment.blocks)[0]
     num_chains, (ncp, _) = max(settings.num_images), _prior(experiment)
     rows = alone.rows(
         experiment.discriminator,
@@ -110,10 +111,10 @@ def _alone(experiment: Experiment) -> dict[str, Any]:
 
 def _stage_two(experiment: Experiment) -> dict[str, Any]:
     settings = experiment.config.benchmark
-    stack = stacks.stack_blocks(experiment.vae_module.blocks)[0]
+    stack = stacks.stack_blocks(experiment.blocks)[0]
     rows = stage_two.rows(
         experiment.discriminator,
-        architectures.build_optimizer(experiment.config.ncp),
+        experiment.ncp_optimizer,
         stack,
         rng.stream(experiment.key("benchmark"), "stage two"),
         batch_size=settings.batch_size,
@@ -147,7 +148,7 @@ def _told(found: dict[str, Any], rows: Iterable[dict[str, Any]]) -> dict[str, An
 
 def _prior(experiment: Experiment) -> tuple[ncp_prior.NCPPrior, str]:
     """The NCP of the workdir, or one of random weights, and which of them it is."""
-    if all(map(experiment.workdir.is_done, ("vae", "ncp"))):
+    if experiment.is_trained:
         return experiment.load_ncp(), "trained"
     network = experiment.discriminator
     vae = FrozenVAE(experiment.vae_module, experiment.initial_variables())

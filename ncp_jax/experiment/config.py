@@ -15,6 +15,15 @@ from ncp_jax.errors import InputError
 from ncp_jax.nested import flatten
 
 VARIANTS = ("", "smoke")
+DIRECTIONS = {  # that stage 2 reads, of each group's standardised noise
+    "cap": 0,  # the most of a group; 0: discriminators read z itself
+    "share": 0.95,  # of the signal that a group's directions hold
+    "floor": 0.015,  # of a direction's variance, the prior's being 1
+    "context_size": 16,  # coordinates of each earlier group that r_k reads
+    "is_joint": False,  # one ratio of all groups' coordinates
+    "num_examples": 10_000,  # training examples that directions are found from
+    "num_encodings": 5,  # of each training example, made before the first update
+}
 # Where the same data lie and how they come there changes no result.
 WITHOUT_EFFECT = (
     "data.dir",
@@ -26,6 +35,14 @@ WITHOUT_EFFECT = (
     "sample.chunk_size",
     "sample.memory_mib",
 )
+# Settings that came later, with the value that means what runs did without them: at
+# that value they do not tell a run from one that was begun before.
+ADDED: dict[str, Any] = {
+    "ncp.negative_weight": 1.0,
+    "ncp.select_by": "loss",
+    "ncp.weight_decays": [],
+    **{f"ncp.directions.{name}": value for name, value in DIRECTIONS.items()},
+}
 VAES: dict[str, dict[str, Any]] = {
     "mlp": {
         "latent_dim": 50,
@@ -54,6 +71,24 @@ VAES: dict[str, dict[str, Any]] = {
         "is_rematerialized": False,
         "dtype": "float32",  # of activations; or "bfloat16"
     },
+}
+# What NVAE's own configs, of whatever data, have in common ...
+NVAE_TRAINING: dict[str, Any] = {
+    "optimizer": "adamax",
+    "learning_rate": 1e-2,
+    "final_learning_rate": 1e-4,
+    "schedule": "cosine",
+    "weight_decay": 3e-4,
+    "kl_warmup_fraction": 0.3,
+    "kl_constant_fraction": 1e-4,
+}
+# ... and those of coloured pictures, whose numbers the paper gives for normal pixels.
+COLOUR_NVAE: dict[str, Any] = {
+    "num_preprocess_blocks": 1,
+    "num_preprocess_cells": 2,
+    "num_postprocess_cells": 2,
+    "likelihood": "normal",
+    "dtype": "bfloat16",
 }
 DISCRIMINATORS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden_dims": (100, 100), "activation": "tanh", "dtype": "float32"},
@@ -106,10 +141,14 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                     "name": discriminator,
                     **DISCRIMINATORS[discriminator],
                 },
+                "directions": dict(DIRECTIONS),
                 "seed": 0,  # of this stage alone, beside that of the whole run
                 "num_negatives": 1,  # prior draws of each group per example
                 "ranking_weight": 0.0,  # of the ranking loss beside the NCE loss
+                "negative_weight": 1.0,  # M, of prior draws in the NCE loss
                 "num_passes": 1,  # encodings of each validation example
+                "select_by": "loss",  # held-out, a group's best weights; or "gain"
+                "weight_decays": (),  # of each group; () for weight_decay of all
                 "patience": 0,  # validations; then a group rests. 0: all go to the end
                 "formulation": "auto",  # of the groups: "vmap", "map" (one by one)
                 **_training(batch_size=1024, learning_rate=1e-3, schedule="cosine"),
@@ -156,6 +195,11 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "num_mmd_samples": 5_000,  # of q, p and p_NCP in each group; 0: no MMD
                 "num_permutations": 500,  # of its test
                 "num_neighbour_queries": 1_000,  # samples and test pictures, at most
+                "audit_num_images": 0,  # encodings, decoded against p's; 0: no audit
+                "audit_num_steps": 1_000,  # of each of its classifiers, at most
+                "audit_groups": (),  # that its hybrids draw from p on; () for a handful
+                "audit_num_draws": 0,  # of each sampler that is audited, too; 0: none
+                "audit_samplers": (),  # those; () for all of sample.samplers
             },
             "report": {"workdirs": ""},  # A,B,C: those runs side by side
             "benchmark": {
@@ -237,6 +281,9 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
             num_mmd_samples=100,
             num_permutations=100,
             num_neighbour_queries=50,
+            audit_num_images=min(config.evaluate.audit_num_images, 40),
+            audit_num_draws=min(config.evaluate.audit_num_draws, 20),
+            audit_num_steps=40,
         )
         if config.vae.model.name == "nvae":
             _shrink_nvae(config)
@@ -303,7 +350,7 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], sections: tuple[str, ...]
 ) -> list[str]:
     """Returns a line per field of `sections` that differs and has an effect."""
-    before, after = dict(flatten(old)), dict(flatten(new))
+    before, after = (ADDED | dict(flatten(config)) for config in (old, new))
     return [
         f"config.{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
         for name in sorted(before.keys() | after.keys())
@@ -318,6 +365,8 @@ def fingerprint(config: Mapping[str, Any], sections: tuple[str, ...]) -> str:
     fields = {
         name: value
         for name, value in flatten(config)
-        if name.split(".")[0] in sections and name not in WITHOUT_EFFECT
+        if name.split(".")[0] in sections
+        and name not in WITHOUT_EFFECT
+        and not (name in ADDED and value == ADDED[name])
     }
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.data import datasets
-from ncp_jax.evaluation import diagnostics, likelihood
+from ncp_jax.evaluation import diagnostics, held_out
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import modes
 from ncp_jax.experiment import picture_scores, sample_measures
@@ -18,6 +18,17 @@ from ncp_jax.priors import ncp_prior
 from ncp_jax.report import pictures
 
 MAX_RECONSTRUCTED = 32  # pictures
+OF_HELD_OUT = (  # settings of `held_out.measure`
+    "num_passes",
+    "num_importance_samples",
+    "num_snis_samples",
+    "num_snis_proposals",
+    "num_log_z_draws",
+    "chunk_size",
+    "log_z_batch_size",
+    "num_binarizations",
+    "max_log_z_stderr",
+)
 
 
 def evaluate(experiment: Experiment) -> dict[str, Estimate]:
@@ -25,45 +36,29 @@ def evaluate(experiment: Experiment) -> dict[str, Estimate]:
     settings, ncp = experiment.config.evaluate, experiment.load_ncp()
     drawn = load_samples(experiment)
     net = picture_scores.load_net(experiment)  # or an error, before hours of work
-    key, prepare = experiment.key("evaluate"), experiment.prepare
+    key = experiment.key("evaluate")
     examples = experiment.held_out[: settings.max_examples or None]
     batches = list(
         datasets.padded_batches(examples, min(settings.batch_size, len(examples)))
     )
-    estimates, arrays = likelihood.measure(
+    estimates, arrays = held_out.measure(
         ncp,
         batches,
-        prepare,
-        rng.stream(key, "likelihood"),
-        num_importance_samples=settings.num_importance_samples,
-        num_snis_samples=settings.num_snis_samples,
-        num_snis_proposals=settings.num_snis_proposals,
-        num_log_z_draws=settings.num_log_z_draws,
-        chunk_size=settings.chunk_size,
-        log_z_batch_size=settings.log_z_batch_size,
-        num_binarizations=settings.num_binarizations,
-        max_log_z_stderr=settings.max_log_z_stderr,
+        experiment.prepare,
+        key,
         mesh=experiment.mesh,
-    )
-    if line := likelihood.refusal(estimates, settings.max_log_z_stderr):
-        print(line)
-    held_out, ratios = diagnostics.contrast_on_held_out(
-        ncp,
-        batches,
-        prepare,
-        rng.stream(key, "contrast"),
-        num_passes=settings.num_passes,
+        **{name: settings[name] for name in OF_HELD_OUT},
     )
     on_samples, shown = _compare_samples(experiment, ncp, drawn, examples)
     measured, of_samples = sample_measures.measure(experiment, ncp, drawn, net)
-    for_plots: dict[str, Any] = arrays | ratios | shown | of_samples
-    for_plots |= _ess_of_sir(experiment, ratios["groups"])
+    for_plots: dict[str, Any] = arrays | shown | of_samples
+    for_plots |= _ess_of_sir(experiment, arrays["groups"])
     if _is_plane(ncp):
         for_plots |= _latent_plane(ncp, drawn, estimates["log_z"].value)
     folder = experiment.path / "evaluation"
     folder.mkdir(exist_ok=True)
     np.savez_compressed(folder / "arrays.npz", **for_plots)
-    return estimates | held_out | on_samples | measured
+    return estimates | on_samples | measured
 
 
 def _ess_of_sir(experiment: Experiment, groups: np.ndarray) -> dict[str, np.ndarray]:
@@ -94,8 +89,10 @@ def _compare_samples(
     if _is_plane(ncp):
         arrays["plane_z_q"] = latents[:, 0]
     if experiment.has_pictures:
-        pairs = pictures.pairs(examples, decoded, columns=16)
+        pairs = pictures.pairs(pictures.as_uint8(examples), decoded, columns=16)
         pictures.save_png(experiment.path / "samples/reconstructions.png", pairs)
+        return {}, arrays
+    if decoded.shape[1:] != (2,):  # nothing that a plane could show
         return {}, arrays
     points = {name: draws["images"] for name, draws in drawn.items()}
     points["floor"] = decoded

@@ -140,9 +140,11 @@ def _real(experiment: Experiment, split: str, rows: np.ndarray) -> Iterator[np.n
     stored = getattr(experiment.dataset, split)
     key = rng.stream(experiment.key("evaluate"), "flips")
     for i, start in enumerate(range(0, len(rows), size)):
-        batch = stored[rows[start : start + size]]
+        batch = pictures.as_uint8(stored[rows[start : start + size]])
         if split == "train" and settings.horizontal_flips:
-            batch = np.asarray(pixels.flip_half(rng.at_step(key, i), batch))
+            batch = np.asarray(
+                pixels.flip_half(rng.at_step(key, i), jax.numpy.asarray(batch))
+            )
         if settings.binarization == "none" and settings.num_bits < 8:
             levels = pixels.quantize(jax.numpy.asarray(batch), settings.num_bits)
             batch = pictures.to_uint8(np.asarray(levels))

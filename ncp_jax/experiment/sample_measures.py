@@ -1,4 +1,4 @@
-"""Measures of samples that a run asks for: picture scores, MMD, nearest neighbours."""
+"""Measures of samples that a run asks for: scores, MMD, the audit, nearest pictures."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from ncp_jax.evaluation import diagnostics
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import extractor, latent_mmd, memorisation
 from ncp_jax.evaluation.metrics.extractor import FeatureNet
-from ncp_jax.experiment import picture_scores, sample_stage
+from ncp_jax.experiment import picture_audit, picture_scores, sample_stage
 from ncp_jax.experiment.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.priors import generation, group_samplers, ncp_prior
@@ -38,6 +38,7 @@ class Collected(NamedTuple):
 
     features: np.ndarray | None  # float32 [n, D], of its pictures
     groups: list[np.ndarray]  # its latents, per group [m, D_k]
+    audited: np.ndarray | None = None  # its pictures [l, *data_shape], for the audit
 
 
 def measure(
@@ -55,8 +56,8 @@ def measure(
       net: of `picture_scores.load_net`.
 
     Returns:
-      Estimates by name; and arrays for the page, of which `note_scores`, `note_mmd` and
-      `note_neighbours` are sentences on how the numbers came about.
+      Estimates by name; and arrays for the page, of which `note_scores`, `note_mmd`,
+      `note_audit` and `note_neighbours` are sentences on how the numbers came about.
     """
     settings, found = experiment.config.evaluate, []
     collected = collect(experiment, ncp, drawn, net)
@@ -69,6 +70,11 @@ def measure(
     if settings.num_mmd_samples:
         groups = {name: c.groups for name, c in collected.items() if c.groups}
         found.append(_mmd(experiment, ncp.vae, groups))
+    if settings.audit_num_images:
+        audited = {
+            name: c.audited for name, c in collected.items() if c.audited is not None
+        }
+        found.append(Measured(*picture_audit.measure(experiment, ncp.vae, audited)))
     held_out = experiment.held_out[: settings.num_neighbour_queries]
     if experiment.has_pictures and min(_num_images(experiment), len(held_out)) > 1:
         found.append(_memorisation(experiment, ncp.vae, drawn, held_out))
@@ -85,7 +91,8 @@ def collect(
 ) -> dict[str, Collected]:
     """Features and latents of as many draws of each sampler as the settings ask for.
 
-    Pictures are drawn, turned into features and forgotten, a batch at a time.
+    Pictures are drawn, turned into features and forgotten, a batch at a time, but for
+    those that are audited.
 
     Raises:
       InputError: a sampler leaves the finite numbers.
@@ -93,25 +100,33 @@ def collect(
     settings, samplers = experiment.config.evaluate, experiment.config.sample.samplers
     scored = ("base", *(settings.fid_samplers or samplers)) if net else ()
     compared = OF_MMD if settings.num_mmd_samples else ()
+    audited = (settings.audit_samplers or samplers) if settings.audit_num_images else ()
     batch_size, collected = experiment.config.sample.batch_size, {}
     for name in ("base", *samplers):
         num_scored = settings.fid_num_images if name in scored else 0
         num_compared = _num_mmd(experiment) if name in compared else 0
+        num_audited = settings.audit_num_draws if name in audited else 0
         features: list[np.ndarray] = []
+        kept: list[np.ndarray] = []
         latents: list[tuple[np.ndarray, ...]] = []
         seen = 0
         for images, z in draws(
-            experiment, ncp, drawn, name, max(num_scored, num_compared)
+            experiment, ncp, drawn, name, max(num_scored, num_compared, num_audited)
         ):
             if net and seen < num_scored:
                 shown = pictures.to_uint8(images[: num_scored - seen])
                 features.append(extractor.extract(net, shown, batch_size))
             if seen < num_compared:
                 latents.append(tuple(block[: num_compared - seen] for block in z))
+            if seen < num_audited:
+                shown = images[: num_audited - seen]
+                kept.append(picture_audit.stored(experiment, shown))
             seen += len(images)
         joined = [np.concatenate(block) for block in zip(*latents, strict=True)]
         collected[name] = Collected(
-            np.concatenate(features) if features else None, latent_mmd.groups_of(joined)
+            np.concatenate(features) if features else None,
+            latent_mmd.groups_of(joined),
+            np.concatenate(kept) if kept else None,
         )
     return collected
 
@@ -119,7 +134,7 @@ def collect(
 def draws(
     experiment: Experiment, ncp: ncp_prior.NCPPrior, drawn: Drawn, name: str, num: int
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
-    """Yields decoded means [B, *data_shape] and latents per block of `num` draws.
+    """Yields decoded means [B, *data_shape] and latents [B, ...] of `num` draws.
 
     First those that the stage before has left, then new ones.  The base prior's are at
     temperature 1: those at another, which are to be looked at, are left out.
@@ -148,7 +163,8 @@ def draws(
         draw = sample_stage.sampler_of(name, settings, ncp, num_chains)
     key = rng.stream(rng.stream(experiment.key("evaluate"), "draws"), name)
     for out in generation.batches(ncp, key, num, size, draw, experiment.mesh):
-        images, latents = np.asarray(out.images), tuple(map(np.asarray, out.latents))
+        images = np.asarray(out.images)
+        latents = tuple(np.swapaxes(block, 0, 1) for block in out.latents)
         if not all(np.isfinite(leaf).all() for leaf in (images, *latents)):
             raise InputError(f"sampler {name!r} left the finite numbers")
         yield images, latents
@@ -197,7 +213,7 @@ def _memorisation(
     experiment: Experiment, vae: LatentVariableModel, drawn: Drawn, held_out: np.ndarray
 ) -> Measured:
     """Nearest training pictures; writes samples/neighbours.png."""
-    train = experiment.dataset.train
+    train = pictures.as_uint8(experiment.dataset.train)
     samples = {
         name: pictures.to_uint8(d["images"][: len(held_out)])
         for name, d in drawn.items()
@@ -210,7 +226,8 @@ def _memorisation(
     rows, split = np.arange(len(held_out)), experiment.config.evaluate.split
     decoded = picture_scores.reconstructions(experiment, vae, split, rows)
     samples["floor"] = np.concatenate(list(decoded))
-    estimates, arrays = memorisation.measure(samples, held_out, train)
+    found = memorisation.measure(samples, pictures.as_uint8(held_out), train)
+    estimates, arrays = found
     note = (
         f"Nearest neighbours: among the {len(train):,} training pictures, of "
         f"{len(samples['base']):,} samples each and of {len(held_out):,} {split} "

@@ -49,10 +49,12 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out)):
             hint = "; lower config.sample.langevin_step_size" * (name == "langevin")
             raise InputError(f"sampler {name!r} left the finite numbers{hint}")
-        arrays: dict[str, Any] = {f"latents_{b}": z for b, z in enumerate(out.latents)}
-        info = jax.tree.map(lambda *blocks: np.concatenate(blocks, 1), *out.infos)
+        arrays: dict[str, Any] = {  # in files pictures lead: [N, num_groups, ...]
+            f"latents_{b}": np.swapaxes(z, 0, 1) for b, z in enumerate(out.latents)
+        }
+        info = diagnostics.join_blocks(out.infos)
         if isinstance(info, samplers.LangevinInfo):
-            arrays |= {f: np.mean(getattr(info, f), axis=0) for f in LANGEVIN_FIELDS}
+            arrays |= {f: np.mean(getattr(info, f), axis=1) for f in LANGEVIN_FIELDS}
         np.savez_compressed(folder / f"{name}.npz", images=out.images, **arrays)
         _save_picture(folder / f"{name}.png", np.asarray(out.images), name)
         moved = "noise" if settings.langevin_in_noise else "z"
@@ -127,6 +129,11 @@ def in_dtype(ncp: ncp_prior.NCPPrior, dtype: str) -> ncp_prior.NCPPrior:
     """The same with the discriminators' activations in another type."""
     if dtype == "float32":
         return ncp
+    if not hasattr(ncp.discriminator, "dtype"):
+        raise InputError(
+            f"config.sample.dtype = {dtype!r}: {type(ncp.discriminator).__name__} has "
+            "no attribute dtype of its activations"
+        )
     network = ncp.discriminator.clone(dtype=jnp.dtype(dtype))
     return dataclasses.replace(ncp, discriminator=network)
 
@@ -188,9 +195,9 @@ def load_samples(experiment: Experiment) -> dict[str, dict[str, np.ndarray]]:
 
 def _save_picture(path: Path, samples: np.ndarray, name: str) -> None:
     """A grid of pictures [N, H, W, C] in [0, 1], or a scatter of points [N, 2]."""
-    if samples.ndim == 4:
+    if samples.ndim == 4 and samples.shape[-1] in (1, 3):
         shown = pictures.to_uint8(samples[:MAX_SHOWN])
         pictures.save_png(path, pictures.grid(shown, columns=8))
-    else:
+    elif samples.shape[1:] == (2,):
         (panel,) = plots.points({f"points_{name}": samples})
         path.write_bytes(panel.png)

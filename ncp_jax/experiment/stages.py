@@ -16,6 +16,7 @@ import clu.parameter_overview
 import jax
 from ml_collections import ConfigDict
 
+import ncp_jax
 from ncp_jax import parallel
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import (
@@ -33,10 +34,10 @@ from ncp_jax.report import comparison_page, run_page
 from ncp_jax.training import loop
 from ncp_jax.training.loop import TrainState
 from ncp_jax.training.ncp_update import NCPState
-from ncp_jax.training.run_log import RunLog, SilentLog
+from ncp_jax.training.run_log import Progress, RunLog, SilentLog
 
 STAGES = ("all", "vae", "import", "ncp", "sample", "evaluate", "report", "benchmark")
-_MEASURING = {"sample": sample_stage.sample, "evaluate": evaluate_stage.evaluate}
+MEASURING = {"sample": sample_stage.sample, "evaluate": evaluate_stage.evaluate}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -83,7 +84,7 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
     else:
         dataset = wiring.load_data(config)
     folder = Workdir(
-        workdir, config_lib.as_json(config), _environment(), parallel.is_writer()
+        workdir, config_lib.as_json(config), environment(), parallel.is_writer()
     )
     with contextlib.closing(folder):
         print(f"device: {jax.device_count()} x {jax.devices()[0].device_kind}")
@@ -96,23 +97,37 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
             train(experiment, "vae")
         if stage in ("all", "ncp"):
             train(experiment, "ncp")
-        for name, function in _MEASURING.items():
+        for name in MEASURING:
             if stage == name or (stage == "all" and not folder.is_done(name)):
-                start = time.monotonic()
-                if name == "evaluate" and not folder.is_done("sample"):
-                    raise InputError(
-                        f"{workdir / 'samples'} is not of these settings, or not "
-                        "whole: run --stage=sample first"
-                    )
-                folder.unmark(name)  # its files are replaced one by one
-                estimates = function(experiment)
-                folder.add_results(name, estimates, time.monotonic() - start)
+                measure(experiment, name)
         if stage in ("all", "evaluate"):
             print(run_page.summary_table(folder.results()))
         if stage == "benchmark":
-            benchmark_stage.benchmark(experiment, _environment())
+            benchmark(experiment)
         if stage == "all":
             print(f"report: {run_page.write(workdir)}")
+
+
+def measure(experiment: Experiment, stage: str) -> None:
+    """Runs one stage of `MEASURING` and records what it found.
+
+    Raises:
+      InputError: what it reads is not there, or of other settings.
+    """
+    folder, start = experiment.workdir, time.monotonic()
+    if stage == "evaluate" and not folder.is_done("sample"):
+        raise InputError(
+            f"{experiment.path / 'samples'} is not of these settings, or not "
+            "whole: run --stage=sample first"
+        )
+    folder.unmark(stage)  # its files are replaced one by one
+    estimates = MEASURING[stage](experiment)
+    folder.add_results(stage, estimates, time.monotonic() - start)
+
+
+def benchmark(experiment: Experiment) -> None:
+    """Times what the settings ask for, on the machine as it is."""
+    benchmark_stage.benchmark(experiment, environment())
 
 
 def train(experiment: Experiment, stage: str) -> None:
@@ -131,7 +146,7 @@ def train(experiment: Experiment, stage: str) -> None:
         if restored:
             print(f"{stage}: continues from step {restored.step}")
             state = restored.state
-        log: RunLog = SilentLog()
+        log: Progress = SilentLog()
         if parallel.is_writer():
             log = RunLog(experiment.path, stage, int(state.step), settings.num_steps)
         with contextlib.closing(log):
@@ -155,9 +170,10 @@ def _trained(state: TrainState | NCPState) -> dict[str, Any]:
     return {f"stack_{i}": stack.params for i, stack in enumerate(state.stacks)}
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Versions, devices and the commit of the code that runs."""
     return {
+        "ncp_jax": ncp_jax.__version__,  # all that is known of an installed package
         "git_commit": _git_commit(Path(__file__).parents[2]),
         "device": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(),

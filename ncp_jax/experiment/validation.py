@@ -7,11 +7,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
+from ncp_jax.evaluation.picture_classifier import LEAST_PICTURES
 from ncp_jax.experiment.config import DISCRIMINATORS, VAES
 from ncp_jax.models import stacks
 from ncp_jax.nested import flatten
 from ncp_jax.report.quantities import SAMPLERS
-from ncp_jax.training import optimizers
+from ncp_jax.training import held_out, optimizers
 
 PARTS = ("training", "samplers", "alone", "stage_two")  # of the benchmark
 DTYPES = ("float32", "bfloat16")
@@ -42,6 +43,11 @@ def validate(config: ConfigDict) -> None:
     for section in ("vae", "ncp"):
         if config[section].ema_decay >= 1.0:
             raise InputError(f"config.{section}.ema_decay must be below 1")
+    if config.ncp.negative_weight < 1.0:
+        raise InputError(
+            "config.ncp.negative_weight must be 1 (the paper's loss) or more, got "
+            f"{config.ncp.negative_weight}"
+        )
     for name, allowed in _choices(config).items():
         value = dict(flatten(config.to_dict()))[name]
         if value not in allowed:
@@ -62,6 +68,12 @@ def validate(config: ConfigDict) -> None:
             f"config.data.binarization is {config.data.binarization!r}"
         )
     _check_features(config)
+    if config.ncp.directions.share > 1:
+        raise InputError(
+            "config.ncp.directions.share is of the signal, at most 1; got "
+            f"{config.ncp.directions.share}"
+        )
+    _check_audit(config)
     if config.data.num_bits > 8:
         raise InputError(
             f"config.data.num_bits is at most 8, got {config.data.num_bits}"
@@ -77,12 +89,13 @@ def _check_features(config: ConfigDict) -> None:
             "together: the name of a network and the file of its weights (docs, "
             "What is measured), or neither"
         )
-    idle = set(settings.fid_samplers) - set(config.sample.samplers)
-    if idle:
-        raise InputError(
-            f"config.evaluate.fid_samplers names {sorted(idle)}, which are not among "
-            f"config.sample.samplers = {tuple(config.sample.samplers)}"
-        )
+    for field in ("fid_samplers", "audit_samplers"):
+        idle = set(settings[field]) - set(config.sample.samplers)
+        if idle:
+            raise InputError(
+                f"config.evaluate.{field} names {sorted(idle)}, which are not among "
+                f"config.sample.samplers = {tuple(config.sample.samplers)}"
+            )
     if 0 < settings.num_mmd_samples < 3:
         raise InputError(
             "config.evaluate.num_mmd_samples must be 3 or more, or 0 for no MMD; got "
@@ -90,8 +103,27 @@ def _check_features(config: ConfigDict) -> None:
         )
 
 
+def _check_audit(config: ConfigDict) -> None:
+    """Refuses an audit of too few pictures to learn from and to be judged by."""
+    for field in ("audit_num_images", "audit_num_draws"):
+        number = config.evaluate[field]
+        if 0 < number < LEAST_PICTURES:
+            raise InputError(
+                f"config.evaluate.{field} must be {LEAST_PICTURES} or more, or 0 for "
+                f"none; got {number}"
+            )
+    if config.evaluate.audit_num_draws > config.evaluate.audit_num_images:
+        raise InputError(
+            f"config.evaluate.audit_num_draws = {config.evaluate.audit_num_draws} is "
+            "more than the decoded encodings that they are held against, "
+            f"audit_num_images = {config.evaluate.audit_num_images}"
+        )
+
+
 MAY_BE_ZERO = (
     "seed",
+    "evaluate.audit_num_draws",
+    "evaluate.audit_num_images",
     "evaluate.max_examples",
     "evaluate.max_log_z_stderr",
     "evaluate.num_mmd_samples",
@@ -99,6 +131,9 @@ MAY_BE_ZERO = (
     "sample.chunk_size",
     "sample.memory_mib",
     "sample.num_readjust_iterations",
+    "ncp.directions.cap",
+    "ncp.directions.context_size",
+    "ncp.directions.floor",
     "ncp.patience",
     "ncp.ranking_weight",
     "ncp.seed",
@@ -131,6 +166,11 @@ def _require_steps(name: str, values: Sequence[Any]) -> None:
         raise InputError(f"config.{name} must hold positive numbers, got {values}")
 
 
+def _require_decays(name: str, values: Sequence[Any]) -> None:
+    if not all(type(v) in (int, float) and 0 <= v < math.inf for v in values):
+        raise InputError(f"config.{name} must hold numbers from 0 on, got {values}")
+
+
 def _require_samplers(name: str, values: Sequence[Any]) -> None:
     allowed = tuple(sampler for sampler in SAMPLERS if sampler != "base")
     if not set(values) <= set(allowed) or len(set(values)) < len(values):
@@ -145,7 +185,10 @@ def _require_parts(name: str, values: Sequence[Any]) -> None:
 
 
 _LISTS: Mapping[str, Callable[[str, Sequence[Any]], None]] = {
+    "evaluate.audit_groups": _require_groups,
+    "evaluate.audit_samplers": _require_samplers,
     "evaluate.fid_samplers": _require_samplers,
+    "ncp.weight_decays": _require_decays,
     "sample.groups": _require_groups,
     "sample.langevin_step_sizes": _require_steps,
     "sample.samplers": _require_samplers,
@@ -163,6 +206,7 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
         "evaluate.fid_reference": ("train", "test"),
         "evaluate.split": ("test", "valid"),
         "ncp.formulation": stacks.FORMULATIONS,
+        "ncp.select_by": held_out.SELECT_BY,
         "sample.dtype": DTYPES,
         "vae.model.likelihood": ("bernoulli", "normal"),
         # Its fields come with it, so it is the experiment's file that chooses.

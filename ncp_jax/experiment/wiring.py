@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,27 +12,41 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ncp_jax import parallel, rng
 from ncp_jax.data import datasets, pixels
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import architectures
+from ncp_jax.experiment import architectures, signal
 from ncp_jax.experiment.workdir import Workdir
-from ncp_jax.models.base import FrozenVAE
+from ncp_jax.models.base import Block, FrozenVAE, LatentVariableModel
 from ncp_jax.priors import ncp_prior
-from ncp_jax.training import ncp_update, vae_update
-from ncp_jax.training.checkpoints import Checkpoints, digests
+from ncp_jax.priors.signal_space import SignalVAE
+from ncp_jax.training import batches, vae_update
+from ncp_jax.training.checkpoints import Checkpoints, fingerprint
 from ncp_jax.training.loop import Task, TrainState
 from ncp_jax.training.ncp_update import NCPState
+from ncp_jax.training.stage_two import StageTwo
 
 Array = jax.Array
 
+STAGE_TWO = (  # fields of `StageTwo` that are settings of config.ncp
+    "batch_size",
+    "num_negatives",
+    "ranking_weight",
+    "negative_weight",
+    "select_by",
+    "ema_decay",
+    "num_passes",
+    "patience",
+    "formulation",
+)
 MAX_NOISE_BYTES = 2 * 10**8  # of noise that stands for a data set
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
     """The settings, the folder and the data of one run, and what is built of them."""
 
@@ -117,43 +130,50 @@ class Experiment:
         )
         return task, self._initial_vae()
 
+    @functools.cached_property
+    def ncp_optimizer(self) -> optax.GradientTransformation:
+        """What trains the discriminators."""
+        return architectures.build_optimizer(self.config.ncp)
+
+    @functools.cached_property
+    def stage_two(self) -> StageTwo:
+        """How stage 2 is trained."""
+        settings = self.config.ncp
+        return StageTwo(
+            self.discriminator,
+            self.ncp_optimizer,
+            is_train_there=self.config.data.on_device,
+            **{name: settings[name] for name in STAGE_TWO},
+        )
+
     def ncp_task(self, vae: FrozenVAE) -> tuple[Task, NCPState]:
         """Returns what stage 2 trains on `vae`, and the state that it starts from."""
-        settings, key = self.config.ncp, self.key("ncp")
-        task = Task(
-            name="ncp",
-            data={
-                "vae": parallel.replicate(self.mesh, vae),
-                **self._train_data("ncp"),
-            },
-            inputs=self._batches("ncp"),
-            update=ncp_update.make_update(
-                self.discriminator,
-                architectures.build_optimizer(settings),
-                self.prepare_to_train,
-                key,
-                num_negatives=settings.num_negatives,
-                ranking_weight=settings.ranking_weight,
-                ema_decay=settings.ema_decay,
-                patience=settings.patience,
-                mesh=self.mesh,
-                formulation=settings.formulation,
-            ),
-            validate=ncp_update.make_validate(
-                self.discriminator,
-                self.prepare,
-                rng.stream(key, "valid"),
-                num_passes=settings.num_passes,
-                num_negatives=settings.num_negatives,
-                ranking_weight=settings.ranking_weight,
-                patience=settings.patience,
-                mesh=self.mesh,
-                formulation=settings.formulation,
-            ),
-            place=functools.partial(ncp_update.place, self.mesh),
-            collect=functools.partial(ncp_update.collect, vae.blocks),
+        self._check_batch_size("ncp")
+        key, model = self.key("ncp"), self.in_signal_space(vae)
+        given: LatentVariableModel
+        if isinstance(model, SignalVAE):
+            train, valid = signal.encoded(self, model)
+            stage = dataclasses.replace(self.stage_two, num_passes=1)
+            given, prepare, held_out = model.coordinates, _as_stored, _as_stored
+        else:
+            train, valid, stage = self.dataset.train, self.dataset.valid, self.stage_two
+            given, prepare, held_out = vae, self.prepare_to_train, self.prepare
+        task = stage.task(
+            given,
+            train,
+            valid,
+            key,
+            prepare=prepare,
+            prepare_held_out=held_out,
+            mesh=self.mesh,
         )
-        return task, self._initial_ncp(vae)
+        return task, self._initial_ncp(given)
+
+    def in_signal_space(self, vae: FrozenVAE) -> LatentVariableModel:
+        """What stage 2 reweights: `vae`, or its view in signal coordinates."""
+        if not self.config.ncp.directions.cap:
+            return vae
+        return signal.model(self, vae, fingerprint(vae.variables))
 
     def checkpoints(self, stage: str, vae: FrozenVAE | None = None) -> Checkpoints:
         """Opens the checkpoints of "vae", or of "ncp" on `vae`; to use in a `with`."""
@@ -163,10 +183,22 @@ class Experiment:
                 digest = hashlib.file_digest(file, "sha256")
             metadata["vae.checkpoint"] = digest.hexdigest()[:16]
         if vae is not None:  # its discriminators fit no other
-            leaves = json.dumps(digests(vae.variables), sort_keys=True)
-            metadata["vae"] = hashlib.sha256(leaves.encode()).hexdigest()[:16]
+            metadata["vae"] = fingerprint(vae.variables)
+            model = self.in_signal_space(vae)
+            if isinstance(model, SignalVAE):
+                metadata["directions"] = model.directions.digest()[:16]
         folder = self.path / stage / "checkpoints"
         return Checkpoints(folder, metadata)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The latent groups of the VAE."""
+        return self.vae_module.blocks
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether both stages are done, with these settings."""
+        return all(map(self.workdir.is_done, ("vae", "ncp")))
 
     def load_vae(self) -> FrozenVAE:
         """Returns the stage-1 model of lowest validation loss."""
@@ -175,11 +207,17 @@ class Experiment:
     def load_ncp(self) -> ncp_prior.NCPPrior:
         """Returns the prior of lowest held-out NCE losses, on its frozen VAE."""
         vae = self.load_vae()
-        like = jax.eval_shape(lambda: self._initial_ncp(vae))
-        state = self._best("ncp", like, vae)
+        model = self.in_signal_space(vae)
         groups = tuple(self.config.sample.groups) or None
-        params = jax.device_put(state.best_params(vae.blocks))
-        return ncp_prior.NCPPrior(vae, self.discriminator, params, groups)
+        trained: LatentVariableModel = vae
+        if isinstance(model, SignalVAE):
+            trained = model.coordinates
+            groups = model.chosen(groups)
+        like = jax.eval_shape(lambda: self._initial_ncp(trained))
+        state = self._best("ncp", like, vae)
+        params = jax.device_put(state.best_params(trained.blocks))
+        rest = (None,) * (len(model.blocks) - len(params))
+        return ncp_prior.NCPPrior(model, self.discriminator, (*params, *rest), groups)
 
     @functools.cached_property
     def _vae_shapes(self) -> TrainState:
@@ -209,49 +247,31 @@ class Experiment:
         key = rng.stream(self.key("vae"), "penalty")
         return jax.jit(init_state)(variables, key=key)
 
-    def _initial_ncp(self, vae: FrozenVAE) -> NCPState:
-        init_state = functools.partial(
-            ncp_update.init_state,
-            self.discriminator,
-            architectures.build_optimizer(self.config.ncp),
-            vae,
-            ema_decay=self.config.ncp.ema_decay,
-        )
-        return jax.jit(init_state)(rng.stream(self.key("ncp"), "init"))
+    def _initial_ncp(self, vae: LatentVariableModel) -> NCPState:
+        return self.stage_two.initial(vae, self.key("ncp"))
 
     def _train_data(self, section: str) -> dict[str, Array | None]:
-        batch_size = self.config[section].batch_size
-        parallel.check_batch_size(self.mesh, f"config.{section}.batch_size", batch_size)
-        # Validation batches are shared between the devices, too: padded to be even.
-        num_valid = -(-len(self.dataset.valid) // self.mesh.size) * self.mesh.size
-        batches = datasets.padded_batches(
-            self.dataset.valid, min(batch_size, num_valid)
+        return batches.on_devices(
+            self.mesh,
+            self.dataset.train,
+            self.dataset.valid,
+            self._check_batch_size(section),
+            self.config.data.on_device,
         )
-        rows, masks = zip(*batches, strict=True)
-        train = self.dataset.train if self.config.data.on_device else None
-        stored = {
-            "train": train,
-            "valid": np.stack(rows),  # [n, B, ...]
-            "valid_mask": np.stack(masks),  # [n, B]
-        }
-        return parallel.replicate(self.mesh, stored)
 
     def _batches(self, section: str) -> Callable[[int, int], Array]:
-        settings, train = self.config[section], self.dataset.train
-        key = rng.stream(self.key(section), "batch")
-        datasets.batch_indices(
-            key, 0, 1, settings.batch_size, len(train)
-        )  # or InputError
+        return batches.by_step(
+            self.mesh,
+            rng.stream(self.key(section), "batch"),
+            self.dataset.train,
+            self.config[section].batch_size,
+            self.config.data.on_device,
+        )
 
-        def inputs(first_step: int, num_steps: int) -> Array:
-            indices = datasets.batch_indices(
-                key, first_step, num_steps, settings.batch_size, len(train)
-            )
-            if self.config.data.on_device:
-                return parallel.replicate(self.mesh, indices)
-            return parallel.replicate(self.mesh, train[np.asarray(indices)])
-
-        return inputs
+    def _check_batch_size(self, section: str) -> int:
+        batch_size = self.config[section].batch_size
+        parallel.check_batch_size(self.mesh, f"config.{section}.batch_size", batch_size)
+        return batch_size
 
     def _best(self, stage: str, like: Any, vae: FrozenVAE | None = None) -> Any:
         num_steps = self.config[stage].num_steps
@@ -277,25 +297,60 @@ def check_networks(config: ConfigDict) -> None:
     key, x = jax.random.key(0), jnp.zeros((1, *settings.shape))
     jax.eval_shape(module.init, key, x, key)
     network = architectures.build_discriminator(config.ncp.discriminator)
-    for block in module.blocks:
-        z, context = jnp.zeros((1, *block[1])), jnp.zeros((1, *block[2]))
+    for latent_shape, context_shape in _shapes_of_ratios(config, module.blocks):
+        z, context = jnp.zeros((1, *latent_shape)), jnp.zeros((1, *context_shape))
         jax.eval_shape(network.init, key, z, context)
-    num_groups = sum(block.num_groups for block in module.blocks)
+    check_groups(config, module.blocks)
+    if config.vae.penalty_weight and config.vae.model.name == "mlp":
+        raise InputError(
+            "config.vae.penalty_weight is for convolutions: the model 'mlp' has none"
+        )
+
+
+def _shapes_of_ratios(
+    config: ConfigDict, blocks: tuple[Block, ...]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes of what the discriminators read: (z_k or u_k, context)."""
+    settings = config.ncp.directions
+    if not settings.cap:
+        return [(block.latent_shape, block.context_shape) for block in blocks]
+    if config.ncp.discriminator.name != "mlp":
+        raise InputError(
+            f"config.ncp.discriminator.name = {config.ncp.discriminator.name!r} reads "
+            "maps: on signal directions (config.ncp.directions.cap) it must be 'mlp'"
+        )
+    num_groups = sum(block.num_groups for block in blocks)
+    if settings.is_joint:
+        return [((num_groups * settings.cap,), (0,))]
+    return [((settings.cap,), (num_groups * settings.context_size,))]
+
+
+def _as_stored(key: Array, stored: Array) -> Array:
+    """What stage 2 on directions reads needs no preparation."""
+    del key
+    return stored
+
+
+def check_groups(config: ConfigDict, blocks: tuple[Block, ...]) -> None:
+    """Refuses settings of groups that a model with these blocks does not have.
+
+    Raises:
+      InputError: naming the setting.
+    """
+    num_groups = sum(block.num_groups for block in blocks)
     if any(k >= num_groups for k in config.sample.groups):
         raise InputError(
             f"config.sample.groups = {tuple(config.sample.groups)}: the model has the "
             f"groups 0 to {num_groups - 1}"
         )
-    step_sizes = config.sample.langevin_step_sizes
-    if step_sizes and len(step_sizes) != num_groups:
-        raise InputError(
-            f"config.sample.langevin_step_sizes holds {len(step_sizes)} numbers for "
-            f"{num_groups} groups"
-        )
-    if config.vae.penalty_weight and config.vae.model.name == "mlp":
-        raise InputError(
-            "config.vae.penalty_weight is for convolutions: the model 'mlp' has none"
-        )
+    for name, values in (
+        ("sample.langevin_step_sizes", config.sample.langevin_step_sizes),
+        ("ncp.weight_decays", config.ncp.weight_decays),
+    ):
+        if values and len(values) != num_groups:
+            raise InputError(
+                f"config.{name} holds {len(values)} numbers for {num_groups} groups"
+            )
 
 
 def load_data(config: ConfigDict) -> datasets.Dataset:

@@ -4,7 +4,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Workdir:
       config: of this call, as JSON values.
       environment: versions and devices, for the records.
       is_writer: False for the processes of a run that leave locking and records to one.
+      pinning_stages: those that, once started, fix their part of the config.
 
     Raises:
       InputError: if the folder cannot be written, another process holds it, or it was
@@ -48,9 +49,11 @@ class Workdir:
         config: Mapping[str, Any],
         environment: Mapping[str, Any],
         is_writer: bool = True,
+        pinning_stages: Sequence[str] = ("vae", "ncp"),
     ):
         self.path = path
         self._is_writer = is_writer
+        self._pinning_stages = pinning_stages
         self._config = config
         self._environment = environment
         try:
@@ -187,7 +190,7 @@ class Workdir:
         """Refuses a config that trained stages contradict, else records it."""
         if before := self._read_json("config.json"):
             pinned: set[str] = set()
-            for stage in ("vae", "ncp"):
+            for stage in self._pinning_stages:
                 saved = (self.path / stage / "checkpoints").glob("[0-9]*")
                 if any(path.name.isdigit() for path in saved):
                     pinned.update(SECTIONS[stage])

@@ -1,7 +1,7 @@
 """Pictures from an NCP prior: in batches, on all devices, in the memory there is."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,21 +11,65 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
+from ncp_jax.errors import InputError
 from ncp_jax.models import stacks
+from ncp_jax.priors.group_samplers import SIR
 from ncp_jax.priors.ncp_prior import DrawGroup, NCPPrior, ancestral
 
 Array = jax.Array
 
 CPU_BYTES = 16 * 2**20  # of a chunk, near to caches: 64 MiB were up to twice as slow
 FREE_SHARE = 0.5  # of an accelerator's free memory, for a chunk
+DEFAULT_SAMPLER = SIR(num_proposals=5_000)
 
 
 class Generated(NamedTuple):
-    """Pictures and where they came from, on the host; pictures lead everywhere."""
+    """Pictures and where they came from, on the host; latents as `encode` has them."""
 
     images: np.ndarray | Array  # [N, *data_shape] E[x | z]
-    latents: tuple[np.ndarray | Array, ...]  # per block [N, num_groups, *latent_shape]
-    infos: tuple[Any, ...]  # per block, the sampler's info, leaves [N, num_groups, ...]
+    latents: tuple[np.ndarray | Array, ...]  # per block [num_groups, N, *latent_shape]
+    infos: tuple[Any, ...]  # per block, the sampler's info, leaves [num_groups, N, ...]
+
+
+def sample(
+    ncp: NCPPrior,
+    key: Array,
+    num: int = 64,
+    sampler: DrawGroup = DEFAULT_SAMPLER,
+    *,
+    batch_size: int = 64,
+    mesh: Mesh | None = None,
+) -> Generated:
+    """Draws z from an NCP prior, group after group, and decodes it (Sec. 4.4).
+
+    Draw i depends on (key, i) alone: ask for more under the same key, and the first
+    ones stay what they were.  SIR's bias is O(1 / ESS) of its proposals, which
+    `infos[block].ess` shows.
+
+    Args:
+      ncp: of `fit`.
+      key: PRNG key; consumed here.
+      num: N.
+      sampler: `SIR`, `Langevin`, `MALA`, ... with its settings; `Base()` for the VAE's
+        own prior.
+      batch_size: draws at a time, of all devices together; bounds the memory.
+      mesh: the devices that share a batch; None for all.
+
+    Returns:
+      images E[x | z] [N, *data_shape]; per block latents [num_groups, N,
+      *latent_shape] and the sampler's info with leaves [num_groups, N, ...].
+
+    Raises:
+      InputError: the sampler leaves the finite numbers.
+    """
+    mesh = mesh or parallel.mesh_of()
+    out = generate(ncp, rng.typed(key), num, batch_size, sampler, mesh)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out)):
+        raise InputError(
+            f"{sampler} left the finite numbers: lower its step size, or draw by SIR, "
+            "which has none"
+        )
+    return out
 
 
 def generate(
@@ -37,8 +81,16 @@ def generate(
     mesh: Mesh | None = None,
 ) -> Generated:
     """Draws and decodes `num_images`; see `batches`."""
-    parts = batches(prior, key, num_images, batch_size, draw, mesh)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    parts = list(batches(prior, key, num_images, batch_size, draw, mesh))
+
+    def joined(axis: int, trees: Iterable[Any]) -> Any:
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis), *trees)
+
+    return Generated(
+        joined(0, [part.images for part in parts]),
+        joined(1, [part.latents for part in parts]),
+        joined(1, [part.infos for part in parts]),
+    )
 
 
 def batches(
@@ -77,14 +129,16 @@ def batches(
             except jax.errors.JaxRuntimeError as error:
                 draw = _with_smaller_chunks(draw, error)
         kept = slice(num_images - first)
-        yield jax.tree.map(lambda leaf, kept=kept: leaf[kept], out)
+        images, *of_groups = out
+        of_groups = jax.tree.map(lambda leaf, kept=kept: leaf[:, kept], of_groups)
+        yield Generated(images[kept], *of_groups)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def draw_batch(mesh: Mesh, draw: DrawGroup, prior: NCPPrior, keys: Array) -> Generated:
     """Draws and decodes one batch, compiled: a picture per key, on the devices."""
 
-    def share(prior: NCPPrior, keys: Array) -> Generated:
+    def share(prior: NCPPrior, keys: Array) -> Generated:  # pictures lead everywhere
         with jax.default_matmul_precision("float32"):  # TF32 would move log-weights
             draws = ancestral(prior, keys, draw)
             images = prior.vae.decode(draws.carry).mean
@@ -94,7 +148,9 @@ def draw_batch(mesh: Mesh, draw: DrawGroup, prior: NCPPrior, keys: Array) -> Gen
             jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), draws.infos),
         )
 
-    return parallel.over_device_chains(mesh, share, prior, keys)
+    images, *of_groups = parallel.over_device_chains(mesh, share, prior, keys)
+    of_groups = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), of_groups)
+    return Generated(images, *of_groups)
 
 
 def _with_smaller_chunks(draw: Any, error: Exception) -> Any:
@@ -121,6 +177,7 @@ def fitting_chunk(
     most = min(
         _most_proposals(prior, stack.blocks[0], num_chains, num_bytes)
         for stack in stacks.stack_blocks(prior.vae.blocks)
+        if stack.blocks[0] in prior.reweighted_blocks
     )
     most = int(np.clip(most, 1, num_proposals))
     even = next(size for size in range(most, 0, -1) if num_proposals % size == 0)

@@ -85,3 +85,37 @@ def log_prior(vae: LatentVariableModel, latents: Latents) -> tuple[Array, Carry]
     """log p(z_k | z_<k) of every group, [B, K] in nats, and the state to decode."""
     terms, carry = walk(vae, latents, lambda b, k, prior, z_k: prior.base.log_prob(z_k))
     return jnp.concatenate(terms).T, carry
+
+
+def hybrid(
+    vae: LatentVariableModel, latents: Latents, num_given: Array | int, key: Array
+) -> tuple[Latents, Carry]:
+    """Keeps the first groups of z and draws the others from the base prior.
+
+    Args:
+      vae: the model.
+      latents: one array [num_groups, B, *latent_shape] per block.
+      num_given: how many groups are kept, 0 .. K; may be traced.
+      key: PRNG key; consumed here.
+
+    Returns:
+      z_k as given for k < num_given, the others z_k ~ p(z_k | z_<k), in the same
+      shapes; and the model's state after the last group, ready for `decode`.
+    """
+    carry, before, kept = vae.root(latents[0].shape[1]), 0, []
+    for b, block in enumerate(vae.blocks):
+
+        def step(
+            carry: Carry, kz: tuple[Array, Array], b: int = b, before: int = before
+        ) -> tuple[Carry, Array]:
+            k, given = kz
+            group_key = rng.at_step(rng.at_step(key, b), k)
+            drawn = vae.prior(b, k, carry).base.sample(group_key)
+            z_k = jnp.where(before + k < num_given, given, drawn)
+            return vae.absorb(b, k, carry, z_k), z_k
+
+        groups = jnp.arange(block.num_groups)
+        carry, z = jax.lax.scan(step, carry, (groups, latents[b]))
+        kept.append(z)
+        before += block.num_groups
+    return tuple(kept), carry

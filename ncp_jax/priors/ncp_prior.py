@@ -32,24 +32,41 @@ DrawGroup = Callable[[Array, Target], tuple[Array, Any]]
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class NCPPrior:
     """A frozen VAE and one discriminator per latent group.
 
     Attributes:
       vae: the model whose base prior is reweighted.
       discriminator: the network; its parameters are apart, one set per group.
-      params: per block, the discriminators' parameters stacked [num_groups, ...].
+      params: per block, the discriminators' parameters stacked [num_groups, ...]; None
+        for a block whose groups all keep r_k = 1.
       groups: numbers (of 0 .. K-1) of the groups that are reweighted, the others keep
         r_k = 1; None for all.
     """
 
     vae: LatentVariableModel
     discriminator: nn.Module = dataclasses.field(metadata={"static": True})
-    params: tuple[PyTree, ...]
+    params: tuple[PyTree | None, ...]
     groups: tuple[int, ...] | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
+
+    def __repr__(self) -> str:
+        """One line: the model, the groups, the network and its size."""
+        num_groups = sum(block.num_groups for block in self.vae.blocks)
+        leaves = jax.tree.leaves(self.params)
+        size = sum(getattr(leaf, "size", 1) for leaf in leaves)
+        chosen = "" if self.groups is None else f", groups={self.groups}"
+        return (
+            f"NCPPrior({self.vae_name}, K={num_groups}, "
+            f"{type(self.discriminator).__name__} with {size:,} weights in all{chosen})"
+        )
+
+    @property
+    def vae_name(self) -> str:
+        """What the VAE's class, or its module's, is called."""
+        return type(getattr(self.vae, "module", self.vae)).__name__
 
     def log_ratio(self, block: int, k: Array | int, context: Array) -> LogRatio:
         """Returns z_k [B, *latent_shape] -> log r_k(z_k, c) [B], in nats.
@@ -61,6 +78,8 @@ class NCPPrior:
           k: its number in the block; may be traced.
           context: [B, *context_shape].
         """
+        if self.params[block] is None:
+            return lambda z_k: jnp.zeros(z_k.shape[0])
         variables = {
             "params": jax.tree.map(lambda stacked: stacked[k], self.params[block])
         }
@@ -75,6 +94,11 @@ class NCPPrior:
             return value if self.groups is None else jnp.where(is_used, value, 0.0)
 
         return log_r
+
+    @property
+    def reweighted_blocks(self) -> tuple[int, ...]:
+        """Numbers of the blocks that have discriminators."""
+        return tuple(b for b, params in enumerate(self.params) if params is not None)
 
     def is_reweighted(self, block: int, k: Array | int) -> Array:
         """Whether r_k counts: [] bool."""
@@ -113,7 +137,7 @@ class Draws(NamedTuple):
 
     latents: Latents
     carry: Carry  # the model's state after the last group: what `decode` takes
-    infos: tuple[Any, ...]  # per block, the sampler's info with a leading group axis
+    infos: tuple[Any, ...]  # per reweighted block, the sampler's info, groups leading
 
 
 def ancestral(prior: NCPPrior, keys: Array, draw: DrawGroup) -> Draws:
@@ -142,7 +166,9 @@ def ancestral(prior: NCPPrior, keys: Array, draw: DrawGroup) -> Draws:
             log_r = prior.log_ratio(b, k, context)
             target = Target(base, log_r, prior.number(b, k))
             group_keys = rng.at_step(block_keys, k)
-            if prior.groups is None:
+            if prior.params[b] is None:
+                z_k, info = sample_each(group_keys, base), ()
+            elif prior.groups is None:
                 z_k, info = draw(group_keys, target)
             else:
                 z_k, info = jax.lax.cond(
@@ -154,7 +180,8 @@ def ancestral(prior: NCPPrior, keys: Array, draw: DrawGroup) -> Draws:
 
         carry, (z, info) = jax.lax.scan(step, carry, jnp.arange(block.num_groups))
         latents.append(z)
-        infos.append(info)
+        if prior.params[b] is not None:
+            infos.append(info)
     return Draws(tuple(latents), carry, tuple(infos))
 
 

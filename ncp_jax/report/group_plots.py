@@ -9,9 +9,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from ncp_jax.report.group_curves import Curves
 from ncp_jax.report.plots import (
     BASE,
     INK,
@@ -110,6 +111,39 @@ def overlap(arrays: Arrays) -> list[Panel]:
     ess = arrays.get("sir_ess", np.zeros((0, 2)))
     if ess.shape == loss.shape and np.isfinite(ess[:, 0]).any():
         panels.append(_ess_against_loss(numbers, loss, ess))
+    return panels
+
+
+@matplotlib.rc_context(STYLE)
+def gains(curves: Curves) -> list[Panel]:
+    """The gain of each group over the steps, train beside held out, up to twelve.
+
+    Args:
+      curves: {split: (steps [n], gains [n, K])} in nats.
+    """
+    if "valid" not in curves:
+        return []
+    num_groups, panels = curves["valid"][1].shape[1], []
+    for k in spread(num_groups, MAX_GROUPS):
+        axes, last = _small_axes(num_groups), {}
+        for split, colour in (("train", MUTED), ("valid", INK)):
+            steps, values = curves.get(split, (np.zeros(0), np.zeros((0, 0))))
+            if values.shape[1:] != (num_groups,):
+                continue
+            shown = np.isfinite(values[:, k])
+            if shown.any():
+                label = "held out" if split == "valid" else split
+                last[label] = f"{values[shown, k][-1]:.4g} {label}"
+                axes.plot(steps[shown], values[shown, k], color=colour, label=label)
+        if not last:
+            continue
+        axes.axhline(0, color=NCP, ls="--", lw=1)
+        axes.set(xlabel="step", ylabel="gain (nats)")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k
+        axes.legend()
+        name = f"Group {k}. " if num_groups > 1 else ""
+        caption = f"{name}Last gain: {', '.join(last.values())} (nats)"
+        panels.append(Panel(to_png(axes), f"Gain against step. {caption}.", caption))
     return panels
 
 

@@ -11,6 +11,11 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     return np.round(255.0 * np.clip(x, 0.0, 1.0)).astype(np.uint8)
 
 
+def as_uint8(stored: np.ndarray) -> np.ndarray:
+    """Returns uint8 pictures as they are, and floats in [0, 1] in 8 bits."""
+    return stored if stored.dtype == np.uint8 else to_uint8(stored)
+
+
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
     """Tiles pictures [N, H, W, C] row by row, one black pixel apart: [H', W', C]."""
     n, height, width, channels = images.shape

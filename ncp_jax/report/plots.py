@@ -79,12 +79,17 @@ class Panel(NamedTuple):
 
 
 @matplotlib.rc_context(STYLE)
-def loss(stage: str, curves: Mapping[str, NDArray[np.float64]]) -> list[Panel]:
+def loss(
+    stage: str,
+    curves: Mapping[str, NDArray[np.float64]],
+    negative_weight: float = 1.0,
+) -> list[Panel]:
     """The loss of one stage over its steps.
 
     Args:
-      stage: "vae" or "ncp"; the second gets the line 2 log 2, where p = q.
+      stage: "vae" or "ncp"; the second gets a line where p = q, at 2 log 2.
       curves: split ("train", "valid") -> [n, 2] columns step and loss (nats).
+      negative_weight: M of the NCE loss, which moves that line.
 
     Returns:
       One panel, or none when no curve holds a finite loss.
@@ -100,13 +105,15 @@ def loss(stage: str, curves: Mapping[str, NDArray[np.float64]]) -> list[Panel]:
     for split, xy in curves.items():
         looks: Any = {"marker": "."} if len(xy) <= 40 else {"lw": 0.8, "alpha": 0.7}
         axes.plot(*xy.T, color=colours[split], label=split, **looks)
+    level = no_signal(negative_weight)
     if stage == "ncp":
-        axes.axhline(NO_SIGNAL, color=NCP, ls="--", lw=1, label="2 log 2 (p = q)")
+        label = "2 log 2 (p = q)" if negative_weight == 1.0 else f"{level:.4g} (p = q)"
+        axes.axhline(level, color=NCP, ls="--", lw=1, label=label)
     # The first steps fall from far above: they may leave the picture.
     last = max(xy[-1, 0] for xy in curves.values())
     kept = np.concatenate([xy[xy[:, 0] >= 0.1 * last, 1] for xy in curves.values()])
     if stage == "ncp":
-        kept = np.append(kept, NO_SIGNAL)
+        kept = np.append(kept, level)
     low, high = kept.min(), kept.max()
     pad = 0.06 * (high - low) or 0.1
     axes.set(xlabel="step", ylabel="loss (nats)", ylim=(low - pad, high + pad))
@@ -116,6 +123,12 @@ def loss(stage: str, curves: Mapping[str, NDArray[np.float64]]) -> list[Panel]:
     name = {"vae": "Stage 1: VAE", "ncp": "Stage 2: NCE"}.get(stage, stage)
     caption = f"{name} loss; last values: {final} nats"
     return [Panel(to_png(axes), f"Loss against step. {caption}.", caption)]
+
+
+def no_signal(negative_weight: float) -> float:
+    """The NCE loss of a classifier that always says p = q: 2 log 2 at M = 1."""
+    m = negative_weight
+    return math.log1p(m) + m * math.log1p(1 / m)
 
 
 @matplotlib.rc_context(STYLE)

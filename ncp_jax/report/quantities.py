@@ -73,6 +73,23 @@ MEANINGS = {
         STAGE_2, "NCE loss", "2 log 2 = 1.386 when q and p cannot be told apart"
     ),
     "jsd": Meaning(STAGE_2, "JSD(q, p)", "log 2 - NCE loss / 2; 0 when the prior fits"),
+    "audit_jsd_hybrid": Meaning(
+        STAGE_2,
+        "JSD of pictures, from here on p",
+        "lower bound, by a classifier of decoded draws; the groups before are from q",
+    ),
+    "nce_gain": Meaning(
+        STAGE_2,
+        "Held-out gain",
+        "E_q[log r] - log E_p[r] of a group's ratio: what it adds in likelihood, a "
+        "lower bound on KL(q, p)",
+    ),
+    "nce_log_r_q": Meaning(STAGE_2, "E_q[log r]", "mean log r of posterior draws"),
+    "nce_log_z": Meaning(
+        STAGE_2,
+        "log Z of the group",
+        "log E_p[r] with earlier groups from q; 0 for an ideal classifier",
+    ),
     "calibration_error": Meaning(
         STAGE_2,
         "Calibration error",
@@ -109,6 +126,11 @@ FAMILIES = {  # metrics of one kind, one per source of samples
         f"kid_{net.lower()}": (f"KID, {net}", f"kernel distance of the same, {LOW}")
         for net in SMALL_NETS
     },
+    "audit_jsd": (
+        "JSD of pictures",
+        "lower bound, by a classifier, from decoded posterior draws; what is left to "
+        "be found, 0 when nothing is seen",
+    ),
     "mmd": ("MMD(q, ·)²", "squared, from the aggregate posterior; 0 when they agree"),
     "mmd_p": ("p-value of MMD(q, ·)", "of the two being one distribution"),
     "nearer_than_held_out": ("Nearer than held-out pictures", NEAR),

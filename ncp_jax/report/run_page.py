@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from ncp_jax.errors import InputError
 from ncp_jax.nested import flatten
 from ncp_jax.report import (
+    distance_plots,
     galleries,
+    group_curves,
     group_plots,
     page,
     plots,
@@ -60,6 +62,14 @@ FIGURES = (  # heading, what to look for, panels
         "SIR count.",
         group_plots.overlap,
     ),
+    (
+        "Audit: is there a hole?",
+        "How well pictures of z from q are told from those whose first j groups are "
+        "from q and the others from p. Where this lies above zero and the NCE losses "
+        "of the groups from j on are near 2 log 2 = 1.386, the classifiers of z are "
+        "blind: there is a hole, and stage 2 has not found it.",
+        distance_plots.audit,
+    ),
     ("Normaliser", "The estimate of log Z as its draws grow.", plots.log_z),
     ("Langevin", "A slope at the end means too few steps.", plots.langevin),
 )
@@ -88,7 +98,8 @@ def write(workdir: str | Path) -> Path:
     data_name = config.get("data", {}).get("name", workdir.resolve().name)
     title = f"NCP-VAE on {data_name}"
     arrays = _arrays(workdir / "evaluation" / "arrays.npz")
-    notes = [str(arrays.get(f"note_{kind}", "")) for kind in ("scores", "neighbours")]
+    kinds = ("scores", "audit", "neighbours")
+    notes = [str(arrays.get(f"note_{kind}", "")) for kind in kinds]
     html = page.document(
         title,
         [
@@ -100,7 +111,7 @@ def write(workdir: str | Path) -> Path:
             tables.numbers(results),
             tables.per_group(results),
             summary.mmd(metrics, arrays, str(arrays.get("note_mmd", ""))),
-            *_figures(workdir, arrays),
+            *_figures(workdir, arrays, config),
             _settings(Configuration=config, Environment=environments),
         ],
     )
@@ -187,17 +198,34 @@ def _byline(run: Mapping[str, Any], environments: Iterable[Mapping[str, Any]]) -
     return f'<p class="byline soft">{line}</p>\n' if facts else ""
 
 
-def _figures(workdir: Path, arrays: plots.Arrays) -> Iterable[str]:
+def _figures(
+    workdir: Path, arrays: plots.Arrays, config: Mapping[str, Any]
+) -> Iterable[str]:
     """Sections of plots, training last."""
     for heading, text, draw in FIGURES:
         panels = draw(arrays)
         if panels:
             yield page.section(heading, text, _plots(panels))
-    curves = read_losses(workdir / "metrics.jsonl")
-    panels = [panel for stage in curves for panel in plots.loss(stage, curves[stage])]
+    gains = group_curves.read(workdir / "metrics.jsonl", "gain")
+    if panels := group_plots.gains(gains):
+        text = (
+            "E_q[log r] - log E_p[r] of each group as stage 2 trains: what its ratio "
+            "adds in likelihood. Where the held-out curve falls and the other rises, "
+            "the discriminator learns its training examples by heart."
+        )
+        yield page.section("Gain of the groups", text, _plots(panels))
+    curves, weight = read_losses(workdir / "metrics.jsonl"), _negative_weight(config)
+    panels = [p for stage in curves for p in plots.loss(stage, curves[stage], weight)]
     if panels:
         text = "The first steps may lie above the frame."
         yield page.section("Training", text, _plots(panels))
+
+
+def _negative_weight(config: Mapping[str, Any]) -> float:
+    """M of the NCE loss; runs from before the setting have the paper's."""
+    section = config.get("ncp")
+    value = section.get("negative_weight", 1.0) if isinstance(section, Mapping) else 1.0
+    return value if isinstance(value, int | float) and value >= 1.0 else 1.0
 
 
 def read_losses(path: Path) -> dict[str, dict[str, NDArray[np.float64]]]:

@@ -69,8 +69,14 @@ def per_group(results: Mapping[str, Any]) -> str:
             q = cells.get((k, name))
             value, half = (q.value, q.interval) if q else ("", "")
             rows += f'<td class="right">{value}</td><td class="half">{half}</td>'
+    text = "Each latent group and its discriminator, coarse to fine."
+    if "audit_jsd_hybrid" in columns:
+        text += (
+            " Where the JSD of pictures is above zero and no NCE loss from that row on "
+            "is below 2 log 2 = 1.386, the classifiers of z are blind."
+        )
     return page.section(
         "Groups",
-        "Each latent group and its discriminator, coarse to fine.",
+        text,
         f'<div class="scroll"><table class="groups">{rows}</tr></table></div>',
     )

@@ -39,6 +39,12 @@ def digests(tree: PyTree) -> dict[str, str]:
     }
 
 
+def fingerprint(tree: PyTree) -> str:
+    """Returns one hash of all arrays of `tree` and of their paths."""
+    leaves = json.dumps(digests(tree), sort_keys=True)
+    return hashlib.sha256(leaves.encode()).hexdigest()[:16]
+
+
 def _paths(tree: PyTree) -> set[str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path) for path, _ in leaves}

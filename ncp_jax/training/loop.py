@@ -3,9 +3,10 @@
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,15 @@ from flax import struct
 
 from ncp_jax import parallel
 from ncp_jax.errors import InputError
-from ncp_jax.training.checkpoints import Checkpoints
-from ncp_jax.training.run_log import RunLog
+
+if TYPE_CHECKING:  # whoever only measures needs neither Orbax nor TensorBoard
+    from ncp_jax.training.checkpoints import Checkpoints
+    from ncp_jax.training.run_log import Progress
 
 Array = jax.Array
 PyTree = Any
 Metrics = dict[str, Array]  # name -> scalar, or [K] with one value per latent group
+Recorded = dict[str, np.ndarray]  # the same, on the host
 Prepare = Callable[[Array, Array], Array]  # (key, stored examples) -> x for the model
 
 
@@ -45,6 +49,17 @@ class TrainState(struct.PyTreeNode):
         return self.variables | (self.averages or {})
 
 
+def mean_of_steps(metrics: Recorded) -> Recorded:
+    """The means over the steps of metrics [n, ...]."""
+    return {name: value.mean(axis=0) for name, value in metrics.items()}
+
+
+def no_remarks(metrics: Recorded) -> Sequence[str]:
+    """Nothing to say."""
+    del metrics
+    return ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What a stage trains.
@@ -59,6 +74,8 @@ class Task:
       validate: (state, data) -> (state, metrics); pure.  The sum of "best_loss", else
         of "loss", decides which checkpoint is best.  Where there is "stopped", training
         ends once it is all ones.
+      average: metrics [n, ...] of n steps -> those that are recorded of them.
+      remarks: last metrics of "valid" -> lines that are printed when training ends.
       place: puts a state that was made or restored on the devices.
       collect: undoes `place`, to NumPy arrays; what is saved.
     """
@@ -68,6 +85,8 @@ class Task:
     inputs: Callable[[int, int], PyTree]
     update: Callable[[Any, PyTree, PyTree], tuple[Any, Metrics]]
     validate: Callable[[Any, PyTree], tuple[Any, Metrics]]
+    average: Callable[[Recorded], Recorded] = mean_of_steps
+    remarks: Callable[[Recorded], Sequence[str]] = no_remarks
     place: Callable[[Any], Any] = jax.device_put
     collect: Callable[[Any], Any] = parallel.gather
 
@@ -95,7 +114,7 @@ def init_state(
         params=params,
         model_state=model_state,
         opt_state=optimizer.init(params),
-        averages=_averaged(params, model_state) if ema_decay else None,
+        averages=_moving(params, model_state) if ema_decay else None,
         penalty_state=penalty_state,
     )
 
@@ -105,11 +124,42 @@ def descend(
     gradients: PyTree,
     opt_state: optax.OptState,
     params: PyTree,
+    **extra: Any,
 ) -> tuple[PyTree, optax.OptState]:
-    """Returns the parameters and the optimiser's state after one step."""
+    """Returns the parameters and the optimiser's state after one step.
+
+    Args:
+      optimizer: an optax optimiser.
+      gradients: of the loss by `params`.
+      opt_state: the optimiser's state before.
+      params: before.
+      **extra: more that the optimiser may want to know; others do not see it.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
     with jax.numpy_dtype_promotion("standard"):  # Adam counts its steps in int32
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params, **extra)
     return optax.apply_updates(params, updates), opt_state
+
+
+def decay_at(ema_decay: float, step: Array) -> Array:
+    """The decay of a running average at a step: min(decay, (1 + t) / (10 + t)).
+
+    So an average of t steps reaches back over t / 9 of them at most, and the weights
+    that training started from are forgotten however short the run: after 2,000 steps
+    at 0.9999 their share is below 1e-23, not 0.82.
+
+    Args:
+      ema_decay: the decay that it ends with.
+      step: [] int32, t, updates done before.
+    """
+    t = step.astype(jnp.float32)
+    return jnp.minimum(ema_decay, (1.0 + t) / (10.0 + t))
+
+
+def averaged(newest: PyTree, averages: PyTree, ema_decay: float, step: Array) -> PyTree:
+    """One step of a running average, whose decay is that of `decay_at`."""
+    share = 1.0 - decay_at(ema_decay, step)
+    return optax.incremental_update(newest, averages, share)
 
 
 def apply_gradients(
@@ -128,15 +178,15 @@ def apply_gradients(
       state: before.
       gradients: of the loss by `state.params`.
       optimizer: an optax optimiser.
-      ema_decay: of the averages, where the state has some.
+      ema_decay: of the averages, where the state has some; less at first (`decay_at`).
       model_state: collections that the pass over the model has changed.
     """
     params, opt_state = descend(optimizer, gradients, state.opt_state, state.params)
     model_state = state.model_state | (model_state or {})
     averages = state.averages
     if averages is not None:
-        newest = _averaged(params, model_state)
-        averages = optax.incremental_update(newest, averages, 1.0 - ema_decay)
+        newest = _moving(params, model_state)
+        averages = averaged(newest, averages, ema_decay, state.step)
     return state.replace(
         step=state.step + 1,
         params=params,
@@ -146,7 +196,7 @@ def apply_gradients(
     )
 
 
-def _averaged(params: PyTree, model_state: PyTree) -> dict[str, PyTree]:
+def _moving(params: PyTree, model_state: PyTree) -> dict[str, PyTree]:
     """A copy of what is averaged over time; constants are not."""
     moving = {"params": params, **model_state}
     names = moving.keys() & {"params", "batch_stats"}
@@ -168,14 +218,16 @@ class Preempted(BaseException):
 class StopSignals:
     """While entered, SIGTERM and SIGINT set `received` instead of killing.
 
-    A second Ctrl-C acts at once.
+    A second Ctrl-C acts at once.  Threads but the main one get no signals.
     """
 
     def __enter__(self) -> "StopSignals":
         self.received: int | None = None
+        is_main = threading.current_thread() is threading.main_thread()
         self._before: dict[int, Any] = {
             signum: signal.signal(signum, self._remember)
             for signum in (signal.SIGTERM, signal.SIGINT)
+            if is_main
         }
         return self
 
@@ -195,8 +247,8 @@ class StopSignals:
 def fit(
     task: Task,
     state: Any,
-    checkpoints: Checkpoints,
-    log: RunLog,
+    checkpoints: "Checkpoints",
+    log: "Progress",
     *,
     num_steps: int,
     steps_per_dispatch: int,
@@ -225,20 +277,21 @@ def fit(
     run = jax.jit(scan_updates(task), donate_argnums=0)
     validate = jax.jit(task.validate, donate_argnums=0)
     step, valid_loss = int(state.step), None
-    finite: dict[str, np.ndarray] = {}
+    finite: Recorded = {}
+    valid: Recorded = {}
     state = task.place(state)
     with StopSignals() as signals:
         while step < num_steps:
             end = _next_boundary(step, num_steps, steps_per_dispatch, steps_per_eval)
             inputs = task.inputs(step, end - step)
             state, metrics = run(state, task.data, inputs)
-            finite = _mean_over_steps(task.name, metrics, step, finite)
+            finite = _recorded(task, metrics, step, finite)
             step = end
             log.write(step, "train", finite)
             if step % steps_per_eval == 0 or step == num_steps:
                 state, metrics = validate(state, task.data)
                 metrics = jax.tree.map(lambda value: value[None], metrics)
-                valid = _mean_over_steps(task.name, metrics, step, finite)
+                valid = _recorded(task, metrics, step, finite)
                 log.write(step, "valid", valid)
                 valid_loss = float(np.sum(valid.get("best_loss", valid["loss"])))
                 if np.all(valid.get("stopped", False)):  # no step would change a thing
@@ -251,6 +304,9 @@ def fit(
                 checkpoints.wait()
                 where = f"{task.name} is saved at step {step} of {num_steps}"
                 raise Preempted(received, where)
+    if valid and parallel.is_writer():
+        for line in task.remarks(valid):
+            print(line, flush=True)
     if signals.received is not None:  # after the last look, all is saved
         raise Preempted(signals.received)
     return state
@@ -269,21 +325,30 @@ def _next_boundary(step: int, num_steps: int, *intervals: int) -> int:
     return min(num_steps, *((step // n + 1) * n for n in intervals))
 
 
-def _mean_over_steps(
-    stage: str, metrics: Metrics, first_step: int, last_finite: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Returns the means over the steps of `metrics` [n, ...]."""
-    loss = np.asarray(metrics["loss"])
-    if not np.isfinite(loss).all():
-        i, *group = np.argwhere(~np.isfinite(loss))[0].tolist()
-        where = f"step {first_step + i}" + (f", group {group[0]}" if group else "")
-        if i:
-            last_finite = {n: np.asarray(value)[i - 1] for n, value in metrics.items()}
-        shown = {n: np.round(value, 4).tolist() for n, value in last_finite.items()}
-        raise InputError(
-            f"stage {stage}: the loss is {loss[i, *group]} at {where}.\n"
-            f"Last finite metrics: {shown or 'none'}.\n"
-            "Checkpoints so far are kept. Lower the learning rate (config."
-            f"{stage}.learning_rate) or lengthen its warm-up, in a new workdir."
-        )
-    return {name: np.asarray(value).mean(axis=0) for name, value in metrics.items()}
+def _recorded(
+    task: Task, metrics: Metrics, first_step: int, last_finite: Recorded
+) -> Recorded:
+    """Returns what is recorded of the steps of `metrics` [n, ...]."""
+    on_host = {name: np.asarray(value) for name, value in metrics.items()}
+    for name in ("loss", "gradient_norm"):  # a loss of 1e30 may still be finite
+        if not np.isfinite(on_host.get(name, 0.0)).all():
+            raise _blown_up(task.name, name, on_host, first_step, last_finite)
+    return task.average(on_host)
+
+
+def _blown_up(
+    stage: str, name: str, metrics: Recorded, first_step: int, last_finite: Recorded
+) -> InputError:
+    """What to say of metrics [n, ...] of which that called `name` is not finite."""
+    values = metrics[name]
+    i, *group = np.argwhere(~np.isfinite(values))[0].tolist()
+    where = f"step {first_step + i}" + (f", group {group[0]}" if group else "")
+    if i:
+        last_finite = {n: value[i - 1] for n, value in metrics.items()}
+    shown = {n: np.round(value, 4).tolist() for n, value in last_finite.items()}
+    return InputError(
+        f"stage {stage}: the {name.replace('_', ' ')} is {values[i, *group]} at "
+        f"{where}.\nLast finite metrics: {shown or 'none'}.\n"
+        "Checkpoints so far are kept. Lower the learning rate (config."
+        f"{stage}.learning_rate) or lengthen its warm-up, in a new workdir."
+    )

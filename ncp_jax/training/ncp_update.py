@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
@@ -15,9 +16,10 @@ from ncp_jax import parallel, rng
 from ncp_jax.models import stacks
 from ncp_jax.models.base import Block, LatentVariableModel
 from ncp_jax.priors.latents import ContrastiveDraws, contrastive_draws
-from ncp_jax.training import loop, nce
+from ncp_jax.training import held_out, loop, nce
+from ncp_jax.training.held_out import Sums
 from ncp_jax.training.loop import Metrics, Prepare, PyTree
-from ncp_jax.training.nce import GroupState
+from ncp_jax.training.nce import GroupState, Turn
 
 Array = jax.Array
 
@@ -29,7 +31,7 @@ class NCPState(struct.PyTreeNode):
     stacks: tuple[GroupState, ...]  # one per stack of groups of equal shape
 
     def best_params(self, blocks: tuple[Block, ...]) -> tuple[PyTree, ...]:
-        """Each group's weights at its lowest held-out loss, stacked per block."""
+        """Each group's weights at its best held-out score, stacked per block."""
         best = [stack.best_params for stack in self.stacks]
         return stacks.by_block(blocks, best)
 
@@ -84,16 +86,17 @@ def contrast(
     params: tuple[PyTree, ...],
     draws: tuple[ContrastiveDraws, ...],
 ) -> tuple[Array, Array]:
-    """Logits of posterior and of prior draws of all groups: two arrays [K, B].
+    """Logits of posterior and of prior draws of all reweighted groups: [K, B] each.
 
     Args:
       discriminator: (z_k, context) -> logit.
-      params: stacked, per block.
+      params: stacked, per block; None where no group is reweighted.
       draws: per block.
     """
     per_block = [
         stacks.over_groups(partial(nce.logits, discriminator), p, d)
         for p, d in zip(params, draws, strict=True)
+        if p is not None
     ]
     logit_q, logit_p = (
         jnp.concatenate(parts) for parts in zip(*per_block, strict=True)
@@ -109,6 +112,7 @@ def make_update(
     *,
     num_negatives: int = 1,
     ranking_weight: float = 0.0,
+    negative_weight: float = 1.0,
     ema_decay: float = 0.0,
     patience: int = 0,
     mesh: Mesh | None = None,
@@ -127,9 +131,10 @@ def make_update(
       key: owner of the stage's random streams.
       num_negatives: prior draws of each group per example.
       ranking_weight: of the ranking losses beside those of NCE (`nce.losses`).
+      negative_weight: M of the NCE losses (`nce.nce_losses`); 1 is the paper's.
       ema_decay: of the running average of the weights; 0 for none.
-      patience: validations without a lower held-out loss after which a group rests; 0
-        for no end.
+      patience: validations without a better held-out score after which a group rests;
+        0 for no end.
       mesh: the devices, where the state is spread over them by `place`.
       formulation: of `stacks.over_groups`.
     """
@@ -140,6 +145,7 @@ def make_update(
         discriminator,
         optimizer,
         ranking_weight=ranking_weight,
+        negative_weight=negative_weight,
         ema_decay=ema_decay,
         patience=patience,
     )
@@ -150,7 +156,8 @@ def make_update(
         stored = loop.take(data["train"], rows)
         x = prepare(rng.at_step(prepare_key, state.step), stored)
         draws = draw(data["vae"], x, rng.at_step(draws_key, state.step))
-        per_stack = _over_stacks(mesh, learn_stack, state.stacks, draws)
+        turns = _turns(data["vae"].blocks, state.step)
+        per_stack = _over_stacks(mesh, learn_stack, state.stacks, draws, turns)
         groups, metrics = zip(*per_stack, strict=True)
         joined = _per_group(mesh, data["vae"].blocks, metrics)
         return state.replace(step=state.step + 1, stacks=groups), joined
@@ -166,15 +173,18 @@ def make_validate(
     num_passes: int = 1,
     num_negatives: int = 1,
     ranking_weight: float = 0.0,
+    negative_weight: float = 1.0,
+    select_by: str = "loss",
     patience: int = 0,
     mesh: Mesh | None = None,
     formulation: str = "auto",
 ) -> Callable[[NCPState, PyTree], tuple[NCPState, Metrics]]:
-    """Returns the loss of each group on held-out encodings, noise fixed by `key`.
+    """Returns the measures of each group on held-out encodings, noise fixed by `key`.
 
     The function is (state, data) -> (state, metrics [K]), with data["valid"]
     [n, B, ...] and data["valid_mask"] [n, B].  The state remembers each group's best
-    weights.
+    weights.  The metrics are those of `held_out.merge`, "best_loss", the lowest score
+    so far, and "stopped".
 
     Args:
       discriminator: (z_k, context) -> logit.
@@ -184,47 +194,53 @@ def make_validate(
         not make the choice of the best step noisy.
       num_negatives: as for `make_update`.
       ranking_weight: as for `make_update`.
+      negative_weight: as for `make_update`.
+      select_by: "loss", or "gain": E_q[log r] - log E_p[r], what the weights are worth
+        in likelihood.  It is noisy where few draws carry E_p[r]; then more of them help
+        (`num_passes`, `num_negatives`).
       patience: as for `make_update`.
       mesh: as for `make_update`.
       formulation: of `stacks.over_groups`.
     """
     mesh = mesh or _one_device()
 
-    def loss_of(group: GroupState, draws: ContrastiveDraws, mask: Array) -> Array:
-        loss, _ = nce.losses(discriminator, group.eval_params, draws, ranking_weight)
-        return jnp.sum(loss, where=mask)
+    def sums_of(group: GroupState, draws: ContrastiveDraws, mask: Array) -> Sums:
+        both = nce.logits(discriminator, group.eval_params, draws)
+        is_shared = draws.context.size == 0
+        losses, _ = nce.losses_of(
+            *both,
+            is_shared=is_shared,
+            ranking_weight=ranking_weight,
+            negative_weight=negative_weight,
+        )
+        return held_out.sums(losses, *both, mask)
 
     draw = partial(_draws, mesh, num_negatives=num_negatives)
-    loss_of_stack = partial(stacks.over_groups, loss_of, formulation=formulation)
+    sums_of_stack = partial(stacks.over_groups, sums_of, formulation=formulation)
 
     def validate(state: NCPState, data: PyTree) -> tuple[NCPState, Metrics]:
         vae, num_batches = data["vae"], data["valid"].shape[0]
 
-        def batch_loss(index: Array) -> tuple[list[Array], Array]:
+        def batch_sums(index: Array) -> tuple[list[Sums], Array]:
             i = index % num_batches
             batch_key = rng.at_step(key, index)
             x = prepare(rng.stream(batch_key, "prepare"), data["valid"][i])
             draws = draw(vae, x, rng.stream(batch_key, "draws"))
             mask = data["valid_mask"][i]
             masks = [jnp.broadcast_to(mask, d.positive.shape[:2]) for d in draws]
-            totals = _over_stacks(mesh, loss_of_stack, state.stacks, draws, masks)
-            return totals, jnp.sum(mask)
+            found = _over_stacks(mesh, sums_of_stack, state.stacks, draws, masks)
+            return found, jnp.sum(mask)
 
-        totals, counts = jax.lax.map(batch_loss, jnp.arange(num_passes * num_batches))
-        count = jnp.sum(counts).astype(jnp.float32)
-        losses = [jnp.sum(total, 0) / count for total in totals]
-        judged = _over_stacks(mesh, jax.vmap(nce.judge), state.stacks, losses)
-        metrics = [
-            {
-                "loss": loss,
-                "best_loss": groups.best_loss,
-                "stopped": _has_stopped(groups, patience).astype(jnp.float32),
-            }
-            for groups, loss in zip(judged, losses, strict=True)
-        ]
-        return state.replace(stacks=tuple(judged)), _per_group(
-            mesh, vae.blocks, metrics
-        )
+        indices = jnp.arange(num_passes * num_batches)
+        per_stack, counts = jax.lax.map(batch_sums, indices)
+        metrics = [held_out.merge(found, counts, num_negatives) for found in per_stack]
+        scores = [held_out.score(measured, select_by) for measured in metrics]
+        judged = _over_stacks(mesh, jax.vmap(nce.judge), state.stacks, scores)
+        for measured, groups in zip(metrics, judged, strict=True):
+            measured["best_loss"] = groups.best_loss
+            measured["stopped"] = _has_stopped(groups, patience).astype(jnp.float32)
+        joined = _per_group(mesh, vae.blocks, metrics)
+        return state.replace(stacks=tuple(judged)), joined
 
     return validate
 
@@ -252,6 +268,19 @@ def _draws(
     x = parallel.split(mesh, x)
     draws = contrastive_draws(vae, x, key, num_negatives=num_negatives)
     return parallel.split(mesh, stacks.by_stack(vae.blocks, draws), axis=1)
+
+
+def _turns(blocks: tuple[Block, ...], step: Array) -> tuple[Turn, ...]:
+    """The numbers of the groups of every stack, and the step."""
+    ends = np.cumsum([block.num_groups for block in blocks])
+    numbers = [
+        jnp.arange(end - block.num_groups, end)
+        for block, end in zip(blocks, ends, strict=True)
+    ]
+    return tuple(
+        Turn(of_stack, jnp.full_like(of_stack, step))
+        for of_stack in stacks.by_stack(blocks, numbers)
+    )
 
 
 def _over_stacks(

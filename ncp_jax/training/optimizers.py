@@ -1,6 +1,13 @@
 """Optimisers and learning-rate schedules by name, all from optax."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
+
+Array = jax.Array
 
 OPTIMIZERS = ("adam", "adamax")
 SCHEDULES = ("constant", "cosine", "step")
@@ -51,7 +58,9 @@ def schedule(
 
 
 def optimizer(
-    name: str, learning_rate: optax.Schedule, weight_decay: float = 0.0
+    name: str,
+    learning_rate: optax.Schedule,
+    weight_decay: float | Sequence[float] = 0.0,
 ) -> optax.GradientTransformation:
     """Returns an optimiser by name.
 
@@ -59,11 +68,14 @@ def optimizer(
       name: "adam", with decoupled weight decay (AdamW) where that is positive; or
         "adamax" as NVAE is trained, with eps 1e-3 and the decay in the gradient.
       learning_rate: as a function of the step.
-      weight_decay: 0 for none.
+      weight_decay: 0 for none; or one for each latent group, which the optimiser then
+        chooses by the extra argument `group` of its `update`, the group's number.
 
     Raises:
       ValueError: for an unknown name.
     """
+    if not isinstance(weight_decay, int | float):
+        return _with_decays(name, learning_rate, weight_decay)
     if name == "adam" and weight_decay:
         return optax.adamw(learning_rate, weight_decay=weight_decay)
     if name == "adam":
@@ -74,3 +86,33 @@ def optimizer(
             optax.adamax(learning_rate, eps=1e-3),
         )
     raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {name!r}")
+
+
+def _with_decays(
+    name: str, learning_rate: optax.Schedule, weight_decays: Sequence[float]
+) -> optax.GradientTransformation:
+    """The same optimisers with a decay for each latent group."""
+    if name == "adam":
+        return optax.chain(
+            optax.scale_by_adam(),
+            _add_decayed_weights(weight_decays),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    without = optimizer(name, learning_rate)
+    return optax.chain(_add_decayed_weights(weight_decays), without)
+
+
+def _add_decayed_weights(
+    weight_decays: Sequence[float],
+) -> optax.GradientTransformationExtraArgs:
+    """As optax's own, with the rate of the group that is updated."""
+    rates = tuple(map(float, weight_decays))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, group: Array, **extra: Any
+    ) -> tuple[Any, Any]:
+        del extra
+        rate = jnp.asarray(rates)[group]
+        return jax.tree.map(lambda u, p: u + rate * p, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)

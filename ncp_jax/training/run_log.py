@@ -20,49 +20,28 @@ SECONDS_BETWEEN_LINES = 10.0
 Metrics = Mapping[str, Any]  # name -> float, or [K] values of the K groups
 
 
-class RunLog:
-    """The log of one training stage, continued after `first_step`.
+class Progress:
+    """Shows how far a training stage is, and writes nothing.
 
     Args:
-      workdir: run folder; gets metrics.jsonl and events/<stage>.
       stage: name of the stage, "vae" or "ncp".
-      first_step: steps already done; later records of an interrupted run are dropped.
+      first_step: steps already done.
       num_steps: steps in all.
     """
 
-    def __init__(self, workdir: Path, stage: str, first_step: int, num_steps: int):
+    def __init__(self, stage: str, first_step: int, num_steps: int):
         self._stage = stage
         self._num_steps = num_steps
-        path = workdir / "metrics.jsonl"
-        _drop_records_after(path, stage, first_step)
-        self._file = path.open("a", buffering=1)
-        # Not SummaryWriter: its thread dies of a full disk, then its queue blocks us.
-        board = workdir / "events" / stage
-        board.mkdir(parents=True, exist_ok=True)
-        self._board = EventsWriter(str(board / "events"), f".{time.time_ns()}")
-        start = SessionLog(status=SessionLog.START)  # hides the later events before it
-        self._board.write_event(Event(step=first_step + 1, session_log=start))
         self._start = (time.monotonic(), first_step)
         self._last_line = 0.0
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() or "ipykernel" in sys.modules:
             self._bar = tqdm.tqdm(
                 total=num_steps, initial=first_step, desc=stage, unit="step"
             )
 
     def write(self, step: int, split: str, metrics: Metrics) -> None:
-        """Records metrics, each a float or the [K] values of the groups."""
-        plain = {name: np.asarray(value).tolist() for name, value in metrics.items()}
-        record = {"stage": self._stage, "split": split, "step": step, **plain}
-        self._file.write(json.dumps(record) + "\n")
-        event = Event(step=step, wall_time=time.time())
-        for name, value in plain.items():
-            values = value if isinstance(value, list) else [value]
-            for k, scalar in enumerate(values):
-                tag = f"{split}/{name}" + (f"/{k}" if len(values) > 1 else "")
-                event.summary.MergeFrom(summary.scalar(tag, scalar))
-        self._board.write_event(event)
-        self._board.flush()
+        """Leaves metrics, each a float or the [K] values of the groups, to others."""
 
     def progress(self, step: int, train_loss: float, valid_loss: float | None) -> None:
         """Moves the bar on a terminal, else prints a line now and then."""
@@ -87,26 +66,61 @@ class RunLog:
         )
 
     def close(self) -> None:
-        """Closes everything; what was written is on disk already."""
+        """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.close()
+
+
+class RunLog(Progress):
+    """The log of one training stage, continued after `first_step`.
+
+    Args:
+      workdir: run folder; gets metrics.jsonl and events/<stage>.
+      stage: name of the stage, "vae" or "ncp".
+      first_step: steps already done; later records of an interrupted run are dropped.
+      num_steps: steps in all.
+    """
+
+    def __init__(self, workdir: Path, stage: str, first_step: int, num_steps: int):
+        path = workdir / "metrics.jsonl"
+        _drop_records_after(path, stage, first_step)
+        self._file = path.open("a", buffering=1)
+        # Not SummaryWriter: its thread dies of a full disk, then its queue blocks us.
+        board = workdir / "events" / stage
+        board.mkdir(parents=True, exist_ok=True)
+        self._board = EventsWriter(str(board / "events"), f".{time.time_ns()}")
+        start = SessionLog(status=SessionLog.START)  # hides the later events before it
+        self._board.write_event(Event(step=first_step + 1, session_log=start))
+        super().__init__(stage, first_step, num_steps)
+
+    def write(self, step: int, split: str, metrics: Metrics) -> None:
+        """Records metrics, each a float or the [K] values of the groups."""
+        plain = {name: np.asarray(value).tolist() for name, value in metrics.items()}
+        record = {"stage": self._stage, "split": split, "step": step, **plain}
+        self._file.write(json.dumps(record) + "\n")
+        event = Event(step=step, wall_time=time.time())
+        for name, value in plain.items():
+            values = value if isinstance(value, list) else [value]
+            for k, scalar in enumerate(values):
+                tag = f"{split}/{name}" + (f"/{k}" if len(values) > 1 else "")
+                event.summary.MergeFrom(summary.scalar(tag, scalar))
+        self._board.write_event(event)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Closes everything; what was written is on disk already."""
+        super().close()
         with self._file, contextlib.closing(self._board):
             pass
 
 
-class SilentLog(RunLog):
+class SilentLog(Progress):
     """The log of a process that leaves telling to another."""
 
     def __init__(self) -> None:
-        pass
-
-    def write(self, step: int, split: str, metrics: Metrics) -> None:
-        """Does nothing."""
+        self._bar = None
 
     def progress(self, step: int, train_loss: float, valid_loss: float | None) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
         """Does nothing."""
 
 

@@ -15,6 +15,8 @@ import scipy.integrate
 from ncp_jax import samplers
 from ncp_jax.data import datasets
 from ncp_jax.evaluation import diagnostics
+from ncp_jax.priors import generation
+from ncp_jax.priors.group_samplers import SIR
 from ncp_jax.priors.ncp_prior import NCPPrior
 from tests.oracles import ChainVAE, LinearGaussianVAE, QuadraticRatio
 from tests.statistics import assert_mean
@@ -87,6 +89,9 @@ def test_contrast_on_held_out_measures_a_known_divergence(key):
     # Of the posterior's draws E[log r] = KL(q || p), of the prior's -KL(p || q).
     kl = 0.5 * (s**2 + m**2 - 1) - math.log(s)
     assert_mean(arrays["log_r_q"], kl, std=1.2)
+    gain, log_z = estimates["nce_gain"], estimates["nce_log_z"]
+    assert gain.value == pytest.approx(kl, abs=5.5 * gain.stderr)
+    assert abs(log_z.value) < 5.5 * log_z.stderr < 0.1 * kl
     reverse = 0.5 * ((1 + m**2) / s**2 - 1) + math.log(s)
     assert_mean(arrays["log_r_p"], -reverse, std=3.0)
 
@@ -105,7 +110,8 @@ def test_only_groups_that_are_reweighted_are_reported_under_their_numbers(key):
         )
 
     (every, arrays), (part, part_arrays) = held_out(None), held_out((1,))
-    kinds = ("nce_loss", "jsd", "calibration_error")
+    kinds = ["nce_loss", "jsd", "calibration_error"]
+    kinds += ["nce_gain", "nce_log_r_q", "nce_log_z"]
     assert part.keys() == {f"{kind}/1" for kind in kinds}
     assert every.keys() == {f"{kind}/{k}" for kind in kinds for k in (0, 1)}
     assert part.items() <= every.items()
@@ -132,14 +138,14 @@ def test_per_group_names_only_what_there_are_several_of():
 
 
 def test_sampler_diagnostics():
-    sir = samplers.SIRInfo(ess=np.array([[2.0], [4.0]]), log_z=np.array([[0.0], [1.0]]))
+    sir = samplers.SIRInfo(ess=np.array([[2.0, 4.0]]), log_z=np.array([[0.0, 1.0]]))
     found = diagnostics.sampler_diagnostics("sir", sir)
     assert {n: e.value for n, e in found.items()} == {"sir_ess": 3.0, "sir_log_z": 0.5}
-    norms = np.array([[[9.0, 1.0]], [[9.0, 2.0]]])  # [N, K, num_steps]
+    norms = np.array([[[9.0, 1.0], [9.0, 2.0]]])  # [K, N, num_steps]
     info = samplers.LangevinInfo(log_density=norms, gradient_norm=norms)
     found = diagnostics.sampler_diagnostics("langevin", info)
     assert found["langevin_gradient_norm"].value == 1.5  # at the last step
-    rates = np.array([[0.5, 0.2], [0.7, 0.4]])  # [N, K]
+    rates = np.array([[0.5, 0.7], [0.2, 0.4]])  # [K, N]
     mala = samplers.MALAInfo(norms, acceptance=rates, step_size=rates)
     both = samplers.SIRThenMALAInfo(sir, mala)
     found = diagnostics.sampler_diagnostics("sirmala", both)
@@ -153,6 +159,19 @@ def test_sampler_diagnostics():
     part = diagnostics.sampler_diagnostics("sirmala", mala, groups=(1,))
     assert part == {"sirmala_acceptance/1": found["sirmala_acceptance/1"]}
     assert diagnostics.sampler_diagnostics("base", None) == {}
+
+
+def test_sampler_diagnostics_takes_the_infos_of_generate(key):
+    """Groups are counted over all blocks."""
+    out = generation.generate(
+        ChainVAE(is_split=True).ncp((0.5, -0.5)), key, 6, 4, SIR(5, chunk_size=5)
+    )
+    assert isinstance(out.infos, tuple) and len(out.infos) == 2
+    found = diagnostics.sampler_diagnostics("sir", out.infos)
+    for k, info in enumerate(out.infos):
+        assert found[f"sir_ess/{k}"].value == pytest.approx(info.ess.mean(), rel=1e-6)
+        assert found[f"sir_ess/{k}"].n == 6
+    assert diagnostics.sampler_diagnostics("base", (None, None)) == {}
 
 
 def test_reconstruct_decodes_a_posterior_draw(x, key):

@@ -90,6 +90,8 @@ def test_a_misspelt_field_in_an_experiment_is_an_error():
 
 MAY_BE_ZERO = {
     "seed",
+    "evaluate.audit_num_draws",
+    "evaluate.audit_num_images",
     "evaluate.num_mmd_samples",
     "evaluate.max_examples",
     "sample.chunk_size",
@@ -176,6 +178,9 @@ def test_negative_rates_are_refused_and_zero_only_where_it_means_something(name,
         ("vae.learning_rate", float("inf"), "finite and positive"),
         ("ncp.weight_decay", -0.1, "zero or more"),
         ("ncp.ema_decay", 1.0, "below 1"),
+        ("ncp.negative_weight", 0.5, "1 (the paper's loss) or more, got 0.5"),
+        ("ncp.select_by", "accuracy", "('loss', 'gain'), got 'accuracy'"),
+        ("ncp.weight_decays", (0.1, -1.0), "numbers from 0 on"),
         ("sample.temperature", -1.0, "zero or more"),
         ("seed", 2**32, "below 2**32"),
         ("vae.model.hidden_dims", (300, 0), "positive integers"),
@@ -202,6 +207,10 @@ def test_negative_rates_are_refused_and_zero_only_where_it_means_something(name,
         ("evaluate.fid_samplers", ("base",), "some of ('sir',"),
         ("evaluate.fid_samplers", ("mala",), "['mala'], which are not among"),
         ("evaluate.num_mmd_samples", 2, "3 or more, or 0 for no MMD"),
+        ("evaluate.audit_num_images", 19, "20 or more, or 0 for none"),
+        ("evaluate.audit_num_draws", 20, "more than the decoded encodings"),
+        ("evaluate.audit_groups", (-1,), "integers from 0 on"),
+        ("evaluate.audit_samplers", ("mala",), "['mala'], which are not among"),
         ("sample.groups", (0.5,), "integers from 0 on"),
         ("data.binarization", "static", "('dynamic', 'fixed', 'none')"),
     ],
@@ -294,3 +303,23 @@ def test_lists_hold_what_there_is(name, values, message):
     config.update_from_flattened_dict({name: values})
     with pytest.raises(InputError, match=message):
         validation.validate(config)
+
+
+def test_a_run_from_before_a_setting_goes_on_where_the_setting_changes_nothing():
+    new = config_lib.as_json(config_lib.default())
+    old = config_lib.as_json(config_lib.default())
+    for name in config_lib.ADDED:
+        section, field = name.split(".")
+        del old[section][field]
+    sections = ("seed", "data", "vae", "ncp")
+    assert config_lib.differences(old, new, sections) == []
+    assert config_lib.fingerprint(old, sections) == config_lib.fingerprint(
+        new, sections
+    )
+    new["ncp"]["select_by"] = "gain"
+    assert config_lib.differences(old, new, sections) == [
+        "config.ncp.select_by: loss -> gain"
+    ]
+    assert config_lib.fingerprint(old, sections) != config_lib.fingerprint(
+        new, sections
+    )

@@ -1,4 +1,7 @@
-"""`sample_measures.py` and `picture_scores.py` on a small run, digits of 8x8."""
+"""`sample_measures.py`, `picture_scores.py`, `picture_audit.py` on a small run.
+
+Of digits of 8x8.
+"""
 
 import contextlib
 import types
@@ -15,7 +18,7 @@ from ncp_jax.errors import InputError
 from ncp_jax.evaluation.metrics import feature_scores, frechet, latent_mmd
 from ncp_jax.evaluation.metrics.extractor import FeatureNet, Outputs
 from ncp_jax.evaluation.metrics.moments import Moments
-from ncp_jax.experiment import picture_scores, sample_measures, stages
+from ncp_jax.experiment import picture_audit, picture_scores, sample_measures, stages
 from ncp_jax.experiment.sample_stage import load_samples
 from ncp_jax.report import pictures
 from tests import tiny
@@ -350,3 +353,50 @@ def test_temperatures_share_their_noise_with_the_base_samples(workdir):
     cells = [x[:8, :71].reshape(8, -1) for x in (cold, base)]
     spread = [np.pad(c, ((0, 0), (0, 1))).reshape(8, 8, 9).std(1) for c in cells]
     assert spread[0].mean() < 0.8 * spread[1].mean()
+
+
+# --- the audit
+
+AUDIT = {
+    "evaluate.num_mmd_samples": 0,
+    "evaluate.audit_num_images": 60,
+    "evaluate.audit_num_steps": 20,
+    "evaluate.audit_num_draws": 30,
+    "evaluate.audit_samplers": ("sir",),
+}
+
+
+def test_the_audit_is_of_the_base_prior_and_of_what_samplers_leave(opened, capsys):
+    run = opened(**AUDIT)
+    ncp, drawn = run.load_ncp(), load_samples(run)
+    estimates, arrays = sample_measures.measure(run, ncp, drawn, None)
+    audited = {name: e for name, e in estimates.items() if name.startswith("audit")}
+    assert audited.keys() == {"audit_jsd_base", "audit_jsd_sir"}
+    assert [e.n for e in audited.values()] == [12, 6]  # a fifth
+    base = audited["audit_jsd_base"]
+    np.testing.assert_array_equal(arrays["audit_base"], [[base.value, base.stderr]])
+    assert "60 decoded encodings of training examples" in str(arrays["note_audit"])
+    assert "30 of sir" in str(arrays["note_audit"]) and "audit_curve" not in arrays
+    assert "audits 2 kinds of pictures, 60 of each" in capsys.readouterr().out
+    # Those that the stage before has drawn come first, in 8 bits.
+    kept = sample_measures.collect(run, ncp, drawn, None)
+    assert kept["langevin"].audited is None and kept["sir"].audited.shape[0] == 30
+    np.testing.assert_array_equal(
+        kept["sir"].audited[:12], pictures.to_uint8(drawn["sir"]["images"])
+    )
+
+
+def test_the_audit_sees_what_is_no_digit_and_is_the_same_again(opened):
+    run = opened(**AUDIT)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
+    first, again = (
+        picture_audit.measure(run, run.load_vae(), {"sir": noise})[0] for _ in range(2)
+    )
+    assert first == again
+    assert first["audit_jsd_sir"].value > 0.2
+
+
+def test_an_audit_of_groups_that_the_model_has_not_is_refused(opened):
+    run = opened(**AUDIT, **{"evaluate.audit_groups": (0, 1)})
+    with pytest.raises(InputError, match=r"audit_groups = \(0, 1\): .* groups 0 to 0"):
+        picture_audit.measure(run, run.load_vae(), {})

@@ -231,7 +231,8 @@ def test_a_stage_whose_groups_have_all_stopped_is_complete(small, tmp_path, caps
     assert list(steps) == [5, 10]
     assert newest_step(tmp_path / "ncp") == 20 == config.ncp.num_steps
     before = contents(tmp_path)
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "log r of group 0 is constant" in said and "ncp.weight_decay" in said
     stages.run(config, tmp_path, "ncp")
     assert "ncp: complete, 20 steps" in capsys.readouterr().out
     assert contents(tmp_path) == before
@@ -261,6 +262,48 @@ def test_stage_2_may_be_trained_again_on_the_stage_1_of_another_run(small, tmp_p
     (tmp_path / "metrics.jsonl").unlink()
     stages.run(config, tmp_path, "vae")  # taken over once, not again
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_stage_2_may_weigh_its_negatives_and_keep_what_gains_most(small, tmp_path):
+    shutil.copytree(small / "vae", tmp_path / "vae")
+    config = tiny.config()
+    config.ncp.update(
+        negative_weight=30.0,
+        select_by="gain",
+        weight_decays=(0.1,),
+        learning_rate=0.01,
+        steps_per_eval=5,
+    )
+    stages.run(config, tmp_path, "ncp")
+    by_split = {"train": [], "valid": []}
+    for record in read_metrics(tmp_path / "metrics.jsonl"):
+        by_split[record["split"]].append(record)
+    gains = [r["gain"][0] for r in by_split["valid"]]
+    assert by_split["valid"][-1]["best_loss"] == [-max(gains)]
+    for r in by_split["train"] + by_split["valid"]:
+        assert r["gain"][0] == pytest.approx(r["log_r_q"][0] - r["log_z"][0], abs=1e-5)
+        assert r["loss"][0] == pytest.approx(np.log(31) + 30 * np.log1p(1 / 30), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"learning_rate": 1e30},
+            r"stage ncp: the .* is (inf|nan) at step \d+, group 0.*\n.*\n"
+            r".*config\.ncp\.learning_rate",
+        ),
+        ({"weight_decays": (0.1, 0.2)}, r"ncp\.weight_decays holds 2 .* for 1 groups"),
+    ],
+)
+def test_settings_that_cannot_work_in_stage_2_are_named(
+    small, tmp_path, settings, message
+):
+    shutil.copytree(small / "vae", tmp_path / "vae")
+    config = tiny.config()
+    config.ncp.update(settings)
+    with pytest.raises(InputError, match=message):
+        stages.run(config, tmp_path, "ncp")
 
 
 def test_ranking_may_join_the_loss_of_stage_2(small, tmp_path):

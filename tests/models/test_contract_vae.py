@@ -323,10 +323,10 @@ def test_generate_joins_batches_and_drops_the_surplus(key):
     draw = Langevin(step_size=0.01, num_steps=2)
     out = generation.generate(ncp, key, num_images=7, batch_size=3, draw=draw)
     assert out.images.shape == (7, 3)
-    assert [z.shape for z in out.latents] == [(7, 3, 2)]
-    assert [info.gradient_norm.shape for info in out.infos] == [(7, 3, 2)]
+    assert [z.shape for z in out.latents] == [(3, 7, 2)]  # as of `encode`
+    assert [info.gradient_norm.shape for info in out.infos] == [(3, 7, 2)]
     assert np.unique(out.latents[0]).size == 3 * 7 * 2  # no batch repeats another
-    total = out.latents[0].sum(1)  # what this model's decoder reads
+    total = out.latents[0].sum(0)  # what this model's decoder reads
     kernel = np.asarray(ncp.vae.variables["params"]["decoder"]["kernel"])
     expected = total @ kernel  # and biases start at zero
     np.testing.assert_allclose(out.images, expected, rtol=1e-4, atol=1e-5)

@@ -30,6 +30,12 @@ def ncp():
     )
 
 
+def first(n, out):
+    """The first n pictures and where they came from."""
+    latents, infos = jax.tree.map(lambda leaf: leaf[:, :n], (out.latents, out.infos))
+    return generation.Generated(out.images[:n], latents, infos)
+
+
 @pytest.mark.parametrize(
     "draw", [Base(), SIR(30, chunk_size=10), Langevin(0.01, num_steps=3)]
 )
@@ -37,7 +43,7 @@ def test_a_picture_depends_on_its_number_alone(ncp, key, draw):
     whole = generation.generate(ncp, key, num_images=7, batch_size=7, draw=draw)
     for num_images, batch_size in ((7, 3), (5, 2), (7, 100)):
         part = generation.generate(ncp, key, num_images, batch_size, draw)
-        expected = jax.tree.map(lambda leaf, n=num_images: leaf[:n], whole)
+        expected = first(num_images, whole)
         chex.assert_trees_all_close(part, expected, rtol=1e-5)
 
 

@@ -373,6 +373,31 @@ def test_figure_5_of_the_paper_needs_two_groups(minimal):
     assert not page_of(minimal)[1].all("img")
 
 
+def test_the_audit_is_a_curve_a_column_and_a_row(minimal):
+    curve = np.array([[0.2, 0.01], [0.1, 0.01], [0.01, 0.01]])
+    arrays = {"audit_curve": curve, "audit_groups": [0, 1, 5]}
+    of_sir = {"audit_sir": [[0.05, 0.02]], "note_audit": np.array("How audited.")}
+    save_arrays(minimal, **arrays, **of_sir)
+    found = {"audit_jsd_base": metric(0.2, 0.01), "audit_jsd_sir": metric(0.05, 0.02)}
+    found |= {"audit_jsd_hybrid/0": metric(0.2, 0.01), "nce_loss/0": metric(1.4, 0.01)}
+    save_results(minimal, METRICS | found)
+    _, page = page_of(minimal)
+    (image,) = page.all("img")
+    assert "At least 0.200 nats from the base prior; seen down to j = 1" in image["alt"]
+    assert "the classifiers of z are blind: there is a hole" in page.text
+    assert page.text.count("How audited.") == 1
+    row = page.text[page.text.index("JSD of pictures") :]
+    assert row.index("0.200 ± 0.020") < row.index("0.050 ± 0.039")
+    table = page.text[page.text.index("Groups") :]
+    assert "JSD of pictures, from here on p (nats)" in table
+    assert re.search(r"0.200± 0.020", table) and "audit_jsd" not in page.text
+    curve[:, 0] = -0.01
+    save_arrays(minimal, **arrays)
+    assert "base prior; none is seen" in page_of(minimal)[1].all("img")[0]["alt"]
+    save_arrays(minimal, audit_curve=curve[:1], audit_groups=[0])
+    assert not page_of(minimal)[1].all("img")
+
+
 def test_langevin_curves_of_several_groups_share_a_panel(minimal):
     save_arrays(minimal, langevin_log_density=np.zeros((4, 20)))
     assert len(page_of(minimal)[1].all("img")) == 1

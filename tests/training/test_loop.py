@@ -160,6 +160,37 @@ def test_a_non_finite_loss_stops_with_step_group_and_last_metrics(tmp_path):
     assert [r["step"] for r in records(tmp_path, "train")] == [4, 8, 10, 12]
 
 
+def test_a_gradient_that_is_not_finite_stops_as_well(tmp_path):
+    """A loss of 1e30 is finite; nothing can be learned from it."""
+    task = toy_task()
+
+    def update(state, data, rows):
+        new, metrics = task.update(state, data, rows)
+        bad = jnp.where(state.step == 14, jnp.array([jnp.inf, 1.0]), 1.0)
+        return new, metrics | {"gradient_norm": bad}
+
+    with pytest.raises(InputError) as stopped:
+        fit(tmp_path, dataclasses.replace(task, update=update))
+    message = str(stopped.value)
+    assert "the gradient norm is inf at step 14, group 0" in message
+    assert "'first_row': 13" in message and "toy.learning_rate" in message
+
+
+def test_a_task_says_what_is_recorded_of_steps_and_what_remains_to_be_said(
+    tmp_path, capsys
+):
+    task = dataclasses.replace(
+        toy_task(),
+        average=lambda metrics: {n: value.max(0) for n, value in metrics.items()},
+        remarks=lambda valid: [f"the last loss of two: {valid['loss'].shape}"],
+    )
+    fit(tmp_path, task)
+    assert [r["first_row"] for r in records(tmp_path, "train")] == [
+        3, 7, 9, 11, 15, 19, 23, 24
+    ]  # fmt: skip
+    assert capsys.readouterr().out.count("the last loss of two: (2,)") == 1
+
+
 @pytest.mark.parametrize(
     ("nan_at", "shown"), [(0, "metrics: none"), (12, "'first_row': 10.5")]
 )
@@ -196,9 +227,26 @@ def test_apply_gradients_averages_the_weights():
     assert int(stepped.step) == 1
     chex.assert_trees_all_close(stepped.params, jnp.array([-0.1, 0.1]), rtol=1e-5)
     average = stepped.averages["params"]
-    chex.assert_trees_all_close(average, 0.1 * stepped.params, rtol=1e-5)
+    chex.assert_trees_all_close(average, 0.9 * stepped.params, rtol=1e-5)  # fast
+    late = loop.apply_gradients(
+        state.replace(step=jnp.asarray(1_000)), jnp.array([1.0, -1.0]), OPTIMIZER, 0.9
+    )
+    chex.assert_trees_all_close(late.averages["params"], 0.1 * late.params, rtol=1e-5)
     chex.assert_trees_all_equal(stepped.eval_variables, {"params": average})
     chex.assert_trees_all_equal(stepped.variables, {"params": stepped.params})
+
+
+@pytest.mark.parametrize("ema_decay", [0.5, 0.999, 0.9999])
+def test_an_average_forgets_where_it_started(ema_decay):
+    """2,000 weights of 1 after a start of 0: without the warm-up 0.18 at 0.9999."""
+
+    def step(average, t):
+        return loop.averaged(jnp.ones(()), average, ema_decay, t), None
+
+    average, _ = jax.lax.scan(step, jnp.zeros(()), jnp.arange(2_000))
+    np.testing.assert_allclose(average, 1.0, rtol=1e-5)
+    late = loop.decay_at(ema_decay, jnp.asarray(200_000))
+    np.testing.assert_allclose(late, ema_decay, rtol=1e-6)  # in the end as asked
 
 
 def test_batch_statistics_are_averaged_with_the_weights_and_constants_are_not():
@@ -207,7 +255,7 @@ def test_batch_statistics_are_averaged_with_the_weights_and_constants_are_not():
     state = loop.init_state(jnp.zeros(2), model_state, OPTIMIZER, ema_decay=0.9)
     assert state.averages.keys() == {"params", "batch_stats"}
     changed = {"batch_stats": jnp.array([8.0])}
-    for expected in (4.4, 4.76):
+    for expected in (0.1 * 4 + 0.9 * 8, 2 / 11 * 7.6 + 9 / 11 * 8):
         state = loop.apply_gradients(state, jnp.ones(2), OPTIMIZER, 0.9, changed)
         variables = state.eval_variables
         np.testing.assert_allclose(variables["batch_stats"], expected, rtol=1e-6)

@@ -15,7 +15,7 @@ from ncp_jax.models import stacks
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.priors.latents import ContrastiveDraws
-from ncp_jax.training import nce, ncp_update
+from ncp_jax.training import nce, ncp_update, optimizers
 from tests.oracles import (
     InterleavedVAE,
     QuadraticRatio,
@@ -159,6 +159,23 @@ def test_the_ranking_loss_joins_in_by_its_weight(key):
     np.testing.assert_allclose(
         found[1.0] - found[0.0], 2 * (found[0.5] - found[0.0]), rtol=1e-3
     )
+
+
+def test_a_weighted_loss_is_trained_and_validated(key):
+    """From r = 1 a pull of M / (1 + M), not of 1 / 2, and the loss of chance."""
+    network, vae, norms = MLPDiscriminator((8,)), frozen(MODULE), {}
+    state = start(network, optax.sgd(0.1), vae, key)
+    data = {"vae": vae, "valid": X, "valid_mask": jnp.ones(X.shape[:2], bool)}
+    for m in (1.0, 9.0):
+        settings = {"num_negatives": 2, "negative_weight": m}
+        _, train = update_of(network, optax.sgd(0.1), vae, key, **settings)(state)
+        validate = ncp_update.make_validate(network, as_it_is, key, **settings)
+        _, valid = jax.jit(validate)(state, data)
+        chance = math.log1p(m) + m * math.log1p(1 / m)
+        np.testing.assert_allclose(train["loss"], chance, rtol=1e-5)
+        np.testing.assert_allclose(valid["loss"], chance, rtol=1e-5)
+        norms[m] = train["gradient_norm"]
+    np.testing.assert_allclose(norms[9.0], (9 / 10) / (1 / 2) * norms[1.0], rtol=1e-5)
 
 
 def test_group_metrics():
@@ -327,6 +344,42 @@ def test_stacked_groups_train_as_they_would_alone(key):
     assert (metrics["gradient_norm"] > 0).all()
 
 
+def test_every_group_decays_by_its_own_rate(key):
+    """As if all had that rate; the first and the third group share a stack."""
+    network, vae, decays = MLPDiscriminator((8,)), frozen(InterleavedVAE()), (0, 0, 3)
+
+    def trained(weight_decay):
+        optimizer = optimizers.optimizer("adam", lambda step: 0.01, weight_decay)
+        state = start(network, optimizer, vae, key)
+        state, _ = update_of(network, optimizer, vae, key)(state)
+        return one_by_one(of_blocks(state, vae))
+
+    together, alone = trained(decays), {d: trained((d,) * 3) for d in (0, 3)}
+    for k, decay in enumerate(decays):
+        chex.assert_trees_all_close(together[k], alone[decay][k], rtol=1e-6)
+        kernels = [groups[k]["Dense_0"]["kernel"] for groups in alone.values()]
+        assert np.abs(kernels[0] - kernels[1]).max() > 1e-4  # it makes a difference
+
+
+def test_averages_begin_fast(key):
+    network, vae = MLPDiscriminator((8,)), frozen(InterleavedVAE())
+    optimizer = optax.sgd(0.5)
+    state = start(network, optimizer, vae, key, ema_decay=0.99)
+    update = update_of(network, optimizer, vae, key, ema_decay=0.99)
+    for step in range(2):
+        before, (state, _) = state, update(state)
+        decay = (1 + step) / (10 + step)
+        for old, new in zip(before.stacks, state.stacks, strict=True):
+            expected = jax.tree.map(
+                lambda a, p, d=decay: d * a + (1 - d) * p, old.ema_params, new.params
+            )
+            chex.assert_trees_all_close(new.ema_params, expected, rtol=1e-5)
+    draws = ContrastiveDraws(*[jnp.zeros((2, 2))] * 3)
+    group = jax.tree.map(lambda leaf: leaf[0], state.stacks[0])
+    with pytest.raises(ValueError, match="turn"):
+        nce.learn(network, optimizer, group, draws, ema_decay=0.99)
+
+
 def test_update_leaves_the_vae_alone_and_draws_anew(key):
     network, optimizer, vae = (
         MLPDiscriminator((8,)),
@@ -423,6 +476,45 @@ def test_every_group_keeps_its_own_best_weights_and_stops_by_itself(key):
     for k, strength in enumerate((0, 1, 1)):
         assert_groups(best, k, log_ratios(strength, strength, strength))
     assert validate._cache_size() == 1
+
+
+def test_the_best_weights_may_be_those_of_the_greatest_gain(key):
+    """A factor of r costs loss and no gain: the two judge the second weights apart."""
+    network, vae = QuadraticRatio(), frozen(MODULE)
+    half, scaled = log_ratios(0.5, 0.5, 0.5), log_ratios(1, 1, 1)
+    scaled = scaled | {"bias": scaled["bias"] + 3.0}
+    for select_by, chosen, waiting in (("loss", half, 1), ("gain", scaled, 0)):
+        validate = validate_of(network, vae, key, select_by=select_by, patience=1)
+        state = start(network, optax.sgd(0.1), vae, key)
+        found = []
+        for weights in (half, scaled):
+            state, metrics = validate(with_params(state, lambda _, w=weights: w))
+            found.append(metrics)
+        first, second = found
+        assert (second["loss"] > first["loss"] + 0.1).all()
+        assert (second["gain"] > first["gain"] + 0.01).all()
+        chex.assert_trees_all_equal(state.best_params(vae.blocks)[0], chosen)
+        best = first["loss"] if select_by == "loss" else -second["gain"]
+        np.testing.assert_array_equal(second["best_loss"], best)
+        np.testing.assert_array_equal(second["stopped"], [waiting] * 3)
+
+
+def test_validation_finds_the_gain_in_closed_form(key):
+    """At the true ratio KL(q, p), from 512 passes over 512 examples."""
+    network, vae = QuadraticRatio(), frozen(MODULE)
+    state = start(network, optax.sgd(0.1), vae, key)
+    state = with_params(state, lambda _: log_ratios(1, 1, 1))
+    validate = ncp_update.make_validate(network, as_it_is, key, num_passes=512)
+    rows = X.reshape(2, 256, 3)
+    data = {"vae": vae, "valid": rows, "valid_mask": jnp.ones((2, 256), bool)}
+    _, metrics = jax.jit(validate)(state, data)
+    ratio = 0.7 / STDS
+    kl = 2 * (0.5 * (ratio**2 - 1) - np.log(ratio))  # of two dimensions
+    # Standard deviations are below 1: that of log r under q and that of r under p.
+    bar = 5.5 * 2**0.5 / (512 * 512) ** 0.5
+    np.testing.assert_allclose(metrics["log_z"], 0.0, atol=bar)
+    np.testing.assert_allclose(metrics["gain"], kl, atol=bar)
+    assert kl.max() > 10 * bar  # so 10 % too little would be seen
 
 
 def test_the_averaged_weights_are_judged_and_kept(key):

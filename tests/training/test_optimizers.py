@@ -1,5 +1,6 @@
 """`optimizers.py`: the learning rate at known steps, and one update by hand."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,3 +129,30 @@ def test_adamax_is_that_of_nvae(weight_decay):
 def test_an_unknown_optimiser_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"adam.*adamax.*'sgd'"):
         optimizers.optimizer("sgd", lambda step: 0.1)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamax"])
+def test_each_group_may_have_its_own_decay(name):
+    """Group k goes as an optimiser with the k-th decay alone."""
+    decays, schedule = (0.0, 0.1, 0.5), optimizers.schedule("cosine", 0.01, 10)
+    of_groups = optimizers.optimizer(name, schedule, decays)
+    params = {"w": jnp.array([2.0, -3.0])}
+    gradients = {"w": jnp.array([0.5, 40.0])}
+    found = []
+    for k, decay in enumerate(decays):
+        alone = optimizers.optimizer(name, schedule, decay)
+        state, expected_state = of_groups.init(params), alone.init(params)
+        for _ in range(2):
+            updates, state = of_groups.update(
+                gradients, state, params, group=jnp.asarray(k)
+            )
+            expected, expected_state = alone.update(gradients, expected_state, params)
+            chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+        found.append(np.asarray(updates["w"]))
+    assert (np.diff(found, axis=0) != 0).all()
+
+
+def test_a_decay_of_each_group_wants_to_know_the_group():
+    optimizer = optimizers.optimizer("adam", lambda step: 0.1, (0.1, 0.2))
+    with pytest.raises(TypeError, match="group"):
+        optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)), jnp.ones(2))

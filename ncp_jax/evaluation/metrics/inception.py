@@ -33,8 +33,9 @@ URL = (
 )
 REMEDY = (
     f"FID needs Inception's weights: download {URL} (91 MB) and put it there, or the "
-    "npz that ncp_jax.metrics.inception.convert makes of it; reading the .pth itself "
-    "needs PyTorch. Distances of other networks (FD-LeNet, FD-ResNet20) need neither"
+    "npz that ncp_jax.evaluation.metrics.inception.convert makes of it; reading the "
+    ".pth itself needs PyTorch. Distances of other networks (FD-LeNet, FD-ResNet20) "
+    "need neither"
 )
 
 

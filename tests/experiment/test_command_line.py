@@ -1,4 +1,4 @@
-"""`main.py`: every way of going wrong ends with a message and an exit code."""
+"""The program: every way of going wrong ends with a message and an exit code."""
 
 import json
 import os
@@ -6,14 +6,14 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import main
 from ncp_jax.data import datasets
-from ncp_jax.experiment import stages
+from ncp_jax.experiment import command_line, config_files, stages
 from ncp_jax.training import loop
 from ncp_jax.training.run_log import RunLog
 from tests import tiny
@@ -26,7 +26,8 @@ pytestmark = [
     # How ml_collections loads a config.
     pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
 ]
-DIGITS = f"--config={main.CONFIGS / 'digits.py'}"
+ROOT = Path(__file__).parents[2]
+DIGITS = "--config=digits"
 SMOKE = f"{DIGITS}:smoke"
 
 
@@ -36,7 +37,7 @@ def call(tmp_path, capsys, monkeypatch):
 
     def run(*arguments, workdir=tmp_path / "run"):
         monkeypatch.delitem(sys.modules, "config_config", raising=False)
-        code = main.main(["main.py", *arguments, f"--workdir={workdir}"])
+        code = command_line.main(["main.py", *arguments, f"--workdir={workdir}"])
         return code, *capsys.readouterr()
 
     return run
@@ -56,7 +57,7 @@ def refused(call, tmp_path):
 
 
 def configs():
-    return [f"configs/{p.name}" for p in main.CONFIGS.glob("[!_]*.py")]
+    return ["digits", *config_files.names()]  # digits, so that it is not nothing
 
 
 # --- what is allowed
@@ -64,7 +65,7 @@ def configs():
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_lists_flags_stages_configs_and_overrides(flag, capsys):
-    assert main.main(["main.py", SMOKE, flag]) == 0
+    assert command_line.main(["main.py", SMOKE, flag]) == 0
     shown = capsys.readouterr().out
     words = ["--config=", "--workdir=", "--stage=", ":smoke", "--config.vae.num_steps="]
     for word in [*words, *stages.STAGES, *configs(), *datasets.NAMES, "143"]:
@@ -79,6 +80,8 @@ def test_help_lists_flags_stages_configs_and_overrides(flag, capsys):
         ([SMOKE, "--stage=bogus"], ["'bogus'", *stages.STAGES]),
         ([SMOKE, "--stage="], ["--stage must be one of"]),
         (["--config=configs/digitz.py"], ["configs/digitz.py", *configs()]),
+        (["--config=digitz:smoke"], ["'digitz'", "Did you mean 'digits'?", *configs()]),
+        (["--config=."], ["no config '.'", *configs()]),
         ([f"{DIGITS}:tiny"], ["'tiny'", ":smoke"]),
         ([SMOKE, "--config.data.name=mnits"], ["'mnits'", "'mnist'?", *datasets.NAMES]),
         ([SMOKE, "--nope=1"], ["Unknown command line flag 'nope'"]),
@@ -115,7 +118,7 @@ def test_bad_input_is_named_before_anything_is_written(
 
 @pytest.mark.parametrize("flag", ["", "--workdir="])
 def test_a_workdir_is_required(capsys, flag):
-    assert main.main(["main.py", SMOKE, *([flag] if flag else [])]) == 2
+    assert command_line.main(["main.py", SMOKE, *([flag] if flag else [])]) == 2
     assert "--workdir=DIR is missing" in capsys.readouterr().err
 
 
@@ -165,6 +168,27 @@ def test_overrides_reach_the_experiment(monkeypatch, call, tmp_path):
     assert (config.seed, config.vae.num_steps, stage) == (0, 10_000, "all")
 
 
+def test_a_config_is_named_or_a_file(monkeypatch, call, tmp_path):
+    """With or without the variant, in one word or in two."""
+    calls = []
+    monkeypatch.setattr(stages, "run", lambda *arguments: calls.append(arguments))
+    own = tmp_path / "own.py"
+    own.write_text((config_files.FOLDER / "digits.py").read_text())
+    monkeypatch.chdir(tmp_path)  # no folder configs/ here
+    for name in ("digits", "configs/digits.py", str(own), "own.py"):
+        for variant, num_steps in (("", 10_000), (":smoke", 60)):
+            for words in ([f"--config={name}{variant}"], ["-config", name + variant]):
+                assert call(*words)[0] == 0
+                assert calls.pop()[0].vae.num_steps == num_steps
+
+
+@pytest.mark.parametrize("start", [["main.py"], ["-m", "ncp_jax"]])
+def test_the_program_starts_in_a_checkout(start):
+    command = [sys.executable, *start, "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and "python main.py --config=" in shown.stdout
+
+
 def test_an_unwritable_workdir_is_bad_input(refused, tmp_path):
     (tmp_path / "file").write_text("")
     message = refused(SMOKE, workdir=tmp_path / "file" / "run")
@@ -176,7 +200,7 @@ def trained(tmp_path_factory):
     """A workdir with stage 1 complete, never to be written to."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     arguments = [SMOKE, *tiny.flags(), "--stage=vae", f"--workdir={workdir}"]
-    assert main.main(["main.py", *arguments]) == 0
+    assert command_line.main(["main.py", *arguments]) == 0
     return workdir
 
 

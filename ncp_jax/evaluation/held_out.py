@@ -1,0 +1,122 @@
+"""All that is measured of an NCP prior on held-out examples alone."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ncp_jax import parallel, rng
+from ncp_jax.data import datasets
+from ncp_jax.evaluation import diagnostics, likelihood
+from ncp_jax.evaluation.diagnostics import Batches
+from ncp_jax.evaluation.importance import Estimate
+from ncp_jax.priors.ncp_prior import NCPPrior
+from ncp_jax.training import preparation
+from ncp_jax.training.loop import Prepare
+
+Array = jax.Array
+
+
+def evaluate(
+    ncp: NCPPrior,
+    test: np.ndarray | Array,
+    *,
+    key: Array,
+    prepare: Prepare | None = None,
+    batch_size: int = 100,
+    num_importance_samples: int = 200,
+    chunk_size: int = 20,
+    num_snis_proposals: int = 256,
+    num_snis_samples: int = 10,
+    num_log_z_draws: int = 100_000,
+    log_z_batch_size: int = 10_000,
+    max_log_z_stderr: float = 0.1,
+    num_binarizations: int = 1,
+    num_passes: int = 4,
+    mesh: Mesh | None = None,
+) -> dict[str, Estimate]:
+    """Measures an NCP prior against its base prior on examples that nobody has seen.
+
+    Args:
+      ncp: of `fit`.
+      test: [N, *data_shape] examples.
+      key: PRNG key; consumed here.
+      prepare: (key, stored) -> x; the same as that of `fit`.
+      batch_size: examples at a time.
+      num_importance_samples: of q(z | x) per example; the bounds rise with it.
+      chunk_size: of them at a time; bounds the memory.
+      num_snis_proposals: M of the SIR sampler whose likelihood is `nll_snis`.
+      num_snis_samples: that later groups' proposals are drawn for.
+      num_log_z_draws: of the base prior, for log Z.
+      log_z_batch_size: of them at a time; bounds the memory.
+      max_log_z_stderr: nats; with a larger standard error of log Z there is no
+        `nll_ncp` and no `gain_nats`, but `log_z_draws_missing`.  0 for no bound.
+      num_binarizations: passes over all examples, each prepared with other noise.
+      num_passes: draws of both classes per example, for the discriminators' loss.
+      mesh: the devices that share the draws for log Z; None for all.
+
+    Returns:
+      Estimates, each with its standard error and n, by name: `nll_base`, `nll_ncp`,
+      `gain_nats`, `nll_snis`, `gain_snis_nats`, `elbo_base`, `log_z`, `ess_fraction`
+      in nats but for the last; and per group `nce_loss`, `jsd` (nats) and
+      `calibration_error`, named `nce_loss/k` where there are several groups.
+    """
+    test = preparation.examples("test", test)
+    prepare = preparation.checked(ncp.vae, test, prepare)
+    estimates, _ = measure(
+        ncp,
+        list(datasets.padded_batches(test, min(batch_size, len(test)))),
+        prepare,
+        rng.typed(key),
+        num_passes=num_passes,
+        num_importance_samples=num_importance_samples,
+        num_snis_samples=num_snis_samples,
+        num_snis_proposals=num_snis_proposals,
+        num_log_z_draws=num_log_z_draws,
+        chunk_size=chunk_size,
+        log_z_batch_size=log_z_batch_size,
+        num_binarizations=num_binarizations,
+        max_log_z_stderr=max_log_z_stderr,
+        mesh=mesh or parallel.mesh_of(),
+    )
+    return estimates
+
+
+def measure(
+    ncp: NCPPrior,
+    batches: Batches,
+    prepare: Prepare,
+    key: Array,
+    *,
+    num_passes: int,
+    max_log_z_stderr: float,
+    **settings: Any,
+) -> tuple[dict[str, Estimate], dict[str, np.ndarray]]:
+    """Likelihoods and the discriminators' losses: estimates, and arrays for plots.
+
+    Prints what is missing where log Z is not known well enough.
+
+    Args:
+      ncp: the prior and its frozen VAE.
+      batches: of stored examples, padded; gone through twice.
+      prepare: (key, stored) -> x.
+      key: PRNG key; consumed here.
+      num_passes: of `diagnostics.contrast_on_held_out`.
+      max_log_z_stderr: as all others, of `likelihood.measure`.
+      **settings: see there.
+    """
+    estimates, arrays = likelihood.measure(
+        ncp,
+        batches,
+        prepare,
+        rng.stream(key, "likelihood"),
+        max_log_z_stderr=max_log_z_stderr,
+        **settings,
+    )
+    if line := likelihood.refusal(estimates, max_log_z_stderr):
+        print(line)
+    losses, ratios = diagnostics.contrast_on_held_out(
+        ncp, batches, prepare, rng.stream(key, "contrast"), num_passes=num_passes
+    )
+    return estimates | losses, arrays | ratios

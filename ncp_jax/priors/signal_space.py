@@ -1,0 +1,224 @@
+"""A hierarchical VAE in the few directions of its noise in which q and p differ.
+
+Write e_k = (z_k - mean_k(z_<k)) / std_k(z_<k).  Under the prior all e_k are independent
+and standard normal, whatever z_<k is.  With the signal directions U_k of each group
+(`directions.Directions`), e_k = U_k u_k + (1 - U_k U_k^T) w_k, and u = (u_1 .. u_K) and
+w are standard normal too.  So the same VAE has the latents u, then w: first K short
+vectors, whose ratio r_k(u_k | u_<k) needs neither the decoder nor the rest of z, then
+the groups as they were, which keep r = 1 and are filled in while the decoder runs once.
+
+`SignalVAE` is that view, a `LatentVariableModel` like any other: samplers, bounds and
+log Z take it as it is.  `SignalCoordinates` is its first part alone, which stage 2
+trains on.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+
+from ncp_jax import rng
+from ncp_jax.models.base import Block, Carry, Encoding, GroupPrior, LatentVariableModel
+from ncp_jax.models.distributions import Likelihood, Normal, sum_non_batch
+from ncp_jax.priors.directions import Directions
+from ncp_jax.priors.latents import walk
+
+Array = jax.Array
+
+LOG_2PI = 1.8378770664093453
+
+
+class PaddedNormal(NamedTuple):
+    """Standard normal coordinates where `std` is 1; where it is 0 they are 0."""
+
+    std: Array  # [B, m] of zeros and ones, or times a temperature
+
+    @property
+    def mean(self) -> Array:
+        """Zeros [B, m]."""
+        return jnp.zeros_like(self.std)
+
+    def sample(self, key: Array) -> Array:
+        """One draw: [B, m]."""
+        return self.std * jax.random.normal(key, self.std.shape, self.std.dtype)
+
+    def log_prob(self, value: Array) -> Array:
+        """Log density of the coordinates that are there: [B], nats."""
+        is_there = self.std > 0
+        std = jnp.where(is_there, self.std, 1.0)
+        each = -0.5 * ((value / std) ** 2 + LOG_2PI) - jnp.log(std)
+        return sum_non_batch(jnp.where(is_there, each, 0.0))
+
+    def tempered(self, temperature: float | Array) -> Self:
+        """The standard deviation times `temperature`."""
+        return self._replace(std=self.std * temperature)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SignalCoordinates:
+    """The coordinates u of all groups alone: K groups of equal shape, no decoder.
+
+    Its x are stored encodings u [B, K, m], so that "encoding" costs nothing.
+
+    Attributes:
+      is_used: [K, m] zeros and ones; the rest is padding.
+      context_size: leading coordinates of every earlier group that r_k may read.
+    """
+
+    is_used: Array
+    context_size: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """One block of all groups; the context is that of all earlier groups."""
+        num_groups, width = self.is_used.shape
+        size = num_groups * self.context_size if num_groups > 1 else 0
+        return (Block(num_groups, (width,), (size,)),)
+
+    def encode(self, x: Array, key: Array) -> Encoding:
+        """The stored coordinates themselves."""
+        del key
+        return Encoding((x.swapaxes(0, 1),), jnp.zeros(x.shape[:2]))
+
+    def root(self, batch_size: int) -> Array:
+        """No group is known: zeros [B, K, m]."""
+        return jnp.zeros((batch_size, *self.is_used.shape))
+
+    def prior(self, block: int, k: Array | int, carry: Array) -> GroupPrior:
+        """N(0, 1) in every used coordinate, and the earlier groups' first ones."""
+        std = jnp.broadcast_to(self.is_used[k][None], carry.shape[::2])
+        _, _, (size,) = self.blocks[block]
+        context = carry[..., : self.context_size] if size else carry[:, :0]
+        return GroupPrior(PaddedNormal(std), context.reshape(len(carry), -1))
+
+    def absorb(self, block: int, k: Array | int, carry: Array, z_k: Array) -> Array:
+        """Writes u_k [B, m] in its place."""
+        del block
+        return carry.at[:, k].set(z_k)
+
+    def decode(self, carry: Array) -> Likelihood:
+        """There is no decoder here: `SignalVAE` has it."""
+        raise NotImplementedError("coordinates alone cannot be decoded")
+
+
+class SignalCarry(NamedTuple):
+    """The state of a `SignalVAE`."""
+
+    u: Array  # [B, K', m'] of `SignalCoordinates`
+    inner: Carry  # of the VAE itself, once groups are filled in
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SignalVAE:
+    """A VAE whose latents are the coordinates u, then the rest w of every group.
+
+    Attributes:
+      vae: the model; its base priors are `Normal`.
+      directions: U_k of its groups.
+      context_size: leading coordinates of every earlier group that r_k may read.
+      is_joint: all of u is one group, for one ratio over all of it.
+    """
+
+    vae: LatentVariableModel
+    directions: Directions
+    context_size: int = dataclasses.field(default=16, metadata={"static": True})
+    is_joint: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def coordinates(self) -> SignalCoordinates:
+        """The first block alone."""
+        width = self.directions.basis[0].shape[-1]
+        is_used = jnp.arange(width)[None] < jnp.array(self.directions.widths)[:, None]
+        is_used = is_used.astype(jnp.float32)  # [K, m]
+        if self.is_joint:
+            return SignalCoordinates(is_used.reshape(1, -1), 0)
+        return SignalCoordinates(is_used, self.context_size)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The coordinates, then the VAE's own blocks, with nothing to condition on."""
+        rest = (block._replace(context_shape=(0,)) for block in self.vae.blocks)
+        return (*self.coordinates.blocks, *rest)
+
+    def chosen(self, groups: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Those of some groups, None for all, that have a direction; None for all K."""
+        if self.is_joint:
+            return None
+        widths = self.directions.widths
+        asked = range(len(widths)) if groups is None else groups
+        found = tuple(k for k in asked if widths[k])
+        return None if len(found) == len(widths) else found
+
+    def encode(self, x: Array, key: Array) -> Encoding:
+        """Draws z ~ q(z | x) and turns it into u and w.
+
+        w gets a standard normal draw of its own along U, which `absorb` drops; its
+        density is the same under q and p.
+        """
+        latents, log_q = self.vae.encode(x, rng.stream(key, "posterior"))
+        noise_key = rng.stream(key, "complement")
+
+        def visit(b: int, k: Array, prior: GroupPrior, z_k: Array) -> tuple:
+            mean, std = _moments(prior)
+            basis = self.directions.basis[b][k]  # [D, m]
+            e = ((z_k - mean) / std).reshape(len(z_k), -1)
+            u = e @ basis
+            group_key = rng.at_step(rng.at_step(noise_key, b), k)
+            own = jax.random.normal(group_key, u.shape) * _is_column(basis)[None]
+            w = e + (own - u) @ basis.T
+            log_own = sum_non_batch(-0.5 * (own**2 + LOG_2PI) * _is_column(basis)[None])
+            return u, w.reshape(z_k.shape), sum_non_batch(jnp.log(std)) + log_own
+
+        seen, _ = walk(self.vae, latents, visit)
+        coordinates, rest, log_volume = zip(*seen, strict=True)
+        u = jnp.concatenate(coordinates)  # [K, B, m]
+        log_q_of_rest = log_q + jnp.concatenate(log_volume).T
+        if self.is_joint:
+            u = u.swapaxes(0, 1).reshape(1, u.shape[1], -1)
+        of_u = jnp.zeros((u.shape[1], u.shape[0]), log_q.dtype)
+        return Encoding((u, *rest), jnp.concatenate([of_u, log_q_of_rest], 1))
+
+    def root(self, batch_size: int) -> SignalCarry:
+        """The state before any group is known."""
+        return SignalCarry(self.coordinates.root(batch_size), self.vae.root(batch_size))
+
+    def prior(self, block: int, k: Array | int, carry: SignalCarry) -> GroupPrior:
+        """p(u_k) with its context; or p(w_k), standard normal."""
+        if block == 0:
+            return self.coordinates.prior(0, k, carry.u)
+        shape = (len(carry.u), *self.vae.blocks[block - 1].latent_shape)
+        standard = Normal(jnp.zeros(shape), jnp.ones(shape))
+        return GroupPrior(standard, jnp.zeros((len(carry.u), 0)))
+
+    def absorb(
+        self, block: int, k: Array | int, carry: SignalCarry, z_k: Array
+    ) -> SignalCarry:
+        """Keeps u_k; or makes z_k of u_k and w_k, and the VAE absorbs it."""
+        if block == 0:
+            return carry._replace(u=self.coordinates.absorb(0, k, carry.u, z_k))
+        b = block - 1
+        basis = self.directions.basis[b][k]
+        before = sum(block.num_groups for block in self.vae.blocks[:b])
+        u = carry.u.reshape(len(carry.u), -1, basis.shape[1])[:, before + k]  # [B, m]
+        w = z_k.reshape(len(z_k), -1)
+        e = (w + (u - w @ basis) @ basis.T).reshape(z_k.shape)
+        mean, std = _moments(self.vae.prior(b, k, carry.inner))
+        inner = self.vae.absorb(b, k, carry.inner, mean + std * e)
+        return carry._replace(inner=inner)
+
+    def decode(self, carry: SignalCarry) -> Likelihood:
+        """p(x | z), once every group is filled in."""
+        return self.vae.decode(carry.inner)
+
+
+def _is_column(basis: Array) -> Array:
+    """Which columns of a padded basis [D, m] are directions: [m] zeros and ones."""
+    return (jnp.sum(basis**2, 0) > 0.5).astype(basis.dtype)
+
+
+def _moments(prior: GroupPrior) -> tuple[Array, Array]:
+    base: Any = prior.base  # `directions.fit_directions` has refused any other
+    return base.mean, base.std

@@ -1,0 +1,61 @@
+"""Encodings in signal coordinates, made once: what stage 2 on directions trains on.
+
+An encoding costs a pass of a deep VAE, an update of MLPs on coordinates next to
+nothing; so a pool of encodings is made before the first update.  One encoding of each
+example is too few: discriminators memorise the pool.
+"""
+
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ncp_jax import parallel, rng
+from ncp_jax.data import datasets
+from ncp_jax.priors.signal_space import SignalVAE
+from ncp_jax.training.loop import Prepare
+
+Array = jax.Array
+
+
+def pool(
+    model: SignalVAE,
+    stored: np.ndarray,
+    prepare: Prepare,
+    key: Array,
+    *,
+    num_passes: int,
+    batch_size: int,
+    mesh: Mesh,
+) -> np.ndarray:
+    """Encodes every example several times: u [num_passes * N, K, m], pass by pass.
+
+    Args:
+      model: the frozen VAE in signal coordinates.
+      stored: [N, ...] examples.
+      prepare: (key, stored) -> x; its noise is fresh in every pass.
+      key: PRNG key; consumed here.
+      num_passes: encodings of each example.
+      batch_size: examples at a time, a multiple of the devices.
+      mesh: the devices that share a batch.
+    """
+    model = parallel.replicate(mesh, model)
+    batches = list(datasets.padded_batches(stored, batch_size))
+    rows = []
+    for index in range(num_passes * len(batches)):
+        examples, mask = batches[index % len(batches)]
+        batch_key = rng.at_step(key, index)
+        u = _coordinates(mesh, prepare, model, examples, batch_key)
+        rows.append(np.asarray(u)[mask])
+    return np.concatenate(rows)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _coordinates(
+    mesh: Mesh, prepare: Prepare, model: SignalVAE, stored: Array, key: Array
+) -> Array:
+    """u of one batch of examples: [B, K, m]."""
+    x = parallel.split(mesh, prepare(rng.stream(key, "prepare"), stored))
+    u, *_ = model.encode(x, rng.stream(key, "draws")).latents
+    return parallel.join(mesh, u).swapaxes(0, 1)

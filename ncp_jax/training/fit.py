@@ -1,0 +1,241 @@
+"""Stage 2 for a VAE of one's own: from a frozen model to its NCP prior."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ncp_jax import parallel, rng
+from ncp_jax.errors import InputError
+from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.models.discriminator_choice import discriminator_for
+from ncp_jax.priors.ncp_prior import NCPPrior
+from ncp_jax.training import loop, optimizers, preparation
+from ncp_jax.training.checkpoints import Checkpoints, fingerprint
+from ncp_jax.training.loop import Preempted, Prepare, Task
+from ncp_jax.training.ncp_update import NCPState
+from ncp_jax.training.run_log import Progress, RunLog, SilentLog
+from ncp_jax.training.stage_two import StageTwo
+
+Array = jax.Array
+
+STEPS_PER_DISPATCH = 50  # of one compiled call, between two moves of the bar
+HELD_OUT_SHARE = 10  # one in so many, where there is no validation set
+
+
+class Length(NamedTuple):
+    """How long stage 2 trains, in updates."""
+
+    num_steps: int
+    steps_per_eval: int
+
+
+def fit(
+    vae: LatentVariableModel,
+    train: np.ndarray | Array,
+    *,
+    key: Array,
+    valid: np.ndarray | Array | None = None,
+    prepare: Prepare | None = None,
+    discriminator: nn.Module | None = None,
+    num_steps: int = 5_000,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    ema_decay: float = 0.99,
+    num_negatives: int = 1,
+    num_passes: int = 1,
+    steps_per_eval: int = 250,
+    patience: int = 8,
+    workdir: str | Path | None = None,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> NCPPrior:
+    """Trains one discriminator per latent group of a frozen VAE: stage 2 (Eqs. 3, 4).
+
+    The result keeps, of every group, the weights of its lowest held-out loss.  Adam
+    with a cosine schedule; all devices share the work.
+
+    Args:
+      vae: the model, whose variables do not change: a `LatentVariableModel`, for
+        example `FrozenVAE(module, variables)`.
+      train: [N, *data_shape] examples; float32, or uint8 pictures.
+      key: PRNG key; consumed here.  The same key gives the same prior.
+      valid: [M, *data_shape] examples that only choose the best weights; None holds
+        out a tenth of `train`.
+      prepare: (key, stored examples [B, ...]) -> x, pure; None leaves real numbers as
+        they are and divides uint8 by 255.  `binarize` makes zeros and ones.
+      discriminator: (z_k, context) -> logit, one network for every group, each with
+        weights of its own; None chooses by the groups' shapes.
+      num_steps: updates, at most.
+      batch_size: examples of an update, or all where there are fewer.
+      learning_rate: the peak.
+      weight_decay: decoupled; 0 for none.
+      ema_decay: of the running average of the weights; 0 for none.
+      num_negatives: prior draws of each group per example.
+      num_passes: encodings of each validation example: more, where these are few.
+      steps_per_eval: updates between validations.
+      patience: validations without a lower loss after which a group rests; training
+        ends when all do.  0 for no end before `num_steps`.
+      workdir: folder for checkpoints and metrics; None keeps nothing.  The same call
+        again goes on where it was stopped, to the same bits.
+      mesh: the devices; None for all.
+      progress: whether to show how far it is.
+
+    Raises:
+      InputError: the VAE, the examples or the settings are not as they should be;
+        `workdir` holds another training; or a loss is not finite.
+    """
+    key, mesh = rng.typed(key), mesh or parallel.mesh_of()
+    train, valid = _split(train, valid, rng.stream(key, "held out"))
+    prepare = preparation.checked(vae, train, prepare)
+    batch_size = min(batch_size, len(train))
+    parallel.check_batch_size(mesh, "batch_size", batch_size)
+    length = _length(num_steps, steps_per_eval)
+    schedule = optimizers.schedule("cosine", learning_rate, num_steps)
+    network = discriminator or discriminator_for(vae.blocks)
+    stage = StageTwo(
+        network,
+        optimizers.optimizer("adam", schedule, weight_decay),
+        batch_size=batch_size,
+        num_negatives=num_negatives,
+        ema_decay=ema_decay,
+        num_passes=num_passes,
+        patience=patience,
+    )
+    task = stage.task(
+        vae,
+        train,
+        valid,
+        key,
+        prepare=prepare,
+        prepare_held_out=prepare,
+        mesh=mesh,
+    )
+    metadata = {
+        **_named(key=key, vae=vae, train=train, valid=valid),
+        "prepare": getattr(prepare, "__qualname__", type(prepare).__qualname__),
+        "discriminator": _described(network),
+        **length._asdict(),
+        **{name: getattr(stage, name) for name in _SETTINGS},
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+    }
+    with _checkpoints(workdir, metadata) as saved:
+        state = stage.initial(vae, key)
+        state = _trained(task, state, saved, length, workdir, progress)
+    return NCPPrior(vae, network, jax.device_put(state.best_params(vae.blocks)))
+
+
+_SETTINGS = ("batch_size", "num_negatives", "ema_decay", "num_passes", "patience")
+
+
+def _split(train: Any, valid: Any, key: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Training and held-out examples; without the latter, a tenth of the former."""
+    train = preparation.examples("train", train)
+    if valid is not None:
+        valid = preparation.examples("valid", valid)
+        if (valid.shape[1:], valid.dtype) != (train.shape[1:], train.dtype):
+            raise InputError(
+                f"valid holds examples of shape {valid.shape[1:]} and type "
+                f"{valid.dtype}, train of {train.shape[1:]} and {train.dtype}"
+            )
+        return train, valid
+    if len(train) < 2:
+        raise InputError("train holds one example: none is left to be held out")
+    rows = np.random.default_rng(rng.numpy_seed(key)).permutation(len(train))
+    num_valid = max(len(train) // HELD_OUT_SHARE, 1)
+    return train[rows[num_valid:]], train[rows[:num_valid]]
+
+
+def _length(num_steps: int, steps_per_eval: int) -> Length:
+    for name, value in (("num_steps", num_steps), ("steps_per_eval", steps_per_eval)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    return Length(num_steps, steps_per_eval)
+
+
+def _trained(
+    task: Task,
+    state: NCPState,
+    saved: Checkpoints,
+    length: Length,
+    workdir: str | Path | None,
+    progress: bool,
+) -> NCPState:
+    """The state after the last update, from the newest checkpoint if there is one."""
+    restored = saved.restore_latest(state)
+    if restored is not None:
+        state = restored.state
+    first_step = int(state.step)
+    if first_step == length.num_steps:
+        return state
+    log: Progress = SilentLog()
+    if workdir is not None and parallel.is_writer():
+        log = RunLog(Path(workdir), task.name, first_step, length.num_steps)
+    elif progress and parallel.is_writer():
+        log = Progress(task.name, first_step, length.num_steps)
+    try:
+        with contextlib.closing(log):
+            state = loop.fit(
+                task,
+                state,
+                saved,
+                log,
+                steps_per_dispatch=min(STEPS_PER_DISPATCH, length.steps_per_eval),
+                **length._asdict(),
+            )
+    except Preempted as stop:
+        if stop.exit_code != 130:
+            raise
+        kept = str(stop) if workdir else "stopped; give workdir= to go on another time"
+        raise KeyboardInterrupt(kept) from None
+    saved.wait()
+    return task.collect(state)
+
+
+@contextlib.contextmanager
+def _checkpoints(
+    workdir: str | Path | None, metadata: dict[str, Any]
+) -> Iterator[Checkpoints]:
+    if workdir is None:
+        yield _Nowhere()
+        return
+    with Checkpoints(Path(workdir) / "ncp" / "checkpoints", metadata) as saved:
+        yield saved
+
+
+class _Nowhere(Checkpoints):
+    """Checkpoints of a training that nobody wants to go on with."""
+
+    def __init__(self) -> None:
+        pass
+
+    def save(self, step: int, state: Any, valid_loss: float | None) -> None:
+        """Does nothing."""
+
+    def restore_latest(self, like: Any) -> None:
+        """Finds nothing."""
+
+    def wait(self) -> None:
+        """Does not wait."""
+
+
+def _named(key: Array, vae: LatentVariableModel, **arrays: Any) -> dict[str, Any]:
+    """What a training depends on beside its settings, by hashes."""
+    return {
+        "key": jax.random.key_data(key).tolist(),
+        "vae": f"{type(vae).__qualname__} {fingerprint(vae)}",
+        **{name: fingerprint(array) for name, array in arrays.items()},
+    }
+
+
+def _described(network: nn.Module) -> str:
+    """The network with its attributes; where functions lie in memory is left out."""
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(network).split()))

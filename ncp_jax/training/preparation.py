@@ -1,0 +1,96 @@
+"""From a user's examples to the model's x, where they do not say how themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ncp_jax.data import pixels
+from ncp_jax.errors import InputError
+from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.models.check import check
+from ncp_jax.models.distributions import Bernoulli
+from ncp_jax.priors.latents import log_prior
+from ncp_jax.training.loop import Prepare
+
+Array = jax.Array
+
+
+def as_stored(key: Array, stored: Array) -> Array:
+    """x = the stored examples themselves."""
+    del key
+    return stored
+
+
+def to_unit(key: Array, stored: Array) -> Array:
+    """x = pictures in [0, 1] from uint8 ones."""
+    del key
+    return pixels.quantize(stored, 8)
+
+
+def checked(
+    vae: LatentVariableModel, stored: np.ndarray, prepare: Prepare | None
+) -> Prepare:
+    """Returns how x is made, once the VAE is known to take it.
+
+    Args:
+      vae: a frozen model.
+      stored: [N, *data_shape] examples.
+      prepare: the user's own, (key, stored) -> x; None for the default: real numbers
+        stay, uint8 pictures become [0, 1].
+
+    Raises:
+      InputError: the examples or the VAE are not as they should be; pictures for a
+        binary likelihood, which somebody has to binarise.
+    """
+    if prepare is None:
+        prepare = _default(stored)
+    key = jax.random.key(0)
+    few = jnp.asarray(stored[[0, -1]])  # two, even of one
+    x = jax.eval_shape(prepare, key, few)
+    check(vae, jnp.zeros(x.shape, x.dtype))
+    if prepare is to_unit and isinstance(_likelihood(vae, x), Bernoulli):
+        raise InputError(
+            "the examples are uint8 and the VAE's likelihood is Bernoulli, of zeros "
+            "and ones: give prepare=ncp_jax.binarize, which draws them afresh at every "
+            "use, or a prepare(key, stored) of your own"
+        )
+    return prepare
+
+
+def examples(name: str, array: np.ndarray | Array) -> np.ndarray:
+    """Returns examples as a NumPy array [N, ...].
+
+    Raises:
+      InputError: there are none, or they are no numbers that a model can read.
+    """
+    found = np.asarray(array)
+    if found.dtype == np.float64:  # NumPy's default is not JAX's
+        found = found.astype(np.float32)
+    kind = found.dtype.kind
+    if found.ndim < 1 or not len(found) or kind not in "fiub":
+        raise InputError(
+            f"{name} must be an array [N, *data_shape] of at least one example; got "
+            f"shape {found.shape} and type {found.dtype}"
+        )
+    return found
+
+
+def _default(stored: np.ndarray) -> Prepare:
+    if np.issubdtype(stored.dtype, np.floating):
+        return as_stored
+    if stored.dtype == np.uint8:
+        return to_unit
+    raise InputError(
+        f"examples of type {stored.dtype} need prepare=, a function (key, stored) "
+        "-> x; float32 goes in as it is, uint8 as x / 255"
+    )
+
+
+def _likelihood(vae: LatentVariableModel, x: jax.ShapeDtypeStruct) -> object:
+    """What `decode` returns, abstractly."""
+
+    def decode(x: Array) -> object:
+        latents = vae.encode(x, jax.random.key(0)).latents
+        return vae.decode(log_prior(vae, latents)[1])
+
+    return jax.eval_shape(decode, x)

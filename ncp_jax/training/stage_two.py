@@ -1,0 +1,134 @@
+"""Stage 2 as a task of the training loop: one builder for configs and for `fit`."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from ncp_jax import parallel, rng
+from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.training import batches, held_out, ncp_update
+from ncp_jax.training.loop import Prepare, Task
+from ncp_jax.training.ncp_update import NCPState
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StageTwo:
+    """How the discriminators of a frozen VAE are trained.
+
+    Attributes:
+      discriminator: (z_k, context) -> logit.
+      optimizer: an optax optimiser.
+      batch_size: examples of a step.
+      num_negatives: prior draws of each group per example.
+      ranking_weight: of the ranking losses beside those of NCE (`nce.losses`).
+      negative_weight: M of the weighted NCE loss; 1 is the paper's (`nce.nce_losses`).
+      select_by: "loss" or "gain", the held-out number that best weights have.
+      ema_decay: of the running average of the weights; 0 for none.
+      num_passes: encodings of each validation example.
+      patience: validations without a lower held-out loss after which a group rests; 0
+        for no end.
+      formulation: of `stacks.over_groups`.
+      is_train_there: as of `batches.on_devices`.
+    """
+
+    discriminator: nn.Module
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    num_negatives: int = 1
+    ranking_weight: float = 0.0
+    negative_weight: float = 1.0
+    select_by: str = "loss"
+    ema_decay: float = 0.0
+    num_passes: int = 1
+    patience: int = 0
+    formulation: str = "auto"
+    is_train_there: bool = True
+
+    def task(
+        self,
+        vae: LatentVariableModel,
+        train: np.ndarray,
+        valid: np.ndarray,
+        key: Array,
+        *,
+        prepare: Prepare,
+        prepare_held_out: Prepare,
+        mesh: Mesh,
+    ) -> Task:
+        """Returns what the loop trains.
+
+        Args:
+          vae: the frozen model.
+          train: [N, ...] stored examples.
+          valid: [M, ...] held-out ones.
+          key: owner of the stage's random streams.
+          prepare: (key, stored) -> x, in training.
+          prepare_held_out: the same, in validation.
+          mesh: the devices.
+        """
+        shared: dict[str, Any] = {
+            "num_negatives": self.num_negatives,
+            "ranking_weight": self.ranking_weight,
+            "negative_weight": self.negative_weight,
+            "patience": self.patience,
+            "mesh": mesh,
+            "formulation": self.formulation,
+        }
+        stored = batches.on_devices(
+            mesh, train, valid, self.batch_size, self.is_train_there
+        )
+        return Task(
+            name="ncp",
+            data={"vae": parallel.replicate(mesh, vae), **stored},
+            inputs=batches.by_step(
+                mesh,
+                rng.stream(key, "batch"),
+                train,
+                self.batch_size,
+                self.is_train_there,
+            ),
+            update=ncp_update.make_update(
+                self.discriminator,
+                self.optimizer,
+                prepare,
+                key,
+                ema_decay=self.ema_decay,
+                **shared,
+            ),
+            validate=ncp_update.make_validate(
+                self.discriminator,
+                prepare_held_out,
+                rng.stream(key, "valid"),
+                num_passes=self.num_passes,
+                select_by=self.select_by,
+                **shared,
+            ),
+            average=held_out.mean_of_steps,
+            remarks=held_out.remarks,
+            place=partial(ncp_update.place, mesh),
+            collect=partial(ncp_update.collect, vae.blocks),
+        )
+
+    def initial(self, vae: LatentVariableModel, key: Array) -> NCPState:
+        """Returns the state that `task` starts from, with r = 1.
+
+        Args:
+          vae: the frozen model.
+          key: as of `task`.
+        """
+        init_state = partial(
+            ncp_update.init_state,
+            self.discriminator,
+            self.optimizer,
+            vae,
+            ema_decay=self.ema_decay,
+        )
+        return jax.jit(init_state)(rng.stream(key, "init"))

@@ -1,0 +1,60 @@
+"""`held_out.py`: everything of held-out examples, and how often it compiles."""
+
+import jax
+import numpy as np
+import pytest
+
+from ncp_jax.errors import InputError
+from ncp_jax.evaluation import diagnostics, held_out, likelihood
+from tests.tilted_gaussian import NCP, TILT, VAE, draw_x
+
+SMALL = {
+    "batch_size": 40,
+    "num_importance_samples": 8,
+    "chunk_size": 4,
+    "num_snis_proposals": 4,
+    "num_log_z_draws": 4_000,
+    "log_z_batch_size": 2_000,
+    "num_passes": 2,
+}
+COMPILED = (likelihood._bounds, likelihood._draw_log_r, diagnostics._logits)
+
+
+def test_it_compiles_once_for_each_setting(key):
+    x = np.asarray(draw_x(100))
+    for function in COMPILED:
+        function.clear_cache()
+    first = held_out.evaluate(NCP, x, key=key, **SMALL)
+    again = held_out.evaluate(NCP, x, key=key, **SMALL)
+    assert [function._cache_size() for function in COMPILED] == [1, 1, 1]
+    assert first == again
+    held_out.evaluate(NCP, x, key=key, **SMALL | {"num_importance_samples": 4})
+    assert [function._cache_size() for function in COMPILED] == [2, 1, 1]
+
+
+def test_the_gain_is_that_of_the_examples(key):
+    x = np.asarray(draw_x(100))
+    found = held_out.evaluate(NCP, x, key=key, **SMALL)
+    gain = (VAE.log_marginal(x, TILT) - VAE.log_marginal(x)).mean()
+    z = found["log_z"]
+    assert found["gain_nats"].n == found["nce_loss"].n == 100
+    assert found["gain_nats"].value == pytest.approx(gain, abs=0.01 + 6 * z.stderr)
+
+
+def test_what_is_missing_is_said(key, capsys):
+    x = np.asarray(draw_x(20))
+    few = SMALL | {"num_log_z_draws": 50, "max_log_z_stderr": 0.01}
+    found = held_out.evaluate(NCP, x, key=key, **few)
+    assert "nll_ncp" not in found and "log_z_draws_missing" in found
+    assert "more draws are needed" in capsys.readouterr().out
+
+
+def test_keys_of_the_old_kind_are_taken_and_others_refused():
+    x = np.asarray(draw_x(20))
+    old, new = (
+        held_out.evaluate(NCP, x, key=key, **SMALL)
+        for key in (jax.random.PRNGKey(3), jax.random.key(3))
+    )
+    assert old == new
+    with pytest.raises(InputError, match="key must be one PRNG key"):
+        held_out.evaluate(NCP, x, key=3, **SMALL)
