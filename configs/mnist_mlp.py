@@ -18,7 +18,7 @@ The full length of the literature, for a GPU, is one flag more:
   --config.vae.num_steps=10000000
 
 Literature, test NLL in nats after 10^7 steps: VAE 84.82, LARS 83.03, SNIS 82.52,
-NCP-VAE 82.82.  The full length was not run here; README has what was.
+NCP-VAE 82.82.  The full length was not run here; docs/results.md has what was.
 """
 
 from ml_collections import ConfigDict

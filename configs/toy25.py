@@ -5,7 +5,8 @@
   python main.py --config=configs/toy25.py --workdir=runs/toy25
 
 Under two minutes on two CPU cores; expect 75 % of the base prior's samples off every
-mode and 3 % of those of SIR, of Langevin and of decoded posterior draws (README).
+mode and 3 % of those of SIR, of Langevin and of decoded posterior draws
+(docs/results.md).
 """
 
 from ml_collections import ConfigDict

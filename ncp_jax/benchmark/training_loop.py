@@ -36,7 +36,7 @@ def training_loop(
     steps_per_dispatch: int,
     steps_per_eval: int,
 ) -> dict[str, Any]:
-    """Times `training.fit` against one bare `lax.scan` over the same updates, in turn.
+    """Times `loop.fit` against one bare `lax.scan` over the same updates, in turn.
 
     The loop's share holds everything that a real run does: batch indices, metrics,
     logs, validation and checkpoints.  Compilation is outside both as long as

@@ -21,7 +21,7 @@ Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # train, valid, test
 
 
 class Options(NamedTuple):
-    """How the files are read; the arguments of `data.load`."""
+    """How the files are read; the arguments of `datasets.load`."""
 
     shape: tuple[int, ...]
     download: bool

@@ -1,8 +1,7 @@
 """Every setting once, with its default.
 
-Keys are the argument names of what they configure; `wiring`, `sample_stage`,
-`sample_measures`, `picture_scores`, `evaluate_stage` and `experiment` read them, and
-nothing below.
+Keys are the argument names of what they configure; this room reads them, and nothing
+below.
 """
 
 import hashlib
@@ -16,7 +15,6 @@ from ncp_jax.errors import InputError
 from ncp_jax.nested import flatten
 
 VARIANTS = ("", "smoke")
-# Where the same data lie and how they come there changes no result.
 DIRECTIONS = {  # that stage 2 reads, of each group's standardised noise
     "cap": 0,  # the most of a group; 0: discriminators read z itself
     "share": 0.95,  # of the signal that a group's directions hold
@@ -26,6 +24,7 @@ DIRECTIONS = {  # that stage 2 reads, of each group's standardised noise
     "num_examples": 10_000,  # training examples that directions are found from
     "num_encodings": 5,  # of each training example, made before the first update
 }
+# Where the same data lie and how they come there changes no result.
 WITHOUT_EFFECT = (
     "data.dir",
     "data.download",

@@ -86,8 +86,8 @@ def _check_features(config: ConfigDict) -> None:
     if bool(settings.feature_net) != bool(settings.feature_weights):
         raise InputError(
             "config.evaluate.feature_net and config.evaluate.feature_weights go "
-            "together: the name of a network and the file of its weights (README, "
-            "Sample quality), or neither"
+            "together: the name of a network and the file of its weights (docs, "
+            "What is measured), or neither"
         )
     for field in ("fid_samplers", "audit_samplers"):
         idle = set(settings[field]) - set(config.sample.samplers)

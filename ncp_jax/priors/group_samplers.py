@@ -1,4 +1,4 @@
-"""How one group is drawn: the samplers with their settings, for `prior.ancestral`.
+"""How one group is drawn: the samplers with their settings, for `ncp_prior.ancestral`.
 
 Each is a value that can be compared and hashed, so that `jit` takes it as static; it is
 called with (keys [B], target) and returns (z_k [B, *latent_shape], info).

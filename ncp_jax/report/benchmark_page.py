@@ -52,7 +52,7 @@ def advice(found: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(found: Mapping[str, Any], *omitted: str) -> str:
-    """The rows of one part as a table for a README, of the largest batch alone.
+    """The rows of one part as a table for the docs, of the largest batch alone.
 
     Args:
       found: one part of benchmark.json.

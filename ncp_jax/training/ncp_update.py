@@ -120,7 +120,7 @@ def make_update(
 ) -> Callable[[NCPState, PyTree, Array], tuple[NCPState, Metrics]]:
     """Returns one update of all groups: (state, data, rows) -> (state, metrics [K]).
 
-    `data` holds "train", as `training.take` reads it, and the frozen model "vae".  The
+    `data` holds "train", as `loop.take` reads it, and the frozen model "vae".  The
     model runs on each device's share of the batch; after one re-layout of its draws
     every device updates its share of the groups and needs no other.
 

@@ -133,7 +133,7 @@ def make_update(
 ) -> Callable[[TrainState, PyTree, Array], tuple[TrainState, Metrics]]:
     """Returns one update of stage 1: (state, data, rows) -> (state, metrics).
 
-    Rows are what `training.take` makes examples of.
+    Rows are what `loop.take` makes examples of.
 
     Args:
       module: has `elbo_terms(x, key)`; batch norm sees that it trains by its collection

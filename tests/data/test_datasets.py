@@ -1,4 +1,4 @@
-"""`data.py`: the data sets, and batches as pure functions of (key, step)."""
+"""`datasets.py`: the data sets, and batches as pure functions of (key, step)."""
 
 import os
 import zlib

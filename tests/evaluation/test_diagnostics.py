@@ -1,4 +1,4 @@
-"""`evaluation.py` on a linear-Gaussian VAE, whose p(x) and p_NCP(x) are exact.
+"""`diagnostics.py` on a linear-Gaussian VAE, whose p(x) and p_NCP(x) are exact.
 
 With log r(z) = TILT . z the NCP is N(TILT, I) and log Z = |TILT|^2 / 2.
 """

@@ -1,4 +1,4 @@
-"""`experiment.run`: every config, smoke-sized, through all stages."""
+"""`stages.run`: every config, smoke-sized, through all stages."""
 
 import contextlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""`comparison.py`: every number of every run, in its own column."""
+"""`comparison_page.py`: every number of every run, in its own column."""
 
 import json
 

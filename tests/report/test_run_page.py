@@ -1,4 +1,4 @@
-"""`report.py`: what a run left behind, as one page that needs nothing else."""
+"""`run_page.py`: what a run left behind, as one page that needs nothing else."""
 
 import io
 import json

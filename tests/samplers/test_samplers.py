@@ -1,4 +1,4 @@
-"""`samplers.py` against targets whose answer is known in closed form."""
+"""`samplers` against targets whose answer is known in closed form."""
 
 import math
 from functools import partial

@@ -1,4 +1,4 @@
-"""`training.fit` on a toy task: boundaries, resuming, stopping, failing."""
+"""`loop.fit` on a toy task: boundaries, resuming, stopping, failing."""
 
 import dataclasses
 import os

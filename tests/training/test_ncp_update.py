@@ -1,4 +1,4 @@
-"""`ncp_stage.py` and `nce.py`: the loss, a ratio that is found, groups kept apart."""
+"""`ncp_update.py` and `nce.py`: the loss, a ratio that is found, groups kept apart."""
 
 import math
 from functools import partial

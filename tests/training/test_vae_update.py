@@ -1,4 +1,4 @@
-"""`vae_stage.py`: the loss by hand, its warm-up and penalty, and validation."""
+"""`vae_update.py`: the loss by hand, its warm-up and penalty, and validation."""
 
 import chex
 import flax.linen as nn

@@ -1,0 +1,296 @@
+"""README and docs say what is true: code runs, numbers are those of the records."""
+
+import contextlib
+import importlib
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ncp_jax.experiment import stages
+from ncp_jax.priors import ncp_prior
+from ncp_jax.report import benchmark_page, quantities, run_page
+from tests.test_layering import FLOORS
+
+BENCHMARK_TABLES = (  # record, part, columns that the page leaves out
+    ("mnist_nvae", "samplers", "images", "first call", "ESS/s"),
+    ("mnist_nvae", "alone"),
+    ("mnist_nvae", "stage_two", "devices"),
+    ("mnist_mlp", "samplers", "images", "first call", "ESS/s"),
+    ("mnist_mlp", "alone"),
+    ("mnist_mlp", "stage_two", "devices"),
+    ("mnist_mlp", "training"),
+    ("celeba64", "samplers", "images", "ESS/s", "lowest to highest"),
+    ("celeba64", "stage_two", "devices"),
+)
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+DOCS = "\n".join(PAGES.values())
+OWN_VAE = "docs/your_own_vae.md"  # whose code takes a minute
+WITH_CODE = [
+    pytest.param(page, marks=[pytest.mark.slow] if page == OWN_VAE else [])
+    for page, text in PAGES.items()
+    if "```python\n" in text
+]
+
+
+def _records(name):
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
+def _interval(results, metric):
+    return " ".join(quantities.estimate(results["metrics"][metric]))
+
+
+@pytest.fixture(scope="module")
+def names_of(tmp_path_factory):
+    """From a page to the names that its code defines, run once from top to bottom."""
+    ran: dict[str, dict] = {}
+
+    def run(page):
+        if page not in ran:
+            code = "\n".join(re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL))
+            names = {"__name__": page}
+            with contextlib.chdir(tmp_path_factory.mktemp("run")):  # of what it writes
+                exec(compile(code, page, "exec"), names)
+            ran[page] = names
+        return ran[page]
+
+    return run
+
+
+@pytest.mark.parametrize("page", WITH_CODE)
+def test_the_code_of_every_page_runs(page, names_of):
+    assert len(names_of(page)) > 1
+
+
+def test_the_first_example_gains_and_draws(names_of):
+    names = names_of("README.md")
+    gain = names["numbers"]["gain_nats"]
+    (said,) = re.findall(r"# about (\S+) nats better", PAGES["README.md"])
+    assert gain.value == pytest.approx(float(said), abs=0.4)
+    assert gain.value > 6 * gain.stderr > 0
+    assert names["out"].images.shape == (64, 64)
+    (z,) = names["out"].latents
+    assert z.shape == (1, 64, 8)
+
+
+@pytest.mark.slow
+def test_the_plug_in_example_gains_and_draws(names_of):
+    names = names_of(OWN_VAE)
+    gain = names["numbers"]["gain_nats"]
+    assert gain.value > 3 * gain.stderr > 0
+    for drawn in (names["sir"], names["langevin"]):
+        assert drawn.images.shape == (50, 8, 8, 1)
+        assert np.all((drawn.images > 0) & (drawn.images < 1))
+        z_1, z_2 = drawn.latents
+        assert z_1.shape == (1, 50, 2, 2, 4) and z_2.shape == (1, 50, 4, 4, 2)
+    ess = [info.ess for info in names["sir"].infos]
+    assert all(np.all((e >= 1) & (e <= 100)) for e in ess)
+    assert Path(names["page"]).name == "index.html"
+
+
+def test_the_plugged_in_vae_is_short():
+    page = PAGES[OWN_VAE]
+    (body,) = re.findall(r"(class TwoScales.*?\n)```", page, re.DOTALL)
+    assert len(body.splitlines()) < 60
+
+
+def test_the_sampler_of_ones_own_keeps_the_best(names_of, key):
+    """Its draws have the highest r of its proposals, which is what it returns."""
+    best, ncp = names_of("docs/extend.md")["BestOf"], names_of("README.md")["ncp"]
+    draw_one, draw_many = best(1), best(50)
+    context = jax.numpy.zeros((20, 0))
+    target = ncp_prior.Target(ncp.vae.prior(0, 0, ncp.vae.root(20)).base, None, None)
+    target = target._replace(log_r=ncp.log_ratio(0, 0, context))
+    keys = jax.random.split(key, 20)
+    z, log_r = draw_many(keys, target)
+    np.testing.assert_allclose(target.log_r(z), log_r, rtol=1e-5, atol=1e-5)
+    assert np.mean(log_r) > np.mean(draw_one(keys, target)[1]) + 0.5
+
+
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 250
+
+
+def _exists(name):
+    """Whether a dotted name is a module of the package or something inside one."""
+    parts = name.split(".")
+    for n in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:n]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[n:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_exists(page):
+    names = set(re.findall(r"\bncp_jax(?:\.[A-Za-z]\w*)+", PAGES[page]))
+    assert [name for name in names if not _exists(name)] == []
+    paths = re.findall(
+        r"`((?:ncp_jax|tests|configs|results)/[\w./]*\w/?)`", PAGES[page]
+    )
+    assert [p for p in paths if not (ROOT / p).exists() and "NAME" not in p] == []
+
+
+def test_the_architecture_page_has_every_room_on_its_floor():
+    page, floors = PAGES["docs/architecture.md"], defaultdict(set)
+    for floor, rooms in re.findall(r"^\| (\d+) \| (.*?) \|", page, re.MULTILINE):
+        for name in re.findall(r"`(.*?)`", rooms):
+            room = name.removesuffix("/").removesuffix(".py").replace("/", ".")
+            floors[int(floor)].add(room)
+    assert [floors[n + 1] for n in range(len(floors))] == FLOORS
+
+
+def _anchors(page):
+    """The anchors of a page's headings."""
+    for heading in re.findall(r"^#+ (.*)", PAGES[page], re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    for link in re.findall(r"\]\((?!https?:)([^)\s]*)\)", text):
+        path, _, anchor = link.partition("#")
+        target = (folder / path).resolve() if path else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in _anchors(str(target.relative_to(ROOT))), link
+
+
+def test_the_closing_table_is_that_of_the_recorded_run():
+    table = run_page.summary_table(_records("digits"))
+    assert table in PAGES["README.md"] and table in PAGES["docs/index.md"]
+
+
+def test_the_results_table_is_that_of_the_recorded_runs():
+    for name in ("digits", "toy25", "mnist_mlp", "static_mlp", "fashion_mlp"):
+        (row,) = re.findall(rf"^\| `{name}.*CPU.*", DOCS, re.MULTILINE)
+        for metric in ("nll_base", "nll_ncp", "gain_nats", "log_z", "nce_loss"):
+            assert _interval(_records(name), metric) in row, (name, metric)
+
+
+README_ROWS = {
+    "toy25.py`": "toy25",
+    "mnist_mlp.py`": "mnist_mlp",
+    "mnist_mlp.py:deep`": "table2/deep_0",
+    "static_mlp.py`": "static_mlp",
+    "fashion_mlp.py`": "fashion_mlp",
+}
+
+
+def test_the_readme_s_results_are_those_of_the_recorded_runs():
+    rows = re.findall(
+        r"^\| `(\w+\.py\S*`).*?\| (.*) \|$", PAGES["README.md"], re.MULTILINE
+    )
+    assert {name.rstrip(",") for name, _ in rows} == README_ROWS.keys()
+    for name, cells in rows:
+        record = _records(README_ROWS[name.rstrip(",")])
+        expected = [_interval(record, m) for m in ("nll_base", "nll_ncp", "gain_nats")]
+        assert cells == " | ".join(expected)
+    distances = [
+        _interval(_records("mnist_mlp"), f"fd_lenet_{source}")
+        for source in ("base", "sir", "langevin", "floor")
+    ]
+    assert f"| {' | '.join(distances)} |" in PAGES["README.md"]
+
+
+def test_the_groups_table_is_that_of_the_recorded_run():
+    nvae = _records("mnist_nvae")
+    (row,) = re.findall(r"^\| `mnist_nvae.py:cpu.*", DOCS, re.MULTILINE)
+    for metric in ("nll_base", "nll_ncp", "gain_nats", "log_z"):
+        assert _interval(nvae, metric) in row, metric
+    for k in range(10):
+        names = (f"nce_loss/{k}", f"sir_ess/{k}", f"sir_log_z/{k}")
+        cells = " | ".join(_interval(nvae, name) for name in names)
+        assert f"| {k} | {cells} |" in DOCS
+
+
+def test_the_prior_hole_table_is_that_of_the_recorded_run():
+    toy = _records("toy25")
+    for source in ("base", "sir", "langevin", "floor"):
+        assert f"| {_interval(toy, f'off_mode_{source}')} |" in DOCS
+
+
+def test_the_table_of_sample_quality_is_that_of_the_recorded_run():
+    record = _records("mnist_mlp")
+    metrics = record["metrics"]
+    for source in ("base", "sir", "langevin", "floor", "real"):
+        names = (f"fd_lenet_{source}", f"kid_lenet_{source}")
+        cells = [_interval(record, name) for name in names]
+        near = f"nearer_than_held_out_{source}"
+        cells.append(_interval(record, near) if near in metrics else "")
+        assert f"| {' | '.join(cells)} |" in DOCS
+    for name in ("mmd_base", "mmd_sir"):
+        assert _interval(record, name) in DOCS
+    settings = record["run"]["config"]["evaluate"]
+    assert (settings["feature_net"], settings["fid_num_images"]) == ("lenet5", 10_000)
+
+
+TABLE_2 = ("nll_ncp", "gain_nats", "gain_snis_nats", "log_z", "ess_fraction")
+
+
+def test_table_2_is_that_of_the_recorded_runs():
+    """All on one frozen VAE, that of results/mnist_mlp.json."""
+    names = [f"table2/{path.stem}" for path in (ROOT / "results/table2").glob("*.json")]
+    base = _records("mnist_mlp")["metrics"]["nll_base"]
+    for record in map(_records, ["mnist_mlp", *names]):
+        cells = [_interval(record, name) for name in TABLE_2]
+        assert f"| {' | '.join(cells)} |" in DOCS
+        assert record["metrics"]["nll_base"] == base
+    for seeds in (
+        ("mnist_mlp", "table2/paper_1", "table2/paper_2"),
+        ("table2/ranking_0", "table2/ranking_1", "table2/ranking_2"),
+        ("table2/deep_0", "table2/deep_1", "table2/deep_2"),
+    ):
+        gains = [_records(s)["metrics"]["gain_nats"]["value"] for s in seeds]
+        spread = f"{np.std(gains, ddof=1):.3f}"
+        said = f"{np.mean(gains):.3f} (standard deviation {spread})"
+        assert said in " ".join(DOCS.split())
+
+
+def test_the_table_of_other_bases_is_that_of_the_recorded_runs():
+    for run in _records("table2_bases"):
+        cells = [_interval(run, name) for name in ("nll_base", *TABLE_2)]
+        assert f"| {' | '.join((run['stage_1'], run['ratio'], *cells))} |" in DOCS
+
+
+def test_what_the_gain_follows_is_that_of_the_recorded_runs():
+    for run in _records("table2_ablation"):
+        names = ("nce_loss", "gain_nats", "log_z", "ess_fraction")
+        settings = f"`{run['settings']}`" if run["settings"] else "none"
+        cells = " | ".join((settings, *(_interval(run, name) for name in names)))
+        assert f"| {cells} |" in DOCS
+
+
+def test_the_benchmark_tables_are_those_of_the_recorded_runs():
+    for name, part, *omitted in BENCHMARK_TABLES:
+        record = _records(f"benchmark_{name}")
+        found = record[part]
+        if name == "celeba64":  # most of what draws ten was too long to be run
+            rows = [row for row in found["rows"] if row.get("num_images", 1) == 1]
+            found = found | {"rows": rows}
+        assert benchmark_page.markdown(found, *omitted) in DOCS, (name, part)
+        assert record["environment"]["date"] in DOCS
+
+
+def test_every_stage_and_config_is_described():
+    for stage in stages.STAGES:
+        assert f"| `{stage}`" in DOCS
+    for config in (ROOT / "configs").glob("*.py"):
+        assert f"| `{config.name}` |" in DOCS
