@@ -15,7 +15,7 @@ Literature, test NLL in nats after 10^7 steps: ConvHVAE 81.14, LARS 80.30, SNIS 
 
 from ml_collections import ConfigDict
 
-from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment.setup import config as config_lib
 
 
 def get_config(variant: str = "") -> ConfigDict:

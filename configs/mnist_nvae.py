@@ -14,7 +14,7 @@ weights of the regularisers are NVAE's; those of stage 2 are ours.
 
 from ml_collections import ConfigDict
 
-from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment.setup import config as config_lib
 
 
 def get_config(variant: str = "") -> ConfigDict:

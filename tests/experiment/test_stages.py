@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import config as config_lib
-from ncp_jax.experiment import sample_stage, stages, wiring
-from ncp_jax.experiment.workdir import Workdir
-from ncp_jax.report import run_page
+from ncp_jax.experiment import sample_stage, stages
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import wiring
+from ncp_jax.experiment.setup.workdir import Workdir
+from ncp_jax.pages import run_page
 from ncp_jax.training import loop
 from ncp_jax.training.run_log import read_metrics
 from tests import tiny

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ncp_jax.errors import InputError
 from ncp_jax.nested import flatten
-from ncp_jax.report import (
+from ncp_jax.pages import (
     distance_plots,
     galleries,
     group_curves,
@@ -28,7 +28,7 @@ from ncp_jax.report import (
     summary,
     tables,
 )
-from ncp_jax.report.galleries import REMEDY
+from ncp_jax.pages.galleries import REMEDY
 
 LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
 noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling

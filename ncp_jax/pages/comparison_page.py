@@ -6,7 +6,7 @@ from typing import Any
 
 from ncp_jax.errors import InputError
 from ncp_jax.nested import flatten
-from ncp_jax.report import galleries, page, quantities, run_page
+from ncp_jax.pages import galleries, page, quantities, run_page
 
 Run = tuple[Mapping[str, Any], Mapping[str, Any]]  # config.json, results.json
 

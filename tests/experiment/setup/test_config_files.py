@@ -4,8 +4,8 @@ import pytest
 
 from configs import mnist_mlp
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import config as config_lib
-from ncp_jax.experiment import config_files
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import config_files
 
 
 def test_names_are_those_of_the_files():

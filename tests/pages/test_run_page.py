@@ -15,9 +15,9 @@ from PIL import Image
 
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import stages
-from ncp_jax.report import quantities, run_page
+from ncp_jax.pages import quantities, run_page
 from tests.experiment.test_stages import load
-from tests.report import browser
+from tests.pages import browser
 
 REPOSITORY = Path(__file__).parents[2]
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=x>'
@@ -498,7 +498,7 @@ def test_curves_skip_cut_lines_and_keep_the_last_word_on_a_step(minimal):
 
 
 def test_the_report_does_not_load_jax():
-    code = "import sys, ncp_jax.report; assert not {'jax', 'flax'} & set(sys.modules)"
+    code = "import sys, ncp_jax.pages.run_page; assert not {'jax', 'flax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 

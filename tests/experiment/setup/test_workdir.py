@@ -12,8 +12,8 @@ import pytest
 
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation.importance import Estimate
-from ncp_jax.experiment import config as config_lib
-from ncp_jax.experiment.workdir import Workdir
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup.workdir import Workdir
 
 CONFIG = config_lib.as_json(config_lib.default())
 

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import config as config_lib
 from ncp_jax.experiment import stages
-from ncp_jax.report import comparison_page
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.pages import comparison_page
 
 
 def finished(path, gain, *, seed, names=("sir",), **more):

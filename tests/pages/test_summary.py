@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from ncp_jax.experiment import config as config_lib
-from ncp_jax.report import published, quantities, summary
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.pages import published, quantities, summary
 from tests.experiment.test_stages import CONFIGS, load
-from tests.report.test_run_page import HOSTILE, Page, metric
+from tests.pages.test_run_page import HOSTILE, Page, metric
 
 PAPER = {  # as the configs' own docstrings have them
     "mnist_mlp": ("nll", 84.82, 82.82),

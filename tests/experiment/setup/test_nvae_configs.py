@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ncp_jax.data import cifar
-from ncp_jax.experiment import architectures, stages, validation
+from ncp_jax.experiment import stages
+from ncp_jax.experiment.setup import architectures, validation
 from tests.data.test_picture_files import encoded, picture, write, write_zip
 from tests.experiment.test_stages import CONFIGS, METRICS, load
 

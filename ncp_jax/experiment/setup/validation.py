@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation.picture_classifier import LEAST_PICTURES
-from ncp_jax.experiment.config import DISCRIMINATORS, VAES
+from ncp_jax.experiment.setup.config import DISCRIMINATORS, VAES
 from ncp_jax.models import stacks
 from ncp_jax.nested import flatten
-from ncp_jax.report.quantities import SAMPLERS
+from ncp_jax.pages.quantities import SAMPLERS
 from ncp_jax.training import held_out, optimizers
 
 PARTS = ("training", "samplers", "alone", "stage_two")  # of the benchmark

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from ncp_jax import parallel, rng
 from ncp_jax.data import datasets, pixels
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import architectures, signal
-from ncp_jax.experiment.workdir import Workdir
+from ncp_jax.experiment.setup import architectures, signal
+from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import Block, FrozenVAE, LatentVariableModel
 from ncp_jax.priors import ncp_prior
 from ncp_jax.priors.signal_space import SignalVAE

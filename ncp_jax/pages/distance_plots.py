@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ncp_jax.report import plots
-from ncp_jax.report.plots import INK, MUTED, Arrays, Panel
-from ncp_jax.report.quantities import SAMPLERS, Z95
+from ncp_jax.pages import plots
+from ncp_jax.pages.plots import INK, MUTED, Arrays, Panel
+from ncp_jax.pages.quantities import SAMPLERS, Z95
 
 COLOURS = {
     "base": plots.BASE,

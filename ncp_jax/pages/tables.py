@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ncp_jax.report import page, quantities, summary
-from ncp_jax.report.quantities import Quantity
+from ncp_jax.pages import page, quantities, summary
+from ncp_jax.pages.quantities import Quantity
 
 
 def numbers(results: Mapping[str, Any]) -> str:

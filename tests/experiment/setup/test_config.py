@@ -7,8 +7,8 @@ import pytest
 from configs import mnist_mlp
 from ncp_jax import nested
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import config as config_lib
-from ncp_jax.experiment import validation
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import validation
 from ncp_jax.training import optimizers
 
 

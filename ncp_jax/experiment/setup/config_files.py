@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parents[2]
 _INSTALLED = _PACKAGE / "configs"  # where the wheel has them
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
 

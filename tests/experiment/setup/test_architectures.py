@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax.experiment import architectures, validation
-from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment.setup import architectures, validation
+from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.models.distributions import WHITE
 from ncp_jax.training import kl_schedule
 

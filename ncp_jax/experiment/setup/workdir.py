@@ -10,7 +10,7 @@ from typing import Any
 
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation.importance import Estimate
-from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment.setup import config as config_lib
 
 # A stage's output depends on these sections of the config.
 SECTIONS = {
