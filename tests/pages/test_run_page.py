@@ -498,7 +498,8 @@ def test_curves_skip_cut_lines_and_keep_the_last_word_on_a_step(minimal):
 
 
 def test_the_report_does_not_load_jax():
-    code = "import sys, ncp_jax.pages.run_page; assert not {'jax', 'flax'} & set(sys.modules)"
+    loaded = "{'jax', 'flax'} & {*sys.modules}"
+    code = f"import sys, ncp_jax.pages.run_page; assert not {loaded}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
