@@ -16,8 +16,9 @@ from jax.sharding import Mesh, PartitionSpec
 from ncp_jax import parallel, rng
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import Block, GroupPrior, Latents, LatentVariableModel
-from ncp_jax.models.distributions import Distribution, Normal
+from ncp_jax.models.distributions import Distribution
 from ncp_jax.priors.latents import walk
+from ncp_jax.priors.standardized import moments
 
 Array = jax.Array
 Prepare = Callable[
@@ -55,13 +56,8 @@ def standardise(block: int, base: Distribution, z_k: Array) -> Array:
     Raises:
       InputError: for a base prior that is not `Normal`.
     """
-    if not isinstance(base, Normal):
-        raise InputError(
-            f"the base prior of block {block} is {type(base).__name__}, which has no "
-            "signal directions: only models.distributions.Normal can be standardised; "
-            "take a discriminator that reads z itself"
-        )
-    e = (z_k - base.mean) / base.std
+    mean, std = moments(block, base)
+    e = (z_k - mean) / std
     return e.reshape(len(z_k), -1).astype(jnp.float32)
 
 

@@ -234,7 +234,7 @@ def test_generation_reports_the_reweighted_groups_alone(wide, key):
     _, _, ncp = wide
     out = generation.generate(ncp, key, 6, 3, SIR(20, 10))
     (info,) = out.infos
-    assert info.ess.shape == (6, 2)
+    assert info.ess.shape == (2, 6)
     ratios = jax.jit(base_draw_ratios)(ncp, jax.random.split(key, 5))
     assert ratios.shape == (2, 5)
 
