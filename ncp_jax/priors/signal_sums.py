@@ -38,6 +38,7 @@ class Sums(NamedTuple):
     diagonal: Any  # [n, D] of A
     mean: Any  # [n, D] the mean of its e
     square: Any  # [n, D] the mean of their squares
+    trace_square: Any  # [n] the square of A's trace
 
 
 def group_size(block: Block) -> int:
@@ -182,11 +183,13 @@ def _share_sums(
         weighted = (weights * rows).reshape(-1, e.shape[-1])
         flat = rows.reshape(weighted.shape)
         probe = probes[b]
+        trace = jnp.sum(weights * rows**2, (1, 2))  # [B]
         return Sums(
             image=weighted.T @ (flat if probe is None else flat @ probe[k]),
             diagonal=jnp.sum(weighted * flat, 0),
             mean=jnp.sum(e, (0, 1)) / num,
             square=jnp.sum(e**2, (0, 1)) / num,
+            trace_square=jnp.sum(trace**2),
         )
 
     return walk(vae, latents, visit)[0]

@@ -76,9 +76,7 @@ class StandardizedVAE:
         )
         return StandardizedCarry(z, self.vae.root(batch_size))
 
-    def prior(
-        self, block: int, k: Array | int, carry: StandardizedCarry
-    ) -> GroupPrior:
+    def prior(self, block: int, k: Array | int, carry: StandardizedCarry) -> GroupPrior:
         """N(0, 1), and the VAE's own context."""
         base, context = self.vae.prior(block, k, carry.inner)
         mean, _ = moments(block, base)
@@ -92,9 +90,7 @@ class StandardizedVAE:
         own = mean + std * z_k
         z = list(carry.z)
         z[block] = z[block].at[:, k].set(own)
-        return StandardizedCarry(
-            tuple(z), self.vae.absorb(block, k, carry.inner, own)
-        )
+        return StandardizedCarry(tuple(z), self.vae.absorb(block, k, carry.inner, own))
 
     def decode(self, carry: StandardizedCarry) -> Likelihood:
         """p(x | z), once every group is absorbed."""
@@ -133,9 +129,17 @@ def itself(model: LatentVariableModel) -> LatentVariableModel:
     return shown
 
 
-def own_latents(
-    model: LatentVariableModel, latents: Latents, carry: Carry
-) -> Latents:
+def with_vae(
+    model: LatentVariableModel, vae: LatentVariableModel
+) -> LatentVariableModel:
+    """Returns the same view of another VAE; that VAE itself where there is no view."""
+    view: Any = model
+    if not hasattr(model, "own_latents"):
+        return vae
+    return dataclasses.replace(view, vae=with_vae(view.vae, vae))
+
+
+def own_latents(model: LatentVariableModel, latents: Latents, carry: Carry) -> Latents:
     """Returns z as the VAE itself has it, at the end of a walk through the groups.
 
     Args:

@@ -44,6 +44,13 @@ def checked(
     """
     if prepare is None:
         prepare = _default(stored)
+    try:
+        hash(prepare)  # compiled functions are found again by it
+    except TypeError as error:
+        raise InputError(
+            f"prepare, a {type(prepare).__name__}, has no hash ({error}): give a "
+            "function, or a dataclass with frozen=True"
+        ) from error
     key = jax.random.key(0)
     few = jnp.asarray(stored[[0, -1]])  # two, even of one
     x = jax.eval_shape(prepare, key, few)
