@@ -22,6 +22,7 @@ from ncp_jax.models.discriminator_choice import discriminator_for
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.training import loop, optimizers, preparation, signal
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
+from ncp_jax.training.given import Given
 from ncp_jax.training.loop import Preempted, Prepare, Task
 from ncp_jax.training.ncp_update import NCPState
 from ncp_jax.training.run_log import Progress, RunLog, SilentLog
@@ -108,15 +109,16 @@ def fit(
     batch_size = min(batch_size, len(train))
     parallel.check_batch_size(mesh, "batch_size", batch_size)
     length = _length(num_steps, steps_per_eval)
-    given = _Given(vae, train, valid, prepare, num_passes)
+    given = Given(vae, train, valid, prepare, num_passes)
     named = {
         **_named(key=key, vae=vae, train=train, valid=valid),
         "prepare": getattr(prepare, "__qualname__", type(prepare).__qualname__),
     }
-    settings = signal.chosen(directions, vae, discriminator)
+    settings, found = signal.chosen(directions, vae, discriminator), None
     if settings is not None:
-        given = _in_directions(given, settings, key, named, workdir, batch_size, mesh)
-        named["directions"] = f"{settings} {given.vae.directions.digest()[:16]}"
+        path = _directions_file(workdir, named, settings)
+        given = given.in_directions(settings, key, path, batch_size, mesh)
+        found = f"{settings} {given.vae.directions.digest()[:16]}"
     model = signal.trained(given.vae)
     network = discriminator or discriminator_for(model.blocks)
     schedule = optimizers.schedule("cosine", learning_rate, num_steps)
@@ -131,13 +133,14 @@ def fit(
     )
     metadata = {
         **named,
+        "directions": found,
         "discriminator": _described(network),
         **length._asdict(),
         **{name: getattr(stage, name) for name in _SETTINGS},
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
     }
-    make_task = partial(_task, given, stage, key, settings, mesh)
+    make_task = partial(given.task, stage, key, settings, mesh)
     state = stage.initial(model, key)
     if settings is None or any(given.vae.directions.widths):
         with _checkpoints(workdir, metadata) as saved:
@@ -146,77 +149,15 @@ def fit(
     return signal.prior(given.vae, network, params)
 
 
-class _Given(NamedTuple):
-    """What stage 2 learns from."""
-
-    vae: Any  # or its view in signal coordinates
-    train: np.ndarray
-    valid: np.ndarray
-    prepare: Prepare
-    num_passes: int  # encodings of each validation example
-
-
-def _in_directions(
-    given: _Given,
-    settings: SignalSettings,
-    key: Array,
-    named: dict[str, Any],
-    workdir: str | Path | None,
-    batch_size: int,
-    mesh: Mesh,
-) -> _Given:
-    """The same with the VAE in signal coordinates, which `workdir` keeps."""
-    path = None
-    if workdir is not None:
-        identity = json.dumps([named, dataclasses.asdict(settings)], sort_keys=True)
-        name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        path = Path(workdir) / "ncp" / f"directions-{name}.npz"
-    find = partial(
-        signal.find,
-        given.vae,
-        given.train,
-        given.prepare,
-        rng.stream(key, "directions"),
-        settings,
-        batch_size=batch_size,
-        mesh=mesh,
-    )
-    view = signal.view(given.vae, signal.kept(path, find), settings)
-    return given._replace(vae=view)
-
-
-def _task(
-    given: _Given,
-    stage: StageTwo,
-    key: Array,
-    settings: SignalSettings | None,
-    mesh: Mesh,
-) -> Task:
-    """What the loop trains; with directions, on encodings that are made here."""
-    if settings is not None:
-        train, valid = signal.encoded(
-            given.vae,
-            given.train,
-            given.valid,
-            rng.stream(key, "encodings"),
-            settings,
-            prepare=given.prepare,
-            prepare_held_out=given.prepare,
-            num_passes=given.num_passes,
-            batch_size=stage.batch_size,
-            mesh=mesh,
-        )
-        model = signal.trained(given.vae)
-        given = _Given(model, train, valid, preparation.as_stored, 1)
-    return dataclasses.replace(stage, num_passes=given.num_passes).task(
-        given.vae,
-        given.train,
-        given.valid,
-        key,
-        prepare=given.prepare,
-        prepare_held_out=given.prepare,
-        mesh=mesh,
-    )
+def _directions_file(
+    workdir: str | Path | None, named: dict[str, Any], settings: SignalSettings
+) -> Path | None:
+    """Where directions that depend on just this are kept; None for nowhere."""
+    if workdir is None:
+        return None
+    identity = json.dumps([named, dataclasses.asdict(settings)], sort_keys=True)
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return Path(workdir) / "ncp" / f"directions-{name}.npz"
 
 
 _SETTINGS = ("batch_size", "num_negatives", "ema_decay", "num_passes", "patience")

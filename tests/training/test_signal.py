@@ -115,6 +115,8 @@ def test_what_is_kept_is_checked_and_another_vae_has_its_own(tmp_path):
     (path,) = (tmp_path / "ncp").glob("directions-*.npz")
     with pytest.raises(ncp_jax.InputError, match="with another directions "):
         fit(workdir=tmp_path, directions=SignalSettings(cap=1, num_encodings=2))
+    with pytest.raises(ncp_jax.InputError, match="with another directions "):
+        fit(workdir=tmp_path, directions=None)
     with pytest.raises(ncp_jax.InputError, match="with another vae "):
         moved = SignalToy(VAE.planes[::-1], VAE.gains)
         fit(moved, workdir=tmp_path)
