@@ -81,7 +81,8 @@ class SignalCoordinates:
     def blocks(self) -> tuple[Block, ...]:
         """One block of all groups; the context is that of all earlier groups."""
         num_groups, width = self.is_used.shape
-        size = num_groups * self.context_size if num_groups > 1 else 0
+        size = min(self.context_size, width)  # there may be fewer directions
+        size = num_groups * size if num_groups > 1 else 0
         return (Block(num_groups, (width,), (size,)),)
 
     def encode(self, x: Array, key: Array) -> Encoding:

@@ -109,7 +109,7 @@ def fit(
     batch_size = min(batch_size, len(train))
     parallel.check_batch_size(mesh, "batch_size", batch_size)
     length = _length(num_steps, steps_per_eval)
-    given = Given(vae, train, valid, prepare, num_passes)
+    given = Given(vae, train, valid, prepare, num_passes, progress)
     named = {
         **_named(key=key, vae=vae, train=train, valid=valid),
         "prepare": getattr(prepare, "__qualname__", type(prepare).__qualname__),

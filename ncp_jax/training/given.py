@@ -26,6 +26,7 @@ class Given(NamedTuple):
     valid: np.ndarray  # [M, ...]
     prepare: Prepare
     num_passes: int  # encodings of each validation example
+    progress: bool  # whether to show how far it is
 
     def in_directions(
         self,
@@ -57,7 +58,7 @@ class Given(NamedTuple):
             batch_size=batch_size,
             mesh=mesh,
         )
-        directions = signal.kept(path, find)
+        directions = signal.kept(path, find, progress=self.progress)
         return self._replace(vae=signal.view(self.vae, directions, settings))
 
     def task(
@@ -101,6 +102,7 @@ class Given(NamedTuple):
             num_passes=self.num_passes,
             batch_size=stage.batch_size,
             mesh=mesh,
+            progress=self.progress,
         )
         as_stored, model = preparation.as_stored, signal.trained(self.vae)
         return self._replace(

@@ -103,28 +103,32 @@ def _is_normal(vae: LatentVariableModel) -> bool:
     )
 
 
-def kept(path: Path | None, find: Callable[[], Directions]) -> Directions:
+def kept(
+    path: Path | None, find: Callable[[], Directions], *, progress: bool = True
+) -> Directions:
     """Returns the directions of a file; where there is none, finds and writes them.
 
     Says in a line how many they are, or that there is no signal.
 
     Args:
       path: of the file; None for none.
-      find: (for example `find` below).
+      find: what finds them, for example `find` below.
+      progress: whether to say that they are looked for.
 
     Raises:
       InputError: the file is damaged.
     """
     if path is not None and not parallel.any_process(int(not path.exists())):
         return Directions.load(path)
-    print("ncp: finds signal directions")
+    if progress:
+        print("ncp: finds signal directions")
     found = find()
     if path is not None and parallel.is_writer():
         path.parent.mkdir(parents=True, exist_ok=True)
         found.save(path)
-    if any(found.widths):
+    if progress and any(found.widths):
         print(f"ncp: directions of each group: {', '.join(map(str, found.widths))}")
-    else:
+    if not any(found.widths):  # nobody should be surprised by that
         print(
             "ncp: no direction of any group has signal above the floor: r = 1, and the "
             "NCP prior is the base prior"
@@ -194,6 +198,7 @@ def encoded(
     num_passes: int,
     batch_size: int,
     mesh: Mesh,
+    progress: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encodes training and validation examples: u [., K, m] of each.
 
@@ -208,10 +213,14 @@ def encoded(
       num_passes: encodings of each validation example.
       batch_size: examples at a time, a multiple of the devices.
       mesh: the devices that share a batch.
+      progress: whether to show how far it is.
     """
-    make: Any = partial(encodings.pool, model, batch_size=batch_size, mesh=mesh)
+    make: Any = partial(
+        encodings.pool, model, batch_size=batch_size, mesh=mesh, progress=progress
+    )
     num = settings.num_encodings
-    print(f"ncp: encodes {len(train):,} training examples {num} times")
+    if progress:
+        print(f"ncp: encodes {len(train):,} training examples {num} times")
     of_train = make(train, prepare, rng.stream(key, "train"), num_passes=num)
     of_valid = make(
         valid, prepare_held_out, rng.stream(key, "valid"), num_passes=num_passes
