@@ -61,15 +61,22 @@ class Checkpoints:
       directory: created if missing.
       metadata: JSON values that name what is trained; stored with every checkpoint,
         and a checkpoint with other values is refused.
+      started: `time.monotonic()` when the stage began; None for now.
 
     Raises:
       InputError: if the directory cannot be made or read.
     """
 
-    def __init__(self, directory: Path, metadata: Mapping[str, Any]):
+    def __init__(
+        self,
+        directory: Path,
+        metadata: Mapping[str, Any],
+        started: float | None = None,
+    ):
         self._directory = directory.absolute()
         self._metadata = dict(metadata)
-        self._seconds_before, self._started = 0.0, time.monotonic()
+        self._started = time.monotonic() if started is None else started
+        self._seconds_before = 0.0
         self._losses: dict[int, float] = {}  # step -> validation loss
         self._open()
 

@@ -1,6 +1,7 @@
 """Runs of a config whose stage 2 reads signal directions, or standardised noise."""
 
 import contextlib
+import dataclasses
 import json
 
 import jax
@@ -16,6 +17,7 @@ from ncp_jax.priors.standardized import StandardizedVAE
 from ncp_jax.training import encodings, loop
 from ncp_jax.training.checkpoints import digests
 from ncp_jax.training.run_log import RunLog
+from ncp_jax.training.signal import SignalSettings
 from tests import tiny
 
 DIRECTIONS = {"cap": 2, "context_size": 1, "num_examples": 200, "num_encodings": 2}
@@ -34,6 +36,10 @@ def config(directions=None, **ncp):
     small.sample.samplers = ("sir",)
     small.evaluate.max_examples = 40
     return small
+
+
+def test_defaults_of_configs_are_those_of_fit():
+    assert dataclasses.asdict(SignalSettings()) == config_lib.DIRECTIONS | {"cap": 32}
 
 
 @pytest.fixture(scope="module")

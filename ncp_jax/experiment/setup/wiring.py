@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,7 @@ class Experiment:
 
     def checkpoints(self, stage: str, vae: FrozenVAE | None = None) -> Checkpoints:
         """Opens the checkpoints of "vae", or of "ncp" on `vae`; to use in a `with`."""
+        started = time.monotonic()  # finding directions is part of the stage
         metadata = {"config": self.workdir.fingerprint(stage)}
         if self.config.vae.checkpoint and stage == "vae":
             with open(self.config.vae.checkpoint, "rb") as file:
@@ -190,7 +192,7 @@ class Experiment:
             if isinstance(model, SignalVAE):
                 metadata["directions"] = model.directions.digest()[:16]
         folder = self.path / stage / "checkpoints"
-        return Checkpoints(folder, metadata)
+        return Checkpoints(folder, metadata, started)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
