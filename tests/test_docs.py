@@ -33,7 +33,7 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
 DOCS = "\n".join(PAGES.values())
-OWN_VAE = "docs/your_own_vae.md"  # whose code takes a minute
+OWN_VAE = "docs/your_own_vae.md"  # whose code takes minutes
 WITH_CODE = [
     pytest.param(page, marks=[pytest.mark.slow] if page == OWN_VAE else [])
     for page, text in PAGES.items()
