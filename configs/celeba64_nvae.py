@@ -28,7 +28,7 @@ groups 33.18 -> 18.68, 15 groups 14.96 -> 5.96, 30 groups 13.48 -> 5.25. Not run
 
 from ml_collections import ConfigDict
 
-from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment.setup import config as config_lib
 
 BATCH_SIZE = 256  # of all devices together
 STEPS_PER_EPOCH = 162_770 / BATCH_SIZE

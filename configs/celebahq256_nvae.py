@@ -27,7 +27,7 @@ NCP prior. Not run here.
 
 from ml_collections import ConfigDict
 
-from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment.setup import config as config_lib
 
 BATCH_SIZE = 64  # of all devices together
 STEPS_PER_EPOCH = 27_000 / BATCH_SIZE

@@ -23,7 +23,7 @@ Published FID (50,000 draws, SIR with 5,000 proposals): 51.71 under the base pri
 
 from ml_collections import ConfigDict
 
-from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment.setup import config as config_lib
 
 BATCH_SIZE = 256  # of all devices together
 STEPS_PER_EPOCH = 50_000 / BATCH_SIZE

@@ -10,7 +10,7 @@ Under a minute on two CPU cores; expect a gain of 0.24 nats, 0.05 either way
 
 from ml_collections import ConfigDict
 
-from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment.setup import config as config_lib
 
 
 def get_config(variant: str = "") -> ConfigDict:

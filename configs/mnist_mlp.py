@@ -23,7 +23,7 @@ NCP-VAE 82.82.  The full length was not run here; docs/results.md has what was.
 
 from ml_collections import ConfigDict
 
-from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment.setup import config as config_lib
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -14,12 +14,20 @@ weights of the regularisers are NVAE's; those of stage 2 are ours.
 
 from ml_collections import ConfigDict
 
-from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment.setup import config as config_lib
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the settings; `variant` "cpu" takes an hour there, "smoke" seconds."""
-    config = config_lib.default(vae="nvae", discriminator="residual")
+    """Returns the settings.
+
+    Args:
+      variant: "cpu" for an hour there, "smoke" for seconds; "residual", "cpu_residual":
+        the same with the paper's discriminators, which read whole latent maps.
+    """
+    size = variant.removesuffix("residual").removesuffix("_")
+    is_residual = variant.endswith("residual")
+    name = "residual" if is_residual else "mlp"
+    config = config_lib.default(vae="nvae", discriminator=name)
     config.data.update(name="mnist", shape=(28, 28, 1))
     config.vae.model.update(
         padding=2,  # 28 x 28 enter as 32 x 32
@@ -37,14 +45,28 @@ def get_config(variant: str = "") -> ConfigDict:
         steps_per_dispatch=25,
         steps_per_eval=500,
     )
-    config.ncp.discriminator.update(channels=64)
-    config.ncp.update(
-        batch_size=400,
-        num_steps=20_000,
-        learning_rate=2e-3,
-        steps_per_dispatch=25,
-        steps_per_eval=500,
-    )
+    if is_residual:
+        config.ncp.discriminator.update(channels=64)
+        config.ncp.update(
+            batch_size=400,
+            num_steps=20_000,
+            learning_rate=2e-3,
+            steps_per_dispatch=25,
+            steps_per_eval=500,
+        )
+    else:
+        config.ncp.discriminator.update(hidden_dims=(300,) * 3, activation="swish")
+        config.ncp.directions.update(cap=32, share=0.99)
+        config.ncp.update(
+            batch_size=512,
+            num_steps=4_000,
+            learning_rate=2e-3,
+            weight_decay=0.2,
+            select_by="gain",
+            num_passes=2,
+            steps_per_dispatch=100,
+            steps_per_eval=200,
+        )
     config.sample.update(langevin_num_steps=500, langevin_in_noise=True)
     config.evaluate.update(
         num_importance_samples=1_000,
@@ -53,10 +75,10 @@ def get_config(variant: str = "") -> ConfigDict:
         log_z_batch_size=1_000,
         num_passes=1,
     )
-    if variant == "cpu":
+    if size == "cpu":
         _shrink_to_an_hour(config)
         return config
-    return config_lib.variant(config, variant)
+    return config_lib.variant(config, size)
 
 
 def _shrink_to_an_hour(config: ConfigDict) -> None:
@@ -69,16 +91,21 @@ def _shrink_to_an_hour(config: ConfigDict) -> None:
         num_decoder_cells=1,
     )
     config.vae.update(batch_size=64, num_steps=3_000, warmup_steps=200)
-    config.ncp.discriminator.update(channels=24, blocks="AAB")
-    config.ncp.update(batch_size=128, num_steps=5_000)
-    config.sample.update(num_proposals=1_000, langevin_num_steps=100)
+    num_images = 2_500
+    if config.ncp.discriminator.name == "residual":
+        config.ncp.discriminator.update(channels=24, blocks="AAB")
+        config.ncp.update(batch_size=128, num_steps=5_000)
+        config.sample.update(langevin_num_steps=100)
+        num_images = 500  # SIR and Langevin take a second each per picture
+    config.sample.update(num_proposals=1_000)
     config.evaluate.update(
         max_examples=1_000,
         num_importance_samples=50,
         num_snis_proposals=32,
         num_snis_samples=4,
         num_log_z_draws=100_000,
-        fid_num_images=500,  # SIR and Langevin take a second each per picture
+        fid_num_images=num_images,
+        fid_num_reference=20_000,
         num_mmd_samples=500,
         audit_num_images=8_000,
         audit_groups=(0, 1, 2, 3, 5),

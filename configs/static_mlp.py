@@ -6,7 +6,7 @@ The full length was not run here.
 
 from ml_collections import ConfigDict
 
-from ncp_jax.experiment import config_files
+from ncp_jax.experiment.setup import config_files
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -11,7 +11,7 @@ mode and 3 % of those of SIR, of Langevin and of decoded posterior draws
 
 from ml_collections import ConfigDict
 
-from ncp_jax.experiment import config as config_lib
+from ncp_jax.experiment.setup import config as config_lib
 
 
 def get_config(variant: str = "") -> ConfigDict:

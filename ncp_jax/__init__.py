@@ -6,69 +6,8 @@ prior r(z) p(z) / Z, `evaluate` says what that gains, and `report` makes a page 
 `check` says whether a VAE of your own keeps the protocol `LatentVariableModel`.
 """
 
-import ncp_jax.report  # noqa: F401, before a function takes its name here
-from ncp_jax.data.datasets import binarize
-from ncp_jax.errors import InputError
-from ncp_jax.evaluation.held_out import evaluate
-from ncp_jax.evaluation.importance import Estimate
-from ncp_jax.experiment.plug_in import report
-from ncp_jax.models.base import (
-    Block,
-    Encoding,
-    FrozenVAE,
-    GroupPrior,
-    LatentVariableModel,
-)
-from ncp_jax.models.check import check
-from ncp_jax.models.discriminator import MLPDiscriminator
-from ncp_jax.models.distributions import (
-    Bernoulli,
-    DiscretisedLogisticMixture,
-    Normal,
-    PixelNormal,
-)
-from ncp_jax.models.residual_discriminator import ResidualDiscriminator
-from ncp_jax.priors.generation import Generated, sample
-from ncp_jax.priors.group_samplers import (
-    MALA,
-    SIR,
-    Base,
-    IteratedSIR,
-    Langevin,
-    SIRThenMALA,
-)
-from ncp_jax.priors.ncp_prior import NCPPrior
-from ncp_jax.training.fit import fit
+import lazy_loader
 
 __version__ = "0.1.0"  # the only place: pyproject.toml reads it here
-
-__all__ = [
-    "MALA",
-    "SIR",
-    "Base",
-    "Bernoulli",
-    "Block",
-    "DiscretisedLogisticMixture",
-    "Encoding",
-    "Estimate",
-    "FrozenVAE",
-    "Generated",
-    "GroupPrior",
-    "InputError",
-    "IteratedSIR",
-    "Langevin",
-    "LatentVariableModel",
-    "MLPDiscriminator",
-    "NCPPrior",
-    "Normal",
-    "PixelNormal",
-    "ResidualDiscriminator",
-    "SIRThenMALA",
-    "__version__",
-    "binarize",
-    "check",
-    "evaluate",
-    "fit",
-    "report",
-    "sample",
-]
+# What is offered stands in __init__.pyi; a name loads its room when it is asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

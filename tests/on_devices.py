@@ -127,10 +127,14 @@ def communication():
     )
     groups = state.stacks[0]
     draws = ContrastiveDraws(*(jnp.zeros((mesh.size, BATCH_SIZE, 2)),) * 3)
-    draws = parallel.split_groups(mesh, draws)
+    turns = nce.Turn(*(jnp.zeros(mesh.size, jnp.int32),) * 2)
+    draws, turns = parallel.split_groups(mesh, (draws, turns))
     return {
         "groups": collectives(
-            lambda g, d: parallel.over_device_groups(mesh, learn, g, d), groups, draws
+            functools.partial(parallel.over_device_groups, mesh, learn),
+            groups,
+            draws,
+            turns,
         ),
         "update": collectives(task.update, state, task.data, task.inputs(0, 1)[0]),
     }

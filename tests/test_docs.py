@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from ncp_jax.experiment import stages
+from ncp_jax.pages import benchmark_page, quantities, run_page
 from ncp_jax.priors import ncp_prior
-from ncp_jax.report import benchmark_page, quantities, run_page
 from tests.test_layering import FLOORS
 
 BENCHMARK_TABLES = (  # record, part, columns that the page leaves out

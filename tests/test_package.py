@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import ncp_jax
-from ncp_jax.experiment import config_files
+from ncp_jax.experiment.setup import config_files
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ncp_jax"
@@ -242,7 +242,7 @@ def test_the_installed_package_imports_whole(installed, elsewhere):
         "for module in pkgutil.walk_packages(ncp_jax.__path__, 'ncp_jax.'):\n"
         "  if module.name.split('.')[-1] not in ('in_torch', '__main__'):\n"
         "    importlib.import_module(module.name)\n"
-        "from ncp_jax.experiment import config_files\n"
+        "from ncp_jax.experiment.setup import config_files\n"
         "print(ncp_jax.__file__, ncp_jax.__version__, *config_files.names())\n"
         "for name in config_files.names(): config_files.load(name, 'smoke')\n"
     )

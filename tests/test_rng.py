@@ -15,7 +15,7 @@ import pytest
 from ncp_jax import rng
 from ncp_jax.data import datasets
 from ncp_jax.evaluation import bounds
-from ncp_jax.experiment import wiring
+from ncp_jax.experiment.setup import wiring
 from ncp_jax.models.base import ElboTerms, FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.mlp_vae import MLPVAE

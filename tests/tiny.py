@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ncp_jax.experiment import config as config_lib
-from ncp_jax.experiment import wiring
-from ncp_jax.experiment.wiring import Experiment
-from ncp_jax.experiment.workdir import Workdir
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import wiring
+from ncp_jax.experiment.setup.wiring import Experiment
+from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.training import loop
 from ncp_jax.training.loop import Task
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -49,7 +50,8 @@ def rows(
       power of two of them with the largest K.
     """
     sizes: Any = {"num_repeats": num_repeats, "max_seconds": max_seconds}
-    learn = partial(nce.learn, network, optimizer)
+    turn = nce.Turn(jnp.int32(0), jnp.int32(0))  # any costs the same
+    learn = partial(nce.learn, network, optimizer, turn=turn)
     make = partial(_stacked, network, optimizer, stack, key, batch_size)
     one = _seconds(partial(stacks.over_groups, learn), *make(1), **sizes)
     default = stacks.formulation_here()

@@ -1,4 +1,4 @@
-"""One run in one folder: settings, wiring, workdir and the stages.
+"""One run in one folder: the program, the stages, and the same for a VAE that is given.
 
-Knows every room below. Nothing below knows it, and no config object leaves it.
+Knows every other room. Nothing below knows it, and no config object leaves it.
 """

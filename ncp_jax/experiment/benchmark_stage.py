@@ -10,11 +10,11 @@ import jax
 from ncp_jax import rng
 from ncp_jax.benchmark import alone, sampling, stage_two, timing, training_loop
 from ncp_jax.experiment.sample_stage import in_dtype
-from ncp_jax.experiment.wiring import Experiment
+from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models import stacks
 from ncp_jax.models.base import FrozenVAE
+from ncp_jax.pages import benchmark_page
 from ncp_jax.priors import generation, ncp_prior
-from ncp_jax.report import benchmark_page
 from ncp_jax.training import ncp_update
 
 Array = jax.Array

@@ -32,8 +32,9 @@ from ml_collections import config_flags
 from ncp_jax import parallel
 from ncp_jax.data import datasets
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import config as config_lib
-from ncp_jax.experiment import config_files, stages
+from ncp_jax.experiment import stages
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import config_files
 from ncp_jax.training.loop import Preempted
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")

@@ -12,10 +12,10 @@ from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import modes
 from ncp_jax.experiment import picture_scores, sample_measures
 from ncp_jax.experiment.sample_stage import LANGEVIN_FIELDS, load_samples
-from ncp_jax.experiment.wiring import Experiment
+from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.pages import pictures
 from ncp_jax.priors import ncp_prior
-from ncp_jax.report import pictures
 
 MAX_RECONSTRUCTED = 32  # pictures
 OF_HELD_OUT = (  # settings of `held_out.measure`

@@ -13,9 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import config as config_lib
-from ncp_jax.experiment.wiring import Experiment
-from ncp_jax.experiment.workdir import SECTIONS
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup.wiring import Experiment
+from ncp_jax.experiment.setup.workdir import SECTIONS
 from ncp_jax.models.nvae import checkpoint, torch_file
 from ncp_jax.models.nvae.model import NVAE
 from ncp_jax.training.run_log import RunLog, read_metrics

@@ -11,9 +11,9 @@ from ncp_jax.data import datasets, pixels
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation import audit, diagnostics
 from ncp_jax.evaluation.importance import Estimate
-from ncp_jax.experiment.wiring import Experiment
+from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
-from ncp_jax.report import pictures
+from ncp_jax.pages import pictures
 
 Array = jax.Array
 

@@ -14,9 +14,9 @@ from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import feature_scores
 from ncp_jax.evaluation.metrics.extractor import FeatureNet
 from ncp_jax.evaluation.metrics.feature_scores import Reference
-from ncp_jax.experiment.wiring import Experiment
+from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
-from ncp_jax.report import pictures
+from ncp_jax.pages import pictures
 
 Array = jax.Array
 

@@ -64,7 +64,7 @@ def report(
     """
     # Only a page needs configs, plots and what they import.
     from ncp_jax.experiment import plugged_in, stages
-    from ncp_jax.report import run_page
+    from ncp_jax.pages import run_page
 
     arrays = {"train": train, "valid": test if valid is None else valid, "test": test}
     found = {split: preparation.examples(split, a) for split, a in arrays.items()}

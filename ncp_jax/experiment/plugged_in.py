@@ -17,10 +17,11 @@ from ml_collections import ConfigDict
 from ncp_jax import rng
 from ncp_jax.data.datasets import Dataset
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import config as config_lib
-from ncp_jax.experiment import stages, validation, wiring
-from ncp_jax.experiment.wiring import Experiment
-from ncp_jax.experiment.workdir import Workdir
+from ncp_jax.experiment import stages
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import validation, wiring
+from ncp_jax.experiment.setup.wiring import Experiment
+from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import Block
 from ncp_jax.nested import flatten
 from ncp_jax.priors.ncp_prior import NCPPrior

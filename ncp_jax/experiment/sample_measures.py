@@ -14,10 +14,10 @@ from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import extractor, latent_mmd, memorisation
 from ncp_jax.evaluation.metrics.extractor import FeatureNet
 from ncp_jax.experiment import picture_audit, picture_scores, sample_stage
-from ncp_jax.experiment.wiring import Experiment
+from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.pages import pictures
 from ncp_jax.priors import generation, group_samplers, ncp_prior
-from ncp_jax.report import pictures
 
 Array = jax.Array
 Drawn = Mapping[str, Mapping[str, np.ndarray]]  # of `sample_stage.load_samples`

@@ -15,12 +15,12 @@ from ncp_jax import rng, samplers
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation import diagnostics
 from ncp_jax.evaluation.importance import Estimate
-from ncp_jax.experiment.wiring import Experiment
+from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.nvae.readjust import readjust_batch_norm
+from ncp_jax.pages import pictures, plots
+from ncp_jax.pages.quantities import SAMPLERS
 from ncp_jax.priors import generation, group_samplers, ncp_prior
-from ncp_jax.report import pictures, plots
-from ncp_jax.report.quantities import SAMPLERS
 
 MAX_SHOWN = 64  # pictures of one grid
 LANGEVIN_FIELDS = ("log_density", "gradient_norm")  # that the report draws

@@ -24,13 +24,12 @@ from ncp_jax.experiment import (
     evaluate_stage,
     import_stage,
     sample_stage,
-    validation,
-    wiring,
 )
-from ncp_jax.experiment import config as config_lib
-from ncp_jax.experiment.wiring import Experiment
-from ncp_jax.experiment.workdir import Workdir
-from ncp_jax.report import comparison_page, run_page
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import validation, wiring
+from ncp_jax.experiment.setup.wiring import Experiment
+from ncp_jax.experiment.setup.workdir import Workdir
+from ncp_jax.pages import comparison_page, run_page
 from ncp_jax.training import loop
 from ncp_jax.training.loop import TrainState
 from ncp_jax.training.ncp_update import NCPState

@@ -12,7 +12,7 @@ from ncp_jax.models.distributions import Bernoulli, Likelihood, Normal
 
 Array = jax.Array
 
-MIN_STD = 1e-5  # of q(z | x)
+MIN_STD = 1e-5  # of normals that a network parametrises
 MEAN_CLIP = 1e-4  # keeps the logit of an always-black pixel finite
 
 
@@ -78,7 +78,7 @@ class MLPVAE(nn.Module):
         z = posterior.sample(key)
         return ElboTerms(
             log_likelihood=self.decode(z).log_prob(x),
-            kl=posterior.kl(_standard_normal(z))[:, None],
+            kl=posterior.kl(standard_normal(z))[:, None],
         )
 
     def encode(self, x: Array, key: Array) -> Encoding:
@@ -94,7 +94,7 @@ class MLPVAE(nn.Module):
     def prior(self, block: int, k: Array | int, carry: Carry) -> GroupPrior:
         """N(0, I), with an empty context."""
         del block, k
-        return GroupPrior(_standard_normal(carry), jnp.zeros((carry.shape[0], 0)))
+        return GroupPrior(standard_normal(carry), jnp.zeros((carry.shape[0], 0)))
 
     def absorb(self, block: int, k: Array | int, carry: Carry, z_k: Array) -> Carry:
         """The state is z itself."""
@@ -104,18 +104,41 @@ class MLPVAE(nn.Module):
     def decode(self, carry: Carry) -> Likelihood:
         """p(x | z) for z [B, latent_dim]."""
         out = self.decoder(carry).reshape(-1, *self.data_shape)
-        mean = self.data_mean.value[None]  # [1, *data_shape]
-        if self.likelihood == "bernoulli":
-            clipped = jnp.clip(mean, MEAN_CLIP, 1.0 - MEAN_CLIP)
-            return Bernoulli(out + jax.scipy.special.logit(clipped))
-        return Normal(out + mean, jnp.full_like(out, self.likelihood_std))
+        mean = self.data_mean.value
+        return likelihood_around(out, mean, self.likelihood, self.likelihood_std)
 
     def _posterior(self, x: Array) -> Normal:
         centred = (x - self.data_mean.value[None]).reshape(x.shape[0], -1)
-        mean, raw = jnp.split(self.encoder(centred), 2, axis=-1)
-        return Normal(mean, jnp.maximum(jax.nn.softplus(raw), MIN_STD))
+        return normal_of(self.encoder(centred))
 
 
-def _standard_normal(z: Array) -> Normal:
+def standard_normal(z: Array) -> Normal:
     """N(0, I) of the shape of z."""
     return Normal(jnp.zeros_like(z), jnp.ones_like(z))
+
+
+def normal_of(parameters: Array) -> Normal:
+    """The normal over [B, n] whose mean and raw scale a network returns: [B, 2 n].
+
+    The standard deviation is the softplus of the raw scale, 1e-5 at least.
+    """
+    mean, raw = jnp.split(parameters, 2, axis=-1)
+    return Normal(mean, jnp.maximum(jax.nn.softplus(raw), MIN_STD))
+
+
+def likelihood_around(
+    out: Array, data_mean: Array, likelihood: str, likelihood_std: float
+) -> Likelihood:
+    """p(x | z) that is the average picture where the decoder returns zeros.
+
+    Args:
+      out: [B, *data_shape] of the decoder.
+      data_mean: [*data_shape] mean of the training set.
+      likelihood: "bernoulli" for x in {0, 1}, "normal" for real x.
+      likelihood_std: standard deviation of the "normal" likelihood.
+    """
+    mean = data_mean[None]
+    if likelihood == "bernoulli":
+        clipped = jnp.clip(mean, MEAN_CLIP, 1.0 - MEAN_CLIP)
+        return Bernoulli(out + jax.scipy.special.logit(clipped))
+    return Normal(out + mean, jnp.full_like(out, likelihood_std))

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
 from ncp_jax.errors import InputError
-from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.models.base import Block, LatentVariableModel
 from ncp_jax.priors import signal_sums
 from ncp_jax.priors.signal_sums import Batch, Prepare, Sums
 
@@ -79,12 +79,10 @@ def leading(
       InputError: see `directions.fit_directions`.
     """
     mesh, batches = mesh or parallel.mesh_of(jax.devices()[:1]), list(batches)
-    sizes = [signal_sums.group_size(block) for block in vae.blocks]
-    is_exact = [size <= max_exact_dim for size in sizes]
-    _check(mesh, batches, num_passes)
-    num_draws = _draws_of_each(vae, batches, prepare, use_means, num_draws)
-
+    is_exact = [signal_sums.group_size(b) <= max_exact_dim for b in vae.blocks]
     count = sum(int(np.sum(mask)) for _, mask in batches)
+    _check(mesh, batches, count, num_passes)
+    num_draws = _draws_of_each(vae, batches, prepare, use_means, num_draws)
 
     def moments(probes: Sequence[np.ndarray | None]) -> list[Sums]:
         draws_key = rng.stream(key, "examples")  # the same draws in every pass
@@ -167,10 +165,9 @@ def choose_width(values: np.ndarray, floor: float, share: float, cap: int) -> in
     )
 
 
-def _check(mesh: Mesh, batches: Sequence[Batch], num_passes: int) -> None:
+def _check(mesh: Mesh, batches: Sequence[Batch], count: int, num_passes: int) -> None:
     if num_passes < 2:
         raise InputError(f"num_passes = {num_passes}: the range finder needs 2 or more")
-    count = sum(int(np.sum(mask)) for _, mask in batches)
     if count < 2:
         raise InputError(f"{count} examples: signal directions need 2 or more")
     shapes = sorted({np.shape(stored) for stored, _ in batches})
@@ -184,13 +181,14 @@ def _first_probes(
     vae: LatentVariableModel, key: Array, is_exact: Sequence[bool], num_leading: int
 ) -> list[np.ndarray | None]:
     """Normal noise [n, D, l] for blocks that are too large for the identity."""
-    probes: list[np.ndarray | None] = []
-    for b, (block, exact) in enumerate(zip(vae.blocks, is_exact, strict=True)):
+
+    def noise(b: int, block: Block) -> np.ndarray:
         size = signal_sums.group_size(block)
         shape = (block.num_groups, size, min(num_leading + OVERSAMPLING, size))
-        noise = None if exact else jax.random.normal(rng.at_step(key, b), shape)
-        probes.append(None if noise is None else np.asarray(noise))
-    return probes
+        return np.asarray(jax.random.normal(rng.at_step(key, b), shape))
+
+    each = enumerate(zip(vae.blocks, is_exact, strict=True))
+    return [None if exact else noise(b, block) for b, (block, exact) in each]
 
 
 def _averaged(
@@ -225,12 +223,11 @@ def _spectrum(
     if probe is not None:
         inner = probe.swapaxes(1, 2).astype(np.float64) @ inner
     values, vectors = np.linalg.eigh((inner + inner.swapaxes(1, 2)) / 2)
-    values = values[:, ::-1][:, :num_leading]
     vectors = vectors[:, :, ::-1][:, :, :num_leading]
     vectors = vectors if probe is None else probe.astype(np.float64) @ vectors
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(1)[:, None], 1)
     return Spectrum(
-        values=values,
+        values=values[:, ::-1][:, :num_leading],
         vectors=vectors * np.sign(largest),  # else rounding chooses the sign
         total=average.diagonal.sum(1),
         noise_edge=_edges(average, count, num_draws),

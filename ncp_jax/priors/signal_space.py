@@ -19,7 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax import rng
-from ncp_jax.models.base import Block, Carry, Encoding, GroupPrior, LatentVariableModel
+from ncp_jax.models.base import (
+    Block,
+    Carry,
+    Encoding,
+    GroupPrior,
+    LatentVariableModel,
+)
 from ncp_jax.models.distributions import Likelihood, Normal, sum_non_batch
 from ncp_jax.priors.directions import Directions
 from ncp_jax.priors.latents import walk

@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import tqdm
 from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
@@ -43,7 +44,8 @@ def pool(
     model = parallel.replicate(mesh, model)
     batches = list(datasets.padded_batches(stored, batch_size))
     rows = []
-    for index in range(num_passes * len(batches)):
+    steps = range(num_passes * len(batches))
+    for index in tqdm.tqdm(steps, "encodings", mininterval=10, unit="batch"):
         examples, mask = batches[index % len(batches)]
         batch_key = rng.at_step(key, index)
         u = _coordinates(mesh, prepare, model, examples, batch_key)

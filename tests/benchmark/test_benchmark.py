@@ -21,15 +21,16 @@ from ncp_jax.benchmark import (
     training_loop,
 )
 from ncp_jax.evaluation.importance import chain_ess
-from ncp_jax.experiment import stages, wiring
+from ncp_jax.experiment import stages
+from ncp_jax.experiment.setup import wiring
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.convolution import convolve
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.residual_discriminator import ResidualDiscriminator
 from ncp_jax.models.stacks import Stack
+from ncp_jax.pages import benchmark_page
 from ncp_jax.priors import ncp_prior
 from ncp_jax.priors.group_samplers import SIR
-from ncp_jax.report import benchmark_page
 from ncp_jax.training import ncp_update
 from tests import tiny
 from tests.oracles import ThreeGroupVAE

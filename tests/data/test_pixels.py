@@ -10,7 +10,7 @@ import pytest
 
 import ncp_jax
 from ncp_jax.data import datasets, pixels
-from ncp_jax.experiment import wiring
+from ncp_jax.experiment.setup import wiring
 from ncp_jax.training import vae_update
 from tests import tiny
 from tests.statistics import assert_mean

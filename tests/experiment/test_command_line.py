@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ncp_jax.data import datasets
-from ncp_jax.experiment import command_line, config_files, stages
+from ncp_jax.experiment import command_line, stages
+from ncp_jax.experiment.setup import config_files
 from ncp_jax.training import loop
 from ncp_jax.training.run_log import RunLog
 from tests import tiny
@@ -131,7 +132,7 @@ def test_a_workdir_is_required(capsys, flag):
         ("def get_config(): return 1 / 0", "ZeroDivisionError"),
         ("def get_config(): return int('x')", "invalid literal for int"),
         (
-            "from ncp_jax.experiment import config\n"
+            "from ncp_jax.experiment.setup import config\n"
             "def get_config():\n"
             "  c = config.default()\n"
             "  c.vae.update(numsteps=3)\n"

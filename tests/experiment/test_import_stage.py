@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import config as config_lib
 from ncp_jax.experiment import import_stage, stages
+from ncp_jax.experiment.setup import config as config_lib
 from tests.models.nvae.test_checkpoint import ARGS, random_checkpoint
 from tests.models.nvae.test_torch_file import Tensor, save, torch  # noqa: F401 (a fixture)
 

@@ -18,9 +18,14 @@ from ncp_jax.errors import InputError
 from ncp_jax.evaluation.metrics import feature_scores, frechet, latent_mmd
 from ncp_jax.evaluation.metrics.extractor import FeatureNet, Outputs
 from ncp_jax.evaluation.metrics.moments import Moments
-from ncp_jax.experiment import picture_audit, picture_scores, sample_measures, stages
+from ncp_jax.experiment import (
+    picture_audit,
+    picture_scores,
+    sample_measures,
+    stages,
+)
 from ncp_jax.experiment.sample_stage import load_samples
-from ncp_jax.report import pictures
+from ncp_jax.pages import pictures
 from tests import tiny
 
 

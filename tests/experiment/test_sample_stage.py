@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import config as config_lib
 from ncp_jax.experiment import sample_stage
+from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.nvae.model import NVAE

@@ -16,7 +16,9 @@ import pytest
 
 from ncp_jax import rng
 from ncp_jax.models import base
+from ncp_jax.models.conv_hvae import ConvHVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
+from ncp_jax.models.ladder_vae import LadderVAE
 from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.priors import generation, latents, ncp_prior
 from ncp_jax.priors.group_samplers import SIR, Base, Langevin
@@ -27,6 +29,11 @@ from tests.statistics import assert_mean
 VAES = {
     "mlp_bernoulli": MLPVAE((2, 3, 1), 3, (5,)),
     "mlp_normal": MLPVAE((3,), 2, (5,), likelihood="normal"),
+    "ladder": LadderVAE((3,), (2, 1, 3), (5,)),
+    "ladder_free": LadderVAE(
+        (3,), (1, 2), (5, 4), is_residual_posterior=False, likelihood="normal"
+    ),
+    "conv_hvae": ConvHVAE((6, 5, 1), 2, channels=3, hidden_dim=5),
     "two_blocks": TwoBlockVAE(),
     "three_groups": ThreeGroupVAE(),
 }

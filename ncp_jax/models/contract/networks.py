@@ -9,13 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax.errors import InputError
-from ncp_jax.models.contract.abstract_calls import (
-    Fault,
-    Outcome,
-    failure,
-    shown,
-    trace,
-)
+from ncp_jax.models.contract.abstract_calls import Fault, Outcome, failure, shown, trace
 from ncp_jax.models.contract.returned_values import log_density_faults
 from ncp_jax.models.stacks import Stack
 

@@ -1,0 +1,387 @@
+"""Every setting once, with its default.
+
+Keys are the argument names of what they configure; this room reads them, and nothing
+below.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ncp_jax.errors import InputError
+from ncp_jax.nested import flatten
+
+VARIANTS = ("", "smoke")
+DIRECTIONS = {  # that stage 2 reads, of each group's standardised noise
+    "cap": 0,  # the most of a group; 0: discriminators read z itself
+    "share": 0.95,  # of the signal that a group's directions hold
+    "floor": 0.015,  # of a direction's variance, the prior's being 1
+    "context_size": 16,  # coordinates of each earlier group that r_k reads
+    "is_joint": False,  # one ratio of all groups' coordinates
+    "num_examples": 10_000,  # training examples that directions are found from
+    "num_encodings": 5,  # of each training example, made before the first update
+}
+# Where the same data lie and how they come there changes no result.
+WITHOUT_EFFECT = (
+    "data.dir",
+    "data.download",
+    "data.cache_dir",
+    "data.on_device",
+    "vae.checkpoint",  # known by its hash
+    "vae.workdir",
+    "sample.chunk_size",
+    "sample.memory_mib",
+)
+# Settings that came later, with the value that means what runs did without them: at
+# that value they do not tell a run from one that was begun before.
+ADDED: dict[str, Any] = {
+    "ncp.negative_weight": 1.0,
+    "ncp.select_by": "loss",
+    "ncp.weight_decays": [],
+    **{f"ncp.directions.{name}": value for name, value in DIRECTIONS.items()},
+}
+VAES: dict[str, dict[str, Any]] = {
+    "mlp": {
+        "latent_dim": 50,
+        "hidden_dims": (300, 300),
+        "activation": "tanh",
+        "likelihood": "bernoulli",  # or "normal"
+        "likelihood_std": 0.1,  # of "normal"
+    },
+    "ladder": {
+        "latent_dims": (4, 8, 16),  # coarse to fine
+        "hidden_dims": (300, 300),
+        "activation": "swish",
+        "is_residual_posterior": True,
+        "likelihood": "bernoulli",  # or "normal"
+        "likelihood_std": 0.1,  # of "normal"
+    },
+    "conv_hvae": {
+        "latent_dim": 50,  # of each of the two groups
+        "channels": 32,
+        "hidden_dim": 300,
+        "likelihood": "bernoulli",  # or "normal"
+        "likelihood_std": 0.1,  # of "normal"
+    },
+    "nvae": {
+        "padding": 0,  # pixels on every side of x
+        "groups_per_scale": (5, 10),  # coarse to fine
+        "latent_channels": 20,
+        "encoder_channels": 32,
+        "decoder_channels": 32,
+        "num_preprocess_blocks": 2,
+        "num_preprocess_cells": 3,
+        "num_postprocess_cells": 3,
+        "num_encoder_cells": 2,
+        "num_decoder_cells": 2,
+        "num_flows": 0,
+        "use_se": True,
+        "is_residual_posterior": True,
+        "likelihood": "bernoulli",  # or "normal", "logistic_mixture"
+        "num_mixtures": 10,
+        "white": 0.999,  # of "logistic_mixture"; reference checkpoints have 0.99
+        "is_rematerialized": False,
+        "dtype": "float32",  # of activations; or "bfloat16"
+    },
+}
+# What NVAE's own configs, of whatever data, have in common ...
+NVAE_TRAINING: dict[str, Any] = {
+    "optimizer": "adamax",
+    "learning_rate": 1e-2,
+    "final_learning_rate": 1e-4,
+    "schedule": "cosine",
+    "weight_decay": 3e-4,
+    "kl_warmup_fraction": 0.3,
+    "kl_constant_fraction": 1e-4,
+}
+# ... and those of coloured pictures, whose numbers the paper gives for normal pixels.
+COLOUR_NVAE: dict[str, Any] = {
+    "num_preprocess_blocks": 1,
+    "num_preprocess_cells": 2,
+    "num_postprocess_cells": 2,
+    "likelihood": "normal",
+    "dtype": "bfloat16",
+}
+DISCRIMINATORS: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden_dims": (100, 100), "activation": "tanh", "dtype": "float32"},
+    "residual": {
+        "channels": 32,
+        "blocks": "AAABAAAB",
+        "norm": "group",
+        "dtype": "float32",  # or "bfloat16"
+    },
+}
+
+
+def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
+    """Returns all settings with their defaults; an experiment overrides some.
+
+    Locked: a misspelt field in an experiment is an error, not a new field.
+
+    Args:
+      vae: which model of `VAES` has its settings in `vae.model`.
+      discriminator: which of `DISCRIMINATORS` has its own in `ncp.discriminator`.
+    """
+    return ConfigDict(
+        {
+            "seed": 0,
+            "data": {
+                "name": "digits",
+                "shape": (8, 8, 1),  # of one example
+                "dir": "",  # else the environment variable NCP_JAX_DATA
+                "download": False,
+                "cache_dir": "",  # for decoded pictures; else beside them
+                "on_device": True,  # the training set; else batches are sent there
+                "crop": "nvae",  # of CelebA: 148 pixels; or "rae": 140
+                "num_bits": 8,  # per channel of x
+                "horizontal_flips": False,  # of half the pictures, in training
+                "binarization": "dynamic",  # afresh on each access; or "fixed", "none"
+            },
+            "vae": {
+                "model": {"name": vae, **VAES[vae]},
+                "checkpoint": "",  # of the reference NVAE, for --stage=import
+                "workdir": "",  # of another run, whose stage 1 is taken over
+                "kl_warmup_fraction": 0.0,  # of the steps; 0 for full KL at once
+                "kl_constant_fraction": 0.0,  # of the steps, before the warm-up
+                "is_kl_balanced": True,  # over the groups, while it warms up
+                "penalty_weight": 0.0,  # of spectral and batch-norm regularisers
+                "initial_penalty_weight": 0.0,  # falls with the warm-up; 0: constant
+                **_training(batch_size=128, learning_rate=3e-4, schedule="constant"),
+            },
+            "ncp": {
+                "discriminator": {
+                    "name": discriminator,
+                    **DISCRIMINATORS[discriminator],
+                },
+                "directions": dict(DIRECTIONS),
+                "seed": 0,  # of this stage alone, beside that of the whole run
+                "num_negatives": 1,  # prior draws of each group per example
+                "ranking_weight": 0.0,  # of the ranking loss beside the NCE loss
+                "negative_weight": 1.0,  # M, of prior draws in the NCE loss
+                "num_passes": 1,  # encodings of each validation example
+                "select_by": "loss",  # held-out, a group's best weights; or "gain"
+                "weight_decays": (),  # of each group; () for weight_decay of all
+                "patience": 0,  # validations; then a group rests. 0: all go to the end
+                "formulation": "auto",  # of the groups: "vmap", "map" (one by one)
+                **_training(batch_size=1024, learning_rate=1e-3, schedule="cosine"),
+            },
+            "sample": {
+                "num_images": 64,
+                "batch_size": 64,  # chains at a time
+                "groups": (),  # that are reweighted, from 0 on; () for all
+                "num_readjust_iterations": 0,  # of batch norm, for the temperature
+                "temperature": 1.0,  # of the base prior's own samples
+                "temperatures": (0.7, 0.8, 1.0),  # of more of them, pictures to look at
+                "samplers": ("sir", "langevin"),  # also "mala", "isir", "sirmala"
+                "dtype": "float32",  # of the discriminators' activations; "bfloat16"
+                "num_proposals": 5_000,  # of "sir", "isir" and "sirmala"
+                "chunk_size": 0,  # of them, per chain at a time; 0: what memory takes
+                "memory_mib": 0,  # for a chunk; 0: half of what the device has free
+                "num_iterations": 10,  # that "isir" shares its proposals between
+                "langevin_step_size": 1e-2,
+                "langevin_step_sizes": (),  # of each group; () for the same of all
+                "langevin_num_steps": 1_000,
+                "langevin_in_noise": False,  # e in z = mean + std * e, instead of z
+                "mala_step_size": 1e-1,  # in noise, before it adapts
+                "mala_num_steps": 200,  # of which a quarter adapts
+            },
+            "evaluate": {
+                "split": "test",  # or "valid", to choose settings by
+                "batch_size": 100,
+                "max_examples": 0,  # of them; 0 for all
+                "num_importance_samples": 1_000,
+                "chunk_size": 20,  # importance samples per example at a time
+                "num_snis_proposals": 1_024,
+                "num_snis_samples": 10,  # that later groups' proposals are drawn for
+                "num_binarizations": 1,  # passes over the test set, with other noise
+                "num_log_z_draws": 1_000_000,
+                "log_z_batch_size": 50_000,
+                "max_log_z_stderr": 0.1,  # nats; above it no nll_ncp. 0: any will do
+                "num_passes": 4,  # encodings of each test example for the NCE loss
+                "feature_net": "",  # "inception", "lenet5", "resnet20", "resnet56"
+                "feature_weights": "",  # the file of that network's weights
+                "fid_num_images": 50_000,  # of every source that is scored
+                "fid_samplers": (),  # that are scored; () for all of sample.samplers
+                "fid_reference": "train",  # or "test"
+                "fid_num_reference": 50_000,  # pictures of it, at most
+                "num_mmd_samples": 5_000,  # of q, p and p_NCP in each group; 0: no MMD
+                "num_permutations": 500,  # of its test
+                "num_neighbour_queries": 1_000,  # samples and test pictures, at most
+                "audit_num_images": 0,  # encodings, decoded against p's; 0: no audit
+                "audit_num_steps": 1_000,  # of each of its classifiers, at most
+                "audit_groups": (),  # that its hybrids draw from p on; () for a handful
+                "audit_num_draws": 0,  # of each sampler that is audited, too; 0: none
+                "audit_samplers": (),  # those; () for all of sample.samplers
+            },
+            "report": {"workdirs": ""},  # A,B,C: those runs side by side
+            "benchmark": {
+                "parts": ("training", "samplers", "alone", "stage_two"),
+                "num_steps": 5_000,  # of the training loop
+                "num_repeats": 3,  # of it
+                "num_images": (1, 10),
+                "num_proposals": (5, 50, 500, 5_000),
+                "num_langevin_steps": (5, 50, 500, 1_000),
+                "num_groups": (1, 2, 5, 10, 30),  # K of stage 2
+                "batch_size": 64,  # of stage 2
+                "num_calls": 5,  # of each sampler and update
+                "max_seconds": 60.0,  # longer calls are predicted and left out
+                "max_gigabytes": 8.0,  # of the plain version, likewise
+            },
+        }
+    ).lock()
+
+
+def _training(**settings: Any) -> dict[str, Any]:
+    return {
+        "batch_size": 128,
+        "num_steps": 10_000,
+        "optimizer": "adam",  # or "adamax"
+        "learning_rate": 1e-3,
+        "final_learning_rate": 0.0,  # of "cosine"
+        "schedule": "constant",  # or "cosine", "step"
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "ema_decay": 0.0,  # of the average of the weights; 0 for none
+        "steps_per_dispatch": 500,
+        "steps_per_eval": 1_000,
+        **settings,
+    }
+
+
+def variant(config: ConfigDict, name: str) -> ConfigDict:
+    """Returns the config itself for "" and a version that runs in seconds for "smoke".
+
+    Raises:
+      InputError: for another name.
+    """
+    if name not in VARIANTS:
+        raise InputError(f"config variant {name!r}: there is only ':smoke'")
+    if name == "smoke":
+        small = {"num_steps": 60, "steps_per_dispatch": 30, "steps_per_eval": 30}
+        config.vae.update(small, batch_size=min(config.vae.batch_size, 32))
+        config.vae.warmup_steps = min(config.vae.warmup_steps, 10)
+        config.ncp.update(small, batch_size=min(config.ncp.batch_size, 64))
+        config.ncp.num_passes = 1
+        config.sample.update(
+            num_images=16,
+            batch_size=16,
+            num_proposals=100,
+            langevin_num_steps=20,
+            mala_num_steps=20,
+        )
+        config.benchmark.update(
+            num_steps=60,
+            num_repeats=1,
+            num_images=(1, 2),
+            num_proposals=(5, 20),
+            num_langevin_steps=(2, 20),
+            num_groups=(1, 2),
+            batch_size=4,
+            num_calls=2,
+        )
+        config.evaluate.update(
+            max_examples=150,
+            num_importance_samples=20,
+            num_snis_proposals=50,
+            num_snis_samples=2,
+            num_log_z_draws=20_000,
+            log_z_batch_size=2_000,
+            max_log_z_stderr=0.0,  # so few draws show that it runs, and no more
+            num_passes=1,
+            fid_num_images=200,
+            fid_num_reference=1_000,
+            num_mmd_samples=100,
+            num_permutations=100,
+            num_neighbour_queries=50,
+            audit_num_images=min(config.evaluate.audit_num_images, 40),
+            audit_num_draws=min(config.evaluate.audit_num_draws, 20),
+            audit_num_steps=40,
+        )
+        if config.vae.model.name == "nvae":
+            _shrink_nvae(config)
+    return config
+
+
+def _shrink_nvae(config: ConfigDict) -> None:
+    """Leaves the scales and the likelihood of an NVAE and little else."""
+    model, is_large = config.vae.model, max(config.data.shape[:2]) > 64
+    model.update(
+        groups_per_scale=tuple(
+            min(n, 1 if is_large else 2) for n in model.groups_per_scale
+        ),
+        latent_channels=4,
+        encoder_channels=2 if is_large else 4,
+        decoder_channels=2 if is_large else 4,
+        num_preprocess_cells=1,
+        num_postprocess_cells=1,
+        num_encoder_cells=1,
+        num_decoder_cells=1,
+        num_flows=min(model.num_flows, 1),
+        num_mixtures=2,
+        dtype="float32",  # CPUs only emulate bfloat16
+    )
+    few = {
+        "num_steps": 4 if is_large else 8,
+        "batch_size": 2 if is_large else 4,
+        "steps_per_dispatch": 2 if is_large else 4,
+        "steps_per_eval": 4 if is_large else 8,
+    }
+    config.vae.update(few, warmup_steps=min(config.vae.warmup_steps, 2))
+    config.ncp.update(few)
+    if config.ncp.discriminator.name == "residual":
+        blocks = "B" if is_large else "AB"
+        config.ncp.discriminator.update(channels=8, blocks=blocks, dtype="float32")
+    config.sample.update(
+        num_images=4,
+        batch_size=4,
+        temperatures=(0.7,),
+        num_proposals=6,
+        num_iterations=2,
+        langevin_num_steps=2,
+        mala_num_steps=2,
+    )
+    config.evaluate.update(
+        batch_size=4,
+        max_examples=4,
+        num_importance_samples=4,
+        chunk_size=2,
+        num_snis_proposals=5,
+        num_log_z_draws=8,
+        log_z_batch_size=4,
+        num_mmd_samples=4,
+        num_permutations=20,
+    )
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """Returns the config as what `json.load` would give back."""
+    return json.loads(config.to_json())
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], sections: tuple[str, ...]
+) -> list[str]:
+    """Returns a line per field of `sections` that differs and has an effect."""
+    before, after = (ADDED | dict(flatten(config)) for config in (old, new))
+    return [
+        f"config.{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        for name in sorted(before.keys() | after.keys())
+        if name.split(".")[0] in sections
+        and name not in WITHOUT_EFFECT
+        and before.get(name) != after.get(name)
+    ]
+
+
+def fingerprint(config: Mapping[str, Any], sections: tuple[str, ...]) -> str:
+    """Returns a hash of the fields of `sections` that have an effect."""
+    fields = {
+        name: value
+        for name, value in flatten(config)
+        if name.split(".")[0] in sections
+        and name not in WITHOUT_EFFECT
+        and not (name in ADDED and value == ADDED[name])
+    }
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,230 @@
+"""What values the settings may have; refused before anything is made of them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ncp_jax.errors import InputError
+from ncp_jax.evaluation.picture_classifier import LEAST_PICTURES
+from ncp_jax.experiment.setup.config import DISCRIMINATORS, VAES
+from ncp_jax.models import stacks
+from ncp_jax.nested import flatten
+from ncp_jax.pages.quantities import SAMPLERS
+from ncp_jax.training import held_out, optimizers
+
+PARTS = ("training", "samplers", "alone", "stage_two")  # of the benchmark
+DTYPES = ("float32", "bfloat16")
+ACTIVATIONS = ("tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "swish", "softplus")
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses settings that cannot work, naming the field and what is allowed.
+
+    Raises:
+      InputError: for the first such field.
+    """
+    for name, value in flatten(config.to_dict()):
+        if name in _LISTS:
+            _LISTS[name](name, value)
+        elif isinstance(value, tuple | list):
+            _require_integers(name, value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            is_allowed = value > 0 or (name in MAY_BE_ZERO and value == 0)
+            if not (is_allowed and math.isfinite(value)):
+                at_least = "zero or more" if name in MAY_BE_ZERO else "positive"
+                raise InputError(
+                    f"config.{name} must be finite and {at_least}, got {value}"
+                )
+    for name, seed in (("seed", config.seed), ("ncp.seed", config.ncp.seed)):
+        if seed >= 2**32:
+            raise InputError(f"config.{name} must be below 2**32, got {seed}")
+    for section in ("vae", "ncp"):
+        if config[section].ema_decay >= 1.0:
+            raise InputError(f"config.{section}.ema_decay must be below 1")
+    if config.ncp.negative_weight < 1.0:
+        raise InputError(
+            "config.ncp.negative_weight must be 1 (the paper's loss) or more, got "
+            f"{config.ncp.negative_weight}"
+        )
+    for name, allowed in _choices(config).items():
+        value = dict(flatten(config.to_dict()))[name]
+        if value not in allowed:
+            raise InputError(f"config.{name} must be one of {allowed}, got {value!r}")
+    vae = config.vae
+    if vae.kl_warmup_fraction + vae.kl_constant_fraction > 1.0:
+        raise InputError(
+            "config.vae.kl_warmup_fraction and kl_constant_fraction add up to more "
+            "than 1: the KL would never have its full weight"
+        )
+    if vae.initial_penalty_weight and not vae.penalty_weight:
+        raise InputError(
+            "config.vae.initial_penalty_weight needs a config.vae.penalty_weight"
+        )
+    if config.evaluate.num_binarizations > 1 and config.data.binarization != "dynamic":
+        raise InputError(
+            "config.evaluate.num_binarizations is for data that are binarised afresh; "
+            f"config.data.binarization is {config.data.binarization!r}"
+        )
+    _check_features(config)
+    _check_audit(config)
+    if config.ncp.directions.share > 1:
+        raise InputError(
+            "config.ncp.directions.share is of the signal, at most 1; got "
+            f"{config.ncp.directions.share}"
+        )
+    if config.data.num_bits > 8:
+        raise InputError(
+            f"config.data.num_bits is at most 8, got {config.data.num_bits}"
+        )
+
+
+def _check_features(config: ConfigDict) -> None:
+    """Refuses a feature network without weights, and samplers that do not draw."""
+    settings = config.evaluate
+    if bool(settings.feature_net) != bool(settings.feature_weights):
+        raise InputError(
+            "config.evaluate.feature_net and config.evaluate.feature_weights go "
+            "together: the name of a network and the file of its weights (docs, "
+            "What is measured), or neither"
+        )
+    for field in ("fid_samplers", "audit_samplers"):
+        idle = set(settings[field]) - set(config.sample.samplers)
+        if idle:
+            raise InputError(
+                f"config.evaluate.{field} names {sorted(idle)}, which are not among "
+                f"config.sample.samplers = {tuple(config.sample.samplers)}"
+            )
+    if 0 < settings.num_mmd_samples < 3:
+        raise InputError(
+            "config.evaluate.num_mmd_samples must be 3 or more, or 0 for no MMD; got "
+            f"{settings.num_mmd_samples}"
+        )
+
+
+def _check_audit(config: ConfigDict) -> None:
+    """Refuses an audit of too few pictures to learn from and to be judged by."""
+    for field in ("audit_num_images", "audit_num_draws"):
+        number = config.evaluate[field]
+        if 0 < number < LEAST_PICTURES:
+            raise InputError(
+                f"config.evaluate.{field} must be {LEAST_PICTURES} or more, or 0 for "
+                f"none; got {number}"
+            )
+    if config.evaluate.audit_num_draws > config.evaluate.audit_num_images:
+        raise InputError(
+            f"config.evaluate.audit_num_draws = {config.evaluate.audit_num_draws} is "
+            "more than the decoded encodings that they are held against, "
+            f"audit_num_images = {config.evaluate.audit_num_images}"
+        )
+
+
+MAY_BE_ZERO = (
+    "seed",
+    "evaluate.audit_num_draws",
+    "evaluate.audit_num_images",
+    "evaluate.max_examples",
+    "evaluate.max_log_z_stderr",
+    "evaluate.num_mmd_samples",
+    "sample.temperature",
+    "sample.chunk_size",
+    "sample.memory_mib",
+    "sample.num_readjust_iterations",
+    "ncp.directions.cap",
+    "ncp.directions.context_size",
+    "ncp.directions.floor",
+    "ncp.patience",
+    "ncp.ranking_weight",
+    "ncp.seed",
+    "vae.kl_warmup_fraction",
+    "vae.kl_constant_fraction",
+    "vae.penalty_weight",
+    "vae.initial_penalty_weight",
+    "vae.model.padding",
+    "vae.model.num_flows",
+    *(
+        f"{section}.{name}"
+        for section in ("vae", "ncp")
+        for name in ("warmup_steps", "weight_decay", "ema_decay", "final_learning_rate")
+    ),
+)
+
+
+def _require_integers(name: str, values: Sequence[Any]) -> None:
+    if not values or not all(type(value) is int and value >= 1 for value in values):
+        raise InputError(f"config.{name} must hold positive integers, got {values}")
+
+
+def _require_groups(name: str, values: Sequence[Any]) -> None:
+    if not all(type(value) is int and value >= 0 for value in values):
+        raise InputError(f"config.{name} must hold integers from 0 on, got {values}")
+
+
+def _require_steps(name: str, values: Sequence[Any]) -> None:
+    if not all(type(v) in (int, float) and 0 < v < math.inf for v in values):
+        raise InputError(f"config.{name} must hold positive numbers, got {values}")
+
+
+def _require_decays(name: str, values: Sequence[Any]) -> None:
+    if not all(type(v) in (int, float) and 0 <= v < math.inf for v in values):
+        raise InputError(f"config.{name} must hold numbers from 0 on, got {values}")
+
+
+def _require_samplers(name: str, values: Sequence[Any]) -> None:
+    allowed = tuple(sampler for sampler in SAMPLERS if sampler != "base")
+    if not set(values) <= set(allowed) or len(set(values)) < len(values):
+        raise InputError(
+            f"config.{name} must hold some of {allowed}, each once, got {values}"
+        )
+
+
+def _require_parts(name: str, values: Sequence[Any]) -> None:
+    if not values or not set(values) <= set(PARTS):
+        raise InputError(f"config.{name} must hold some of {PARTS}, got {values}")
+
+
+_LISTS: Mapping[str, Callable[[str, Sequence[Any]], None]] = {
+    "evaluate.audit_groups": _require_groups,
+    "evaluate.audit_samplers": _require_samplers,
+    "evaluate.fid_samplers": _require_samplers,
+    "ncp.weight_decays": _require_decays,
+    "sample.groups": _require_groups,
+    "sample.langevin_step_sizes": _require_steps,
+    "sample.samplers": _require_samplers,
+    "benchmark.parts": _require_parts,
+    "sample.temperatures": _require_steps,
+}
+
+
+def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
+    """What the fields that are names may be."""
+    choices: dict[str, tuple[str, ...]] = {
+        "data.binarization": ("dynamic", "fixed", "none"),
+        "data.crop": ("nvae", "rae"),
+        "evaluate.feature_net": ("", "inception", "lenet5", "resnet20", "resnet56"),
+        "evaluate.fid_reference": ("train", "test"),
+        "evaluate.split": ("test", "valid"),
+        "ncp.formulation": stacks.FORMULATIONS,
+        "ncp.select_by": held_out.SELECT_BY,
+        "sample.dtype": DTYPES,
+        "vae.model.likelihood": ("bernoulli", "normal"),
+        # Its fields come with it, so it is the experiment's file that chooses.
+        "vae.model.name": tuple(
+            n for n in VAES if VAES[n].keys() < set(config.vae.model)
+        ),
+        "ncp.discriminator.name": tuple(
+            n
+            for n in DISCRIMINATORS
+            if DISCRIMINATORS[n].keys() < set(config.ncp.discriminator)
+        ),
+    }
+    if "num_mixtures" in config.vae.model:
+        choices["vae.model.likelihood"] += ("logistic_mixture",)
+    for section, part in (("vae", "model"), ("ncp", "discriminator")):
+        choices[f"{section}.schedule"] = optimizers.SCHEDULES
+        choices[f"{section}.optimizer"] = optimizers.OPTIMIZERS
+        for field, allowed in (("activation", ACTIVATIONS), ("dtype", DTYPES)):
+            if field in config[section][part]:
+                choices[f"{section}.{part}.{field}"] = allowed
+    return choices

@@ -1,0 +1,411 @@
+"""From a config to what it names: data, models, training tasks, random streams."""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ncp_jax import parallel, rng
+from ncp_jax.data import datasets, pixels
+from ncp_jax.errors import InputError
+from ncp_jax.experiment.setup import architectures, signal
+from ncp_jax.experiment.setup.workdir import Workdir
+from ncp_jax.models.base import Block, FrozenVAE, LatentVariableModel
+from ncp_jax.priors import ncp_prior
+from ncp_jax.priors.signal_space import SignalVAE
+from ncp_jax.training import batches, vae_update
+from ncp_jax.training.checkpoints import Checkpoints, fingerprint
+from ncp_jax.training.loop import Task, TrainState
+from ncp_jax.training.ncp_update import NCPState
+from ncp_jax.training.stage_two import StageTwo
+
+Array = jax.Array
+
+STAGE_TWO = (  # fields of `StageTwo` that are settings of config.ncp
+    "batch_size",
+    "num_negatives",
+    "ranking_weight",
+    "negative_weight",
+    "select_by",
+    "ema_decay",
+    "num_passes",
+    "patience",
+    "formulation",
+)
+MAX_NOISE_BYTES = 2 * 10**8  # of noise that stands for a data set
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """The settings, the folder and the data of one run, and what is built of them."""
+
+    config: ConfigDict
+    workdir: Workdir
+    dataset: datasets.Dataset
+
+    @property
+    def path(self) -> Path:
+        """The folder of the run."""
+        return self.workdir.path
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether examples are pictures; else they are points."""
+        return self.dataset.train.dtype == np.uint8
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """The examples that measurements are made on."""
+        return getattr(self.dataset, self.config.evaluate.split)
+
+    def key(self, section: str) -> Array:
+        """The key that owns the random streams of a section of the settings."""
+        key = rng.stream(rng.root(self.config.seed), section)
+        own_seed = self.config[section].get("seed", 0)
+        return rng.at_step(key, own_seed) if own_seed else key
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """All devices of all processes."""
+        return parallel.mesh_of()
+
+    @functools.cached_property
+    def vae_module(self) -> nn.Module:
+        """The network of stage 1."""
+        settings = self.config.data
+        return architectures.build_vae(
+            self.config.vae.model, settings.shape, settings.num_bits
+        )
+
+    @functools.cached_property
+    def discriminator(self) -> nn.Module:
+        """The network of stage 2."""
+        return architectures.build_discriminator(self.config.ncp.discriminator)
+
+    def prepare(self, key: Array, stored: Array) -> Array:
+        """Makes the model's x from stored examples [B, ...]."""
+        if not self.has_pictures:
+            return stored
+        if self.config.data.binarization == "none":
+            return pixels.quantize(stored, self.config.data.num_bits)
+        return datasets.binarize(key, stored)  # fixed zeros and ones stay as they are
+
+    def prepare_to_train(self, key: Array, stored: Array) -> Array:
+        """The same, with what only training pictures undergo."""
+        if self.config.data.horizontal_flips:
+            stored = pixels.flip_half(rng.stream(key, "flips"), stored)
+        return parallel.split(self.mesh, self.prepare(key, stored))
+
+    def vae_task(self) -> tuple[Task, TrainState]:
+        """Returns what stage 1 trains, and the state that it starts from."""
+        settings, key = self.config.vae, self.key("vae")
+        task = Task(
+            name="vae",
+            data=self._train_data("vae"),
+            inputs=self._batches("vae"),
+            update=vae_update.make_update(
+                self.vae_module,
+                architectures.build_optimizer(settings),
+                self.prepare_to_train,
+                key,
+                warmup=architectures.build_warmup(settings, self.vae_module.blocks),
+                penalty=architectures.build_penalty(settings),
+                ema_decay=settings.ema_decay,
+            ),
+            validate=vae_update.make_validate(
+                self.vae_module, self.prepare, rng.stream(key, "valid")
+            ),
+            place=functools.partial(parallel.replicate, self.mesh),
+        )
+        return task, self._initial_vae()
+
+    @functools.cached_property
+    def ncp_optimizer(self) -> optax.GradientTransformation:
+        """What trains the discriminators."""
+        return architectures.build_optimizer(self.config.ncp)
+
+    @functools.cached_property
+    def stage_two(self) -> StageTwo:
+        """How stage 2 is trained."""
+        settings = self.config.ncp
+        return StageTwo(
+            self.discriminator,
+            self.ncp_optimizer,
+            is_train_there=self.config.data.on_device,
+            **{name: settings[name] for name in STAGE_TWO},
+        )
+
+    def ncp_task(self, vae: FrozenVAE) -> tuple[Task, NCPState]:
+        """Returns what stage 2 trains on `vae`, and the state that it starts from."""
+        self._check_batch_size("ncp")
+        key, model = self.key("ncp"), self.in_signal_space(vae)
+        given: LatentVariableModel
+        if isinstance(model, SignalVAE):
+            train, valid = signal.encoded(self, model)
+            stage = dataclasses.replace(self.stage_two, num_passes=1)
+            given, prepare, held_out = model.coordinates, _as_stored, _as_stored
+        else:
+            train, valid, stage = self.dataset.train, self.dataset.valid, self.stage_two
+            given, prepare, held_out = vae, self.prepare_to_train, self.prepare
+        task = stage.task(
+            given,
+            train,
+            valid,
+            key,
+            prepare=prepare,
+            prepare_held_out=held_out,
+            mesh=self.mesh,
+        )
+        return task, self._initial_ncp(given)
+
+    def in_signal_space(self, vae: FrozenVAE) -> LatentVariableModel:
+        """What stage 2 reweights: `vae`, or its view in signal coordinates."""
+        if not self.config.ncp.directions.cap:
+            return vae
+        return signal.model(self, vae, fingerprint(vae.variables))
+
+    def checkpoints(self, stage: str, vae: FrozenVAE | None = None) -> Checkpoints:
+        """Opens the checkpoints of "vae", or of "ncp" on `vae`; to use in a `with`."""
+        metadata = {"config": self.workdir.fingerprint(stage)}
+        if self.config.vae.checkpoint and stage == "vae":
+            with open(self.config.vae.checkpoint, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+            metadata["vae.checkpoint"] = digest.hexdigest()[:16]
+        if vae is not None:  # its discriminators fit no other
+            metadata["vae"] = fingerprint(vae.variables)
+            model = self.in_signal_space(vae)
+            if isinstance(model, SignalVAE):
+                metadata["directions"] = model.directions.digest()[:16]
+        folder = self.path / stage / "checkpoints"
+        return Checkpoints(folder, metadata)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The latent groups of the VAE."""
+        return self.vae_module.blocks
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether both stages are done, with these settings."""
+        return all(map(self.workdir.is_done, ("vae", "ncp")))
+
+    def load_vae(self) -> FrozenVAE:
+        """Returns the stage-1 model of lowest validation loss."""
+        return vae_update.freeze(self.vae_module, self._best("vae", self._vae_shapes))
+
+    def load_ncp(self) -> ncp_prior.NCPPrior:
+        """Returns the prior of lowest held-out NCE losses, on its frozen VAE."""
+        vae = self.load_vae()
+        model = self.in_signal_space(vae)
+        groups = tuple(self.config.sample.groups) or None
+        trained: LatentVariableModel = vae
+        if isinstance(model, SignalVAE):
+            trained = model.coordinates
+            groups = model.chosen(groups)
+        like = jax.eval_shape(lambda: self._initial_ncp(trained))
+        state = self._best("ncp", like, vae)
+        params = jax.device_put(state.best_params(trained.blocks))
+        rest = (None,) * (len(model.blocks) - len(params))
+        return ncp_prior.NCPPrior(model, self.discriminator, (*params, *rest), groups)
+
+    @functools.cached_property
+    def _vae_shapes(self) -> TrainState:
+        return jax.eval_shape(self._initial_vae)
+
+    def initial_variables(self) -> Any:
+        """Returns the variables that stage 1 starts from."""
+        init_key = rng.stream(self.key("vae"), "init")
+        shape = self.config.data.shape
+        variables = architectures.init_vae(self.vae_module, shape, init_key)
+        if "statistics" in variables:
+            scale = 255.0 if self.has_pictures else 1.0
+            mean = self.dataset.train.mean(axis=0, dtype=np.float64) / scale
+            variables["statistics"] = {"data_mean": jnp.asarray(mean, jnp.float32)}
+        return variables
+
+    def _initial_vae(self) -> TrainState:
+        variables, shape = self.initial_variables(), self.config.data.shape
+        init_state = functools.partial(
+            vae_update.init_state,
+            self.vae_module,
+            optimizer=architectures.build_optimizer(self.config.vae),
+            x=jnp.zeros((1, *shape)),
+            ema_decay=self.config.vae.ema_decay,
+            penalty=architectures.build_penalty(self.config.vae),
+        )
+        key = rng.stream(self.key("vae"), "penalty")
+        return jax.jit(init_state)(variables, key=key)
+
+    def _initial_ncp(self, vae: LatentVariableModel) -> NCPState:
+        return self.stage_two.initial(vae, self.key("ncp"))
+
+    def _train_data(self, section: str) -> dict[str, Array | None]:
+        return batches.on_devices(
+            self.mesh,
+            self.dataset.train,
+            self.dataset.valid,
+            self._check_batch_size(section),
+            self.config.data.on_device,
+        )
+
+    def _batches(self, section: str) -> Callable[[int, int], Array]:
+        return batches.by_step(
+            self.mesh,
+            rng.stream(self.key(section), "batch"),
+            self.dataset.train,
+            self.config[section].batch_size,
+            self.config.data.on_device,
+        )
+
+    def _check_batch_size(self, section: str) -> int:
+        batch_size = self.config[section].batch_size
+        parallel.check_batch_size(self.mesh, f"config.{section}.batch_size", batch_size)
+        return batch_size
+
+    def _best(self, stage: str, like: Any, vae: FrozenVAE | None = None) -> Any:
+        num_steps = self.config[stage].num_steps
+        with self.checkpoints(stage, vae) as saved:
+            if saved.latest_step() != num_steps:
+                raise InputError(
+                    f"stage {stage} has not reached its {num_steps} steps in "
+                    f"{self.path}: run --stage={stage} first"
+                )
+            return saved.restore_best(like).state
+
+
+def check_networks(config: ConfigDict) -> None:
+    """Refuses networks that do not fit one another, before anything is trained.
+
+    Raises:
+      InputError: naming what does not fit.
+    """
+    settings = config.data
+    module = architectures.build_vae(
+        config.vae.model, settings.shape, settings.num_bits
+    )
+    key, x = jax.random.key(0), jnp.zeros((1, *settings.shape))
+    jax.eval_shape(module.init, key, x, key)
+    network = architectures.build_discriminator(config.ncp.discriminator)
+    for latent_shape, context_shape in _shapes_of_ratios(config, module.blocks):
+        z, context = jnp.zeros((1, *latent_shape)), jnp.zeros((1, *context_shape))
+        jax.eval_shape(network.init, key, z, context)
+    check_groups(config, module.blocks)
+    if config.vae.penalty_weight and config.vae.model.name != "nvae":
+        raise InputError(
+            "config.vae.penalty_weight is for the convolutions of the model 'nvae': "
+            f"{config.vae.model.name!r} has none of them"
+        )
+
+
+def _shapes_of_ratios(
+    config: ConfigDict, blocks: tuple[Block, ...]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shapes of what the discriminators read: (z_k or u_k, context)."""
+    settings = config.ncp.directions
+    if not settings.cap:
+        return [(block.latent_shape, block.context_shape) for block in blocks]
+    if config.ncp.discriminator.name != "mlp":
+        raise InputError(
+            f"config.ncp.discriminator.name = {config.ncp.discriminator.name!r} reads "
+            "maps: on signal directions (config.ncp.directions.cap) it must be 'mlp'"
+        )
+    num_groups = sum(block.num_groups for block in blocks)
+    if settings.is_joint:
+        return [((num_groups * settings.cap,), (0,))]
+    return [((settings.cap,), (num_groups * settings.context_size,))]
+
+
+def _as_stored(key: Array, stored: Array) -> Array:
+    """What stage 2 on directions reads needs no preparation."""
+    del key
+    return stored
+
+
+def check_groups(config: ConfigDict, blocks: tuple[Block, ...]) -> None:
+    """Refuses settings of groups that a model with these blocks does not have.
+
+    Raises:
+      InputError: naming the setting.
+    """
+    num_groups = sum(block.num_groups for block in blocks)
+    if any(k >= num_groups for k in config.sample.groups):
+        raise InputError(
+            f"config.sample.groups = {tuple(config.sample.groups)}: the model has the "
+            f"groups 0 to {num_groups - 1}"
+        )
+    for name, values in (
+        ("sample.langevin_step_sizes", config.sample.langevin_step_sizes),
+        ("ncp.weight_decays", config.ncp.weight_decays),
+    ):
+        if values and len(values) != num_groups:
+            raise InputError(
+                f"config.{name} holds {len(values)} numbers for {num_groups} groups"
+            )
+
+
+def load_data(config: ConfigDict) -> datasets.Dataset:
+    """Loads the data set; with binarization "fixed", its pixels are drawn once."""
+    settings = config.data
+    dataset = datasets.load(
+        settings.name,
+        settings.shape,
+        settings.dir,
+        settings.download,
+        config.seed,
+        crop=settings.crop,
+        cache_dir=settings.cache_dir,
+    )
+    for section in ("vae", "ncp"):
+        size = config[section].batch_size
+        if size > len(dataset.train):
+            raise InputError(
+                f"config.{section}.batch_size = {size} is more than the "
+                f"{len(dataset.train)} training examples of {settings.name}"
+            )
+    if settings.horizontal_flips and dataset.train.ndim != 4:
+        raise InputError(
+            f"config.data.horizontal_flips is for pictures: {settings.name} has none"
+        )
+    is_binary = dataset.train.dtype == np.uint8 and settings.binarization != "none"
+    if is_binary != (config.vae.model.likelihood == "bernoulli"):
+        kind = "zeros and ones" if is_binary else "real numbers"
+        raise InputError(
+            f"config.vae.model.likelihood = {config.vae.model.likelihood!r} is no "
+            f"likelihood of {kind}, which {settings.name} with "
+            f"config.data.binarization = {settings.binarization!r} holds"
+        )
+    if settings.binarization != "fixed":
+        return dataset
+    key = rng.stream(rng.root(config.seed), "fixed binarization")
+    return datasets.Dataset(
+        *(
+            255 * np.asarray(datasets.binarize(rng.at_step(key, i), split), np.uint8)
+            for i, split in enumerate(map(jnp.asarray, dataset))
+        )
+    )
+
+
+def noise_for_data(config: ConfigDict) -> datasets.Dataset:
+    """Examples of the right shape and type, where their values do not matter."""
+    shape = tuple(config.data.shape)
+    smallest = max(config.vae.batch_size, config.ncp.batch_size)
+    num_train = max(smallest, min(10_000, MAX_NOISE_BYTES // math.prod(shape)))
+    generator = np.random.default_rng(config.seed)
+
+    def draw(number: int) -> np.ndarray:
+        if len(shape) < 3:
+            return generator.normal(size=(number, *shape)).astype(np.float32)
+        return generator.integers(256, size=(number, *shape), dtype=np.uint8)
+
+    return datasets.Dataset(draw(num_train), draw(smallest), draw(smallest))

@@ -1,0 +1,211 @@
+"""A run's folder: who may write to it, which config made it, what it holds."""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ncp_jax.errors import InputError
+from ncp_jax.evaluation.importance import Estimate
+from ncp_jax.experiment.setup import config as config_lib
+
+# A stage's output depends on these sections of the config.
+SECTIONS = {
+    "vae": ("seed", "data", "vae"),
+    "ncp": ("seed", "data", "vae", "ncp"),
+    "sample": ("seed", "data", "vae", "ncp", "sample"),
+    "evaluate": ("seed", "data", "vae", "ncp", "sample", "evaluate"),
+}
+_CURES = {
+    "config.json": "delete it; the checkpoints know which config made them",
+    "results.json": "delete it and run --stage=sample and --stage=evaluate again",
+}
+
+
+class Workdir:
+    """The folder of one run, held by one process at a time.
+
+    Training stages that have started pin their part of the config; the other stages
+    may be run again with other settings.
+
+    Args:
+      path: created if missing.
+      config: of this call, as JSON values.
+      environment: versions and devices, for the records.
+      is_writer: False for the processes of a run that leave locking and records to one.
+      pinning_stages: those that, once started, fix their part of the config.
+
+    Raises:
+      InputError: if the folder cannot be written, another process holds it, or it was
+        made with another config (the fields that differ are listed).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        is_writer: bool = True,
+        pinning_stages: Sequence[str] = ("vae", "ncp"),
+    ):
+        self.path = path
+        self._is_writer = is_writer
+        self._pinning_stages = pinning_stages
+        self._config = config
+        self._environment = environment
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("a+")
+        except OSError as error:
+            raise InputError(f"cannot write to --workdir={path}: {error}") from error
+        try:
+            if is_writer:
+                self._take_lock()
+            self._adopt_config()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def close(self) -> None:
+        """Lets another process have the folder."""
+        self._lock.close()
+
+    def fingerprint(self, stage: str) -> str:
+        """Returns the hash of the settings that the output of `stage` depends on."""
+        return config_lib.fingerprint(self._config, SECTIONS[stage])
+
+    def is_done(self, stage: str) -> bool:
+        """Whether `stage` has ended with just these settings and left its files."""
+        record = self.results()["run"].get("stages", {}).get(stage, {})
+        is_same = record.get("fingerprint") == self.fingerprint(stage)
+        return is_same and all(
+            (self.path / name).exists() for name in self._files(stage)
+        )
+
+    def _files(self, stage: str) -> list[str]:
+        """Without them a stage is not done, whatever the records say."""
+        if stage == "sample":
+            names = ("base", *self._config["sample"]["samplers"])
+            return [f"samples/{name}.npz" for name in names]
+        return ["evaluation/arrays.npz"] if stage == "evaluate" else []
+
+    def results(self) -> dict[str, Any]:
+        """Returns the content of results.json."""
+        results = {"metrics": {}, "run": {}} | (self._read_json("results.json") or {})
+        if not all(isinstance(part, dict) for part in results.values()):
+            raise InputError(
+                f"{self.path / 'results.json'} is not one of ours: "
+                + _CURES["results.json"]
+            )
+        return results
+
+    def add_results(
+        self,
+        stage: str,
+        metrics: Mapping[str, Estimate],
+        wall_seconds: float,
+        environment: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Replaces a stage's metrics in results.json and marks the stage as done.
+
+        Args:
+          stage: its name.
+          metrics: what it measured.
+          wall_seconds: what it took.
+          environment: where it ran, if not here and now.
+        """
+        results = self.results()
+        names = results["run"].get("metric_names", {})
+        for name in names.get(stage, []):  # a refused one must not survive
+            results["metrics"].pop(name, None)
+        results["metrics"] |= {
+            name: {key: _or_null(value) for key, value in e._asdict().items()}
+            for name, e in metrics.items()
+        }
+        seconds = results["run"].get("wall_seconds", {})
+        stages = results["run"].get("stages", {})
+        stages[stage] = {  # each may have run with other settings and elsewhere
+            "fingerprint": self.fingerprint(stage),
+            "config": {name: self._config[name] for name in SECTIONS[stage]},
+            "environment": environment or self._environment,
+        }
+        results["run"] = {
+            **self._environment,  # of the last call, as is the config
+            "config": self._config,
+            "seed": self._config["seed"],
+            "wall_seconds": seconds | {stage: round(wall_seconds, 2)},
+            "metric_names": names | {stage: list(metrics)},
+            "stages": stages,
+        }
+        self.write_json("results.json", results)
+
+    def unmark(self, stage: str) -> None:
+        """Forgets that `stage`, and what builds on it, has ended."""
+        results = self.results()
+        order = list(SECTIONS)
+        for name in order[order.index(stage) :]:
+            results["run"].get("stages", {}).pop(name, None)
+        self.write_json("results.json", results)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a JSON file at once: a reader sees the old one or the new one."""
+        if not self._is_writer:
+            return
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(temporary, self.path / name)
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        """Returns the content of a JSON file, None if there is no such file."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}): {_CURES[name]}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{path} is not a JSON object: {_CURES[name]}")
+        return content
+
+    def _take_lock(self) -> None:
+        """Locks until the file is closed, which the death of the process does too."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            raise InputError(
+                f"--workdir={self.path} is in use by another process (pid {holder}); "
+                "wait for it or choose another folder"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def _adopt_config(self) -> None:
+        """Refuses a config that trained stages contradict, else records it."""
+        if before := self._read_json("config.json"):
+            pinned: set[str] = set()
+            for stage in self._pinning_stages:
+                saved = (self.path / stage / "checkpoints").glob("[0-9]*")
+                if any(path.name.isdigit() for path in saved):
+                    pinned.update(SECTIONS[stage])
+            lines = config_lib.differences(before, self._config, tuple(pinned))
+            if lines:
+                raise InputError(
+                    f"--workdir={self.path} was made with another config:\n  "
+                    + "\n  ".join(lines)
+                    + "\nGive the old values, or another --workdir."
+                )
+        self.write_json("config.json", self._config)
+        self.write_json("environment.json", self._environment)
+
+
+def _or_null(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    is_number = isinstance(value, float)
+    return None if is_number and not math.isfinite(value) else value

@@ -1,0 +1,295 @@
+"""One self-contained HTML page about one run: numbers, pictures, settings.
+
+Reads only files below the run's workdir, so it can be made again at any time and
+anywhere; imports no JAX.
+"""
+
+import json
+import math
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ncp_jax.errors import InputError
+from ncp_jax.nested import flatten
+from ncp_jax.pages import (
+    distance_plots,
+    galleries,
+    group_curves,
+    group_plots,
+    page,
+    plots,
+    quantities,
+    summary,
+    tables,
+)
+from ncp_jax.pages.galleries import REMEDY
+
+LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
+noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling
+(SIR) and by Langevin dynamics.</p>
+"""
+FIGURES = (  # heading, what to look for, panels
+    (
+        "Latent space",
+        "Where posterior draws lie and where each prior puts its mass, on shared axes. "
+        "Each density is scaled to its own maximum.",
+        plots.plane,
+    ),
+    ("Data space", "Data beside decoded draws, on shared axes.", plots.points),
+    (
+        "Log-ratio",
+        "log r on draws from the posterior q and from the base prior p: the farther "
+        "apart, the worse the base prior fits. "
+        f"Of more than {group_plots.MAX_GROUPS} groups, {group_plots.MAX_GROUPS} are "
+        "drawn.",
+        group_plots.log_ratios,
+    ),
+    (
+        "Calibration",
+        "Held-out draws by the discriminator's D, in bins of equally many: on the "
+        "diagonal, log r can be taken at its word. Bars are 95 % binomial intervals.",
+        group_plots.reliability,
+    ),
+    (
+        "Overlap of q and p",
+        "The smaller the loss, the farther apart q and p, and the fewer proposals of "
+        "SIR count.",
+        group_plots.overlap,
+    ),
+    (
+        "Audit: is there a hole?",
+        "How well pictures of z from q are told from those whose first j groups are "
+        "from q and the others from p. Where this lies above zero and the NCE losses "
+        "of the groups from j on are near 2 log 2 = 1.386, the classifiers of z are "
+        "blind: there is a hole, and stage 2 has not found it.",
+        distance_plots.audit,
+    ),
+    ("Normaliser", "The estimate of log Z as its draws grow.", plots.log_z),
+    ("Langevin", "A slope at the end means too few steps.", plots.langevin),
+)
+
+
+def write(workdir: str | Path) -> Path:
+    """Writes `workdir/report/index.html` from the artefacts of a run.
+
+    Sections whose input is absent are left out.  The page is replaced in one step: a
+    reader never sees half of it.
+
+    Args:
+      workdir: folder of the run; `config.json` and `results.json` must exist.
+
+    Returns:
+      Path of the page.
+
+    Raises:
+      InputError: a needed file is missing, or a present one cannot be read.
+    """
+    workdir = Path(workdir)
+    config, results = read_run(workdir)
+    run, metrics = results.get("run", {}), results.get("metrics", {})
+    stages = run.get("stages", {})
+    environments = {name: stages[name].get("environment", {}) for name in stages}
+    data_name = config.get("data", {}).get("name", workdir.resolve().name)
+    title = f"NCP-VAE on {data_name}"
+    arrays = _arrays(workdir / "evaluation" / "arrays.npz")
+    kinds = ("scores", "audit", "neighbours")
+    notes = [str(arrays.get(f"note_{kind}", "")) for kind in kinds]
+    html = page.document(
+        title,
+        [
+            LEAD,
+            _headline(results),
+            _byline(run, environments.values()),
+            summary.measures(metrics, config, notes),
+            *galleries.sections(workdir / "samples", arrays, config),
+            tables.numbers(results),
+            tables.per_group(results),
+            summary.mmd(metrics, arrays, str(arrays.get("note_mmd", ""))),
+            *_figures(workdir, arrays, config),
+            _settings(Configuration=config, Environment=environments),
+        ],
+    )
+    return replace_page(workdir / "report" / "index.html", html)
+
+
+def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the contents of `config.json` and `results.json`.
+
+    Raises:
+      InputError: one is missing, or not one of ours.
+    """
+    config, results = _json(workdir / "config.json"), _json(workdir / "results.json")
+    run, metrics = results.get("run", {}), results.get("metrics", {})
+    parts = (run, metrics, *(metrics.values() if isinstance(metrics, dict) else ()))
+    if not all(isinstance(part, dict) for part in parts):
+        raise InputError(f"{workdir / 'results.json'} is not one of ours: {REMEDY}")
+    return config, results
+
+
+def replace_page(path: Path, html: str) -> Path:
+    """Writes a page in one step and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".html.tmp")
+    partial.write_text(html, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def summary_table(results: Mapping[str, Any]) -> str:
+    """The metrics as plain text, for the terminal at the end of a run.
+
+    Args:
+      results: the content of `results.json`.
+
+    Returns:
+      Lines of name, value, ± 1.96 stderr, n and unit, in the order of the page.
+    """
+    printable = quantities.printable(results)
+    whole = [q for q in printable if q.group is None]
+    rows = [("metric", "value", "± 1.96 stderr", "n", "unit")]
+    rows += [(q.name, q.value, q.interval, q.n, q.unit) for q in whole]
+    a, b, c, d, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [
+        f"{name:{a}}  {value:>{b}} {half:{c}}  {n:>{d}}  {unit}".rstrip()
+        for name, value, half, n, unit in rows
+    ]
+    if len(printable) > len(whole):
+        lines.append(f"({len(printable) - len(whole)} more per group: results.json)")
+    if hidden := len(results.get("metrics", {})) - len(printable):
+        lines.append(f"({hidden} more without an interval: results.json)")
+    return "\n".join(lines)
+
+
+def _headline(results: Mapping[str, Any]) -> str:
+    """The gain in one sentence, which claims no more than its interval allows."""
+    gain = results.get("metrics", {}).get("gain_nats")
+    if not gain or gain.get("value") is None or gain.get("stderr") is None:
+        return ""
+    value, half = gain["value"], quantities.Z95 * gain["stderr"]
+    if not math.isfinite(value + half):
+        return ""
+    on = f"on {gain['n']:,} held-out examples" if gain.get("n") else "on held-out data"
+    if value > half:
+        claim = "gains {} nats over the base prior {}."
+    elif value < -half:
+        claim, gain = "loses {} nats to the base prior {}.", {**gain, "value": -value}
+    else:
+        claim = "is level with the base prior: a gain of {} nats {}."
+    claim = claim.format(" ".join(quantities.estimate(gain)), on)
+    return f'<p class="headline">{page.escape("The NCP prior " + claim)}</p>\n'
+
+
+def _byline(run: Mapping[str, Any], environments: Iterable[Mapping[str, Any]]) -> str:
+    """Seed, times, and every device and commit that a stage ran on."""
+    environments = list(environments)
+    facts = [f"seed {run['seed']}"] if "seed" in run else []
+    facts += sorted({str(e["device"]) for e in environments if "device" in e})
+    seconds = run.get("wall_seconds") or {}
+    facts += [f"{stage} {s:,.0f} s" for stage, s in seconds.items()]
+    commits = {str(e["git_commit"])[:10] for e in environments if "git_commit" in e}
+    facts += [f"commit {commit}" for commit in sorted(commits)]
+    line = page.escape(" · ".join(facts))
+    return f'<p class="byline soft">{line}</p>\n' if facts else ""
+
+
+def _figures(
+    workdir: Path, arrays: plots.Arrays, config: Mapping[str, Any]
+) -> Iterable[str]:
+    """Sections of plots, training last."""
+    for heading, text, draw in FIGURES:
+        panels = draw(arrays)
+        if panels:
+            yield page.section(heading, text, _plots(panels))
+    gains = group_curves.read(workdir / "metrics.jsonl", "gain")
+    if panels := group_plots.gains(gains):
+        text = (
+            "E_q[log r] - log E_p[r] of each group as stage 2 trains: what its ratio "
+            "adds in likelihood. Where the held-out curve falls and the other rises, "
+            "the discriminator learns its training examples by heart."
+        )
+        yield page.section("Gain of the groups", text, _plots(panels))
+    curves, weight = read_losses(workdir / "metrics.jsonl"), _negative_weight(config)
+    panels = [p for stage in curves for p in plots.loss(stage, curves[stage], weight)]
+    if panels:
+        text = "The first steps may lie above the frame."
+        yield page.section("Training", text, _plots(panels))
+
+
+def _negative_weight(config: Mapping[str, Any]) -> float:
+    """M of the NCE loss; runs from before the setting have the paper's."""
+    section = config.get("ncp")
+    value = section.get("negative_weight", 1.0) if isinstance(section, Mapping) else 1.0
+    return value if isinstance(value, int | float) and value >= 1.0 else 1.0
+
+
+def read_losses(path: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """{stage: {split: [n, 2] step and loss}}; a line cut short by a kill is skipped.
+
+    A resumed run repeats steps: the last word on a step counts.
+    """
+    curves: dict[str, dict[str, dict[int, float]]] = {}
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            stage, split, step = str(row["stage"]), str(row["split"]), int(row["step"])
+            loss = float(np.mean(row["loss"]))  # one value, or one for each group
+        except (ValueError, KeyError, TypeError):
+            continue
+        curves.setdefault(stage, {}).setdefault(split, {})[step] = loss
+    return {
+        stage: {
+            split: np.array(sorted(points.items()), np.float64)
+            for split, points in splits.items()
+        }
+        for stage, splits in curves.items()
+    }
+
+
+def _settings(**tables: Mapping[str, Any]) -> str:
+    body = ""
+    for heading, table in tables.items():
+        rows = "".join(
+            f"<tr><td><code>{page.escape(key)}</code></td>"
+            f"<td>{page.escape(value)}</td></tr>\n"
+            for key, value in flatten(table)
+        )
+        if rows:
+            body += (
+                f"<details><summary>{heading}</summary>"
+                f'<div class="scroll"><table>{rows}</table></div></details>\n'
+            )
+    return page.section("Settings", "", body) if body else ""
+
+
+def _plots(panels: list[plots.Panel]) -> str:
+    figures = [galleries.plot(panel) for panel in panels]
+    return page.grid(figures, {1: "wide", 2: "pair"}.get(len(figures), ""))
+
+
+def _arrays(path: Path) -> plots.Arrays:
+    if not path.exists():
+        return {}
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged ({error}): {REMEDY}") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"the report needs {path}: {REMEDY}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): {REMEDY}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object: {REMEDY}")
+    return content

@@ -1,0 +1,77 @@
+"""`comparison_page.py`: every number of every run, in its own column."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from ncp_jax.errors import InputError
+from ncp_jax.experiment import stages
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.pages import comparison_page
+
+
+def finished(path, gain, *, seed, names=("sir",), **more):
+    """A workdir as a run leaves it."""
+    (path / "samples").mkdir(parents=True)
+    config = {"seed": seed, "vae": {"num_steps": 5}}
+    (path / "config.json").write_text(json.dumps(config))
+    metrics = {"gain_nats": gain, **more}
+    estimates = {
+        name: {"value": value, "stderr": 0.1, "n": 50, "unit": "nats"}
+        for name, value in metrics.items()
+    }
+    estimates["unsure"] = {"value": 7.5, "stderr": None, "n": 1, "unit": "nats"}
+    results = {"metrics": estimates, "run": {}}
+    (path / "results.json").write_text(json.dumps(results))
+    for name in names:
+        Image.new("L", (8, 8)).save(path / "samples" / f"{name}.png")
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [
+        finished(tmp_path / "a", 1.25, seed=0, names=("base", "sir")),
+        finished(tmp_path / "b", 2.5, seed=1, **{"nce_loss/1": 1.3}),
+    ]
+
+
+def rows_of(html, first):
+    (row,) = [r for r in html.split("<tr>") if f"<code>{first}</code>" in r]
+    return [cell.split("</td>")[0] for cell in row.split("<td>")[2:]]
+
+
+def test_runs_stand_side_by_side(runs, tmp_path):
+    html = comparison_page.write(runs, tmp_path / "new" / "folder").read_text()
+    assert [str(run) in html for run in runs] == [True, True]
+    first, second = rows_of(html, "gain_nats")
+    assert first.startswith("1.25 ± 0.20") and second.startswith("2.50 ± 0.20")
+    assert "n = 50" in first
+    assert rows_of(html, "nce_loss")[0] == ""  # the first run has no such number
+    assert "group 1" in html and "7.5" not in html
+    assert rows_of(html, "seed") == ["0", "1"]
+    assert "num_steps" not in html  # the same in both
+    assert html.count("<img") == 3  # two by SIR, one of the base prior
+
+
+@pytest.mark.parametrize("which", [[], [0], [0, 0]])
+def test_fewer_than_two_runs_are_refused(runs, tmp_path, which):
+    with pytest.raises(InputError, match=r"config\.report\.workdirs takes two"):
+        comparison_page.write([runs[i] for i in which], tmp_path)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_run_that_is_not_finished_is_named(runs, tmp_path):
+    (runs[1] / "results.json").unlink()
+    with pytest.raises(InputError, match=r"b/results\.json: run main\.py"):
+        comparison_page.write(runs, tmp_path)
+
+
+def test_the_report_stage_compares_if_it_is_told_to(runs, tmp_path, capsys):
+    config = config_lib.default()
+    config.report.workdirs = ",".join(map(str, runs))
+    stages.run(config, tmp_path / "out", "report")
+    assert (
+        str(tmp_path / "out" / "report" / "comparison.html") in capsys.readouterr().out
+    )
