@@ -67,7 +67,7 @@ vae = ncp_jax.FrozenVAE(module, variables)
 keys = jax.random.split(jax.random.key(0), 4)
 prepare = ncp_jax.binarize  # zeros and ones, afresh at every use
 ncp = ncp_jax.fit(vae, train, key=keys[0], prepare=prepare, num_steps=60,
-                  steps_per_eval=30, batch_size=64, discriminator=network)
+                  steps_per_eval=30, learning_rate=0.02, discriminator=network)
 out = ncp_jax.sample(ncp, keys[1], 20, ncp_jax.SIR(20, chunk_size=20))
 numbers = ncp_jax.evaluate(ncp, test, key=keys[2], prepare=prepare, **sizes)
 page = ncp_jax.report(ncp, folder, train=train, test=test, key=keys[3],

@@ -10,7 +10,8 @@ import ncp_jax
 PACKAGE = Path(ncp_jax.__file__).parent
 
 FLOORS = [  # the ground first; rooms of one floor do not know each other
-    {"errors", "nested", "rng"},
+    {"errors", "nested"},
+    {"rng"},
     {"parallel", "data", "report"},
     {"models"},
     {"models.nvae", "samplers"},

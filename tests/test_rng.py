@@ -68,7 +68,7 @@ def test_no_function_uses_a_name_twice_under_one_owner():
 
 def test_the_streams_of_a_training_stage_have_different_names():
     """`wiring` gives one key to the update, the batches, validation and init."""
-    for stage in ("vae_stage", "ncp_stage"):
+    for stage in ("vae_update", "ncp_update"):
         names = [
             name
             for function, owner, name in stream_calls()
