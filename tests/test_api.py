@@ -334,9 +334,9 @@ def test_a_prior_that_was_plugged_in_can_be_timed(tmp_path):
     ncp = fit(vae, **settings, discriminator=network, num_steps=10)
     timed = {
         "benchmark.num_images": (1,),
-        "benchmark.num_proposals": (5,),
-        "benchmark.num_langevin_steps": (2,),
-        "benchmark.num_groups": (1,),
+        "benchmark.num_proposals": (5, 20),
+        "benchmark.num_langevin_steps": (2, 20),
+        "benchmark.num_groups": (1, 2),
         "benchmark.batch_size": 4,
         "benchmark.num_calls": 1,
     }
