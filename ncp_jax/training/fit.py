@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ncp_jax import parallel, rng
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.models.check import check_discriminator
 from ncp_jax.models.discriminator_choice import discriminator_for
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.training import loop, optimizers, preparation
@@ -100,6 +101,7 @@ def fit(
     length = _length(num_steps, steps_per_eval)
     schedule = optimizers.schedule("cosine", learning_rate, num_steps)
     network = discriminator or discriminator_for(vae.blocks)
+    check_discriminator(vae, network)
     stage = StageTwo(
         network,
         optimizers.optimizer("adam", schedule, weight_decay),
