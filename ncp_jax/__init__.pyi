@@ -29,5 +29,6 @@ from .priors.group_samplers import Langevin as Langevin
 from .priors.group_samplers import SIRThenMALA as SIRThenMALA
 from .priors.ncp_prior import NCPPrior as NCPPrior
 from .training.fit import fit as fit
+from .training.signal import SignalSettings as SignalSettings
 
 __version__: str

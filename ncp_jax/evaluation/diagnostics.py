@@ -108,6 +108,8 @@ def _logits(
 
 def _curves(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
     """Arrays of K groups for plots, from log r [N] of posterior and of prior draws."""
+    if not pairs:  # no group is reweighted
+        return {}
     log_r_q, log_r_p = map(np.stack, zip(*pairs, strict=True))
     each = [calibration.reliability(*pair) for pair in pairs]
     return {"log_r_q": log_r_q, "log_r_p": log_r_p} | {
@@ -118,7 +120,8 @@ def _curves(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]
 
 def as_rows(estimates: Iterable[Estimate]) -> np.ndarray:
     """Values and standard errors, NaN where there is none: [n, 2]."""
-    return np.array([(e.value, e.stderr) for e in estimates], np.float64)
+    rows = [(e.value, e.stderr) for e in estimates]
+    return np.array(rows, np.float64).reshape(-1, 2)
 
 
 def per_group(

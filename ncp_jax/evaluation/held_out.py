@@ -8,10 +8,12 @@ from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
 from ncp_jax.data import datasets
-from ncp_jax.evaluation import diagnostics, likelihood
+from ncp_jax.evaluation import diagnostics, likelihood, signal
 from ncp_jax.evaluation.diagnostics import Batches
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.priors.ncp_prior import NCPPrior
+from ncp_jax.priors.signal_space import SignalVAE
+from ncp_jax.priors.standardized import itself
 from ncp_jax.training import preparation
 from ncp_jax.training.loop import Prepare
 
@@ -60,10 +62,11 @@ def evaluate(
       Estimates, each with its standard error and n, by name: `nll_base`, `nll_ncp`,
       `gain_nats`, `nll_snis`, `gain_snis_nats`, `elbo_base`, `log_z`, `ess_fraction`
       in nats but for the last; and per group `nce_loss`, `jsd` (nats) and
-      `calibration_error`, named `nce_loss/k` where there are several groups.
+      `calibration_error`, named `nce_loss/k` where there are several groups; with
+      signal directions `num_directions` and `signal_total` of each group, too.
     """
     test = preparation.examples("test", test)
-    prepare = preparation.checked(ncp.vae, test, prepare)
+    prepare = preparation.checked(itself(ncp.vae), test, prepare)
     estimates, _ = measure(
         ncp,
         list(datasets.padded_batches(test, min(batch_size, len(test)))),
@@ -119,4 +122,7 @@ def measure(
     losses, ratios = diagnostics.contrast_on_held_out(
         ncp, batches, prepare, rng.stream(key, "contrast"), num_passes=num_passes
     )
+    if isinstance(ncp.vae, SignalVAE):
+        of_groups, spectra = signal.of_groups(ncp.vae.directions)
+        losses, ratios = losses | of_groups, ratios | spectra
     return estimates | losses, arrays | ratios

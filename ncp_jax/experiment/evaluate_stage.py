@@ -70,7 +70,7 @@ def _ess_of_sir(experiment: Experiment, groups: np.ndarray) -> dict[str, np.ndar
         [f"sir_ess/{k}" for k in groups] if "sir_ess" not in metrics else ["sir_ess"]
     )
     rows = [(metrics[name]["value"], metrics[name]["stderr"]) for name in names]
-    return {"sir_ess": np.array(rows, np.float64)}
+    return {"sir_ess": np.array(rows, np.float64).reshape(-1, 2)}
 
 
 def _compare_samples(

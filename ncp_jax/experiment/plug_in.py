@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ncp_jax import parallel, rng
 from ncp_jax.data.datasets import Dataset
 from ncp_jax.priors.ncp_prior import NCPPrior
+from ncp_jax.priors.standardized import itself
 from ncp_jax.training import preparation
 from ncp_jax.training.loop import Prepare
 
@@ -68,7 +69,7 @@ def report(
 
     arrays = {"train": train, "valid": test if valid is None else valid, "test": test}
     found = {split: preparation.examples(split, a) for split, a in arrays.items()}
-    prepare = preparation.checked(ncp.vae, found["test"], prepare)
+    prepare = preparation.checked(itself(ncp.vae), found["test"], prepare)
     experiment = plugged_in.open_folder(
         ncp,
         Path(folder),

@@ -25,6 +25,9 @@ from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import Block
 from ncp_jax.nested import flatten
 from ncp_jax.priors.ncp_prior import NCPPrior
+from ncp_jax.priors.signal_space import SignalVAE
+from ncp_jax.priors.standardized import itself
+from ncp_jax.training import signal
 from ncp_jax.training.loop import Prepare
 
 Array = jax.Array
@@ -61,8 +64,8 @@ class PluggedIn(Experiment):
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """The latent groups of the VAE."""
-        return self.ncp.vae.blocks
+        """The latent groups, as the discriminators see them."""
+        return signal.trained(self.ncp.vae).blocks
 
     @property
     def is_trained(self) -> bool:
@@ -94,8 +97,11 @@ class PluggedIn(Experiment):
 
     def load_ncp(self) -> NCPPrior:
         """Returns the prior that was given, of the groups that are asked for."""
-        groups = tuple(self.config.sample.groups)
-        return dataclasses.replace(self.ncp, groups=groups) if groups else self.ncp
+        groups, model = tuple(self.config.sample.groups), self.ncp.vae
+        if not groups:
+            return self.ncp
+        chosen = model.chosen(groups) if isinstance(model, SignalVAE) else groups
+        return dataclasses.replace(self.ncp, groups=chosen)
 
 
 def open_folder(
@@ -156,7 +162,7 @@ def _config(
         raise InputError(
             "benchmark.parts: 'training' times stage 1, which a given VAE has behind it"
         )
-    wiring.check_groups(full, ncp.vae.blocks)
+    wiring.check_groups(full, itself(ncp.vae).blocks)
     network = ncp.discriminator
     fields = {field: repr(value) for field, value in _attributes(network).items()}
     data = {

@@ -1,6 +1,6 @@
 """Measures of samples that a run asks for: scores, MMD, the audit, nearest pictures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,10 @@ from ncp_jax.evaluation.metrics import extractor, latent_mmd, memorisation
 from ncp_jax.evaluation.metrics.extractor import FeatureNet
 from ncp_jax.experiment import picture_audit, picture_scores, sample_stage
 from ncp_jax.experiment.setup.wiring import Experiment
-from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.models.base import Block, LatentVariableModel
 from ncp_jax.pages import pictures
 from ncp_jax.priors import generation, group_samplers, ncp_prior
+from ncp_jax.priors.standardized import itself
 
 Array = jax.Array
 Drawn = Mapping[str, Mapping[str, np.ndarray]]  # of `sample_stage.load_samples`
@@ -59,25 +60,25 @@ def measure(
       Estimates by name; and arrays for the page, of which `note_scores`, `note_mmd`,
       `note_audit` and `note_neighbours` are sentences on how the numbers came about.
     """
-    settings, found = experiment.config.evaluate, []
+    settings, found, vae = experiment.config.evaluate, [], itself(ncp.vae)
     collected = collect(experiment, ncp, drawn, net)
     if net is not None:
         features = {
             name: c.features for name, c in collected.items() if c.features is not None
         }
-        scores, note = picture_scores.measure(experiment, ncp.vae, net, features)
+        scores, note = picture_scores.measure(experiment, vae, net, features)
         found.append(Measured(scores, {"note_scores": np.array(note)}))
     if settings.num_mmd_samples:
         groups = {name: c.groups for name, c in collected.items() if c.groups}
-        found.append(_mmd(experiment, ncp.vae, groups))
+        found.append(_mmd(experiment, vae, groups))
     if settings.audit_num_images:
         audited = {
             name: c.audited for name, c in collected.items() if c.audited is not None
         }
-        found.append(Measured(*picture_audit.measure(experiment, ncp.vae, audited)))
+        found.append(Measured(*picture_audit.measure(experiment, vae, audited)))
     held_out = experiment.held_out[: settings.num_neighbour_queries]
     if experiment.has_pictures and min(_num_images(experiment), len(held_out)) > 1:
-        found.append(_memorisation(experiment, ncp.vae, drawn, held_out))
+        found.append(_memorisation(experiment, vae, drawn, held_out))
     estimates = {name: e for m in found for name, e in m.estimates.items()}
     arrays = {name: a for m in found for name, a in m.arrays.items()}
     return estimates, arrays
@@ -148,7 +149,7 @@ def draws(
     )
     num_stored = 0 if is_shown_only else min(num, settings.num_images)
     if num_stored:
-        stored = [drawn[name][f"latents_{b}"] for b in range(len(ncp.vae.blocks))]
+        stored = _stored_latents(drawn[name], itself(ncp.vae).blocks, name)
         latents = tuple(block[:num_stored] for block in stored)
         yield drawn[name]["images"][:num_stored], latents
     num -= num_stored
@@ -168,6 +169,21 @@ def draws(
         if not all(np.isfinite(leaf).all() for leaf in (images, *latents)):
             raise InputError(f"sampler {name!r} left the finite numbers")
         yield images, latents
+
+
+def _stored_latents(
+    arrays: Mapping[str, np.ndarray], blocks: Sequence[Block], name: str
+) -> list[np.ndarray]:
+    """z of the VAE itself, per block [N, num_groups, *latent_shape]."""
+    found = [arrays.get(f"latents_{b}") for b in range(len(blocks))]
+    expected = [(block.num_groups, *block.latent_shape) for block in blocks]
+    stored = [z for z in found if z is not None]
+    if [z.shape[1:] for z in stored] != expected:
+        raise InputError(
+            f"the samples by {name!r} hold other latents than the VAE's "
+            f"{expected}: run --stage=sample again"
+        )
+    return stored
 
 
 def _mmd(

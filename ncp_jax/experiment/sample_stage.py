@@ -21,6 +21,7 @@ from ncp_jax.models.nvae.readjust import readjust_batch_norm
 from ncp_jax.pages import pictures, plots
 from ncp_jax.pages.quantities import SAMPLERS
 from ncp_jax.priors import generation, group_samplers, ncp_prior
+from ncp_jax.priors.standardized import itself, with_vae
 
 MAX_SHOWN = 64  # pictures of one grid
 LANGEVIN_FIELDS = ("log_density", "gradient_norm")  # that the report draws
@@ -151,7 +152,7 @@ def _readjusted(
     experiment: Experiment, ncp: ncp_prior.NCPPrior, temperature: float | None = None
 ) -> ncp_prior.NCPPrior:
     """The same on a model whose batch norm suits a temperature, or the draws'."""
-    settings, vae = experiment.config.sample, ncp.vae
+    settings, vae = experiment.config.sample, itself(ncp.vae)
     temperature = settings.temperature if temperature is None else temperature
     if not (isinstance(vae, FrozenVAE) and "batch_stats" in vae.variables):
         raise InputError(
@@ -166,7 +167,7 @@ def _readjusted(
         settings.num_readjust_iterations,
     )
     readjusted = FrozenVAE(vae.module.clone(dtype=jnp.float32), variables)
-    return dataclasses.replace(ncp, vae=readjusted)
+    return dataclasses.replace(ncp, vae=with_vae(ncp.vae, readjusted))
 
 
 def load_samples(experiment: Experiment) -> dict[str, dict[str, np.ndarray]]:

@@ -134,13 +134,13 @@ def train(experiment: Experiment, stage: str) -> None:
     settings, workdir = experiment.config[stage], experiment.workdir
     vae = experiment.load_vae() if stage == "ncp" else None
     with experiment.checkpoints(stage, vae) as checkpoints:
-        task, state = experiment.ncp_task(vae) if vae else experiment.vae_task()
-        restored = checkpoints.restore_latest(state)
+        restored = checkpoints.restore_latest(experiment.state_shapes(vae))
         if restored and restored.step == settings.num_steps:
             print(f"{stage}: complete, {settings.num_steps} steps")
             if not workdir.is_done(stage):  # killed between the two
                 workdir.add_results(stage, {}, restored.metadata["wall_seconds"])
             return
+        task, state = experiment.ncp_task(vae) if vae else experiment.vae_task()
         print(clu.parameter_overview.get_parameter_overview(_trained(state)))
         if restored:
             print(f"{stage}: continues from step {restored.step}")

@@ -96,6 +96,17 @@ MEANINGS = {
         "mean distance of D = sigmoid(log r) from the share of posterior draws; "
         "0 when log r can be taken at its word",
     ),
+    "num_directions": Meaning(
+        STAGE_2,
+        "Signal directions",
+        "of the group's noise that its discriminator reads; 0: r = 1",
+    ),
+    "signal_total": Meaning(
+        STAGE_2,
+        "Signal",
+        "sum over all directions of how far the posterior mean moves; 0 when q = p "
+        "but for its spread",
+    ),
     "ess_fraction": Meaning(
         STAGE_2, "ESS fraction", "share of base-prior draws that reweighting keeps"
     ),

@@ -25,6 +25,7 @@ from ncp_jax.pages import (
     page,
     plots,
     quantities,
+    signal_plots,
     summary,
     tables,
 )
@@ -61,6 +62,14 @@ FIGURES = (  # heading, what to look for, panels
         "The smaller the loss, the farther apart q and p, and the fewer proposals of "
         "SIR count.",
         group_plots.overlap,
+    ),
+    (
+        "Signal directions",
+        "How far the posterior mean moves along each direction of a group, the prior's "
+        "variance being 1: what lies above the dashed floor is signal, what lies left "
+        "of the line is what the discriminator reads, and points that are still high "
+        "right of the line ask for a larger ncp.directions.cap or share.",
+        signal_plots.spectra,
     ),
     (
         "Audit: is there a hole?",

@@ -43,6 +43,8 @@ class Directions:
       noise_floor: per block [num_groups] the eigenvalue below which nothing counts.
       widths: of each group, in the model's order, how many directions it uses; 0 for a
         group without signal.
+      total_stderr: per block [num_groups] of the trace; empty where nobody measured it.
+      num_examples: from which the spectrum is; 0 where nobody says.
     """
 
     basis: tuple[Array, ...]
@@ -50,6 +52,8 @@ class Directions:
     total: tuple[Array, ...]
     noise_floor: tuple[Array, ...]
     widths: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    total_stderr: tuple[Array, ...] = ()
+    num_examples: int = dataclasses.field(default=0, metadata={"static": True})
 
     @property
     def num_directions(self) -> int:
@@ -88,11 +92,16 @@ class Directions:
         arrays = hashed_arrays.read(path, REMEDY)
         blocks = range(sum(name.startswith("basis/") for name in arrays))
         try:
+            has_error = "num_examples" in arrays  # older files have not
             fields = {
                 field: tuple(jnp.asarray(arrays[f"{field}/{b}"]) for b in blocks)
-                for field in ARRAYS
+                for field in (*ARRAYS, *(("total_stderr",) if has_error else ()))
             }
-            return cls(**fields, widths=tuple(map(int, arrays["widths"])))
+            return cls(
+                **fields,
+                widths=tuple(map(int, arrays["widths"])),
+                num_examples=int(arrays.get("num_examples", 0)),
+            )
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{path} holds other arrays than signal directions ({error}): {REMEDY}"
@@ -193,6 +202,8 @@ def _chosen(
         total=_float32(spectrum.total for spectrum in spectra),
         noise_floor=_float32(floors),
         widths=tuple(width for of_block in widths for width in of_block),
+        total_stderr=_float32(spectrum.total_stderr for spectrum in spectra),
+        num_examples=spectra[0].num_examples,
     )
 
 
@@ -244,7 +255,10 @@ def _float32(arrays: Iterable[np.ndarray]) -> tuple[Array, ...]:
 def _arrays(directions: Directions) -> dict[str, np.ndarray]:
     arrays = {
         f"{field}/{b}": np.asarray(array)
-        for field in ARRAYS
+        for field in (*ARRAYS, "total_stderr")
         for b, array in enumerate(getattr(directions, field))
     }
-    return arrays | {"widths": np.asarray(directions.widths, np.int64)}
+    arrays["widths"] = np.asarray(directions.widths, np.int64)
+    if directions.num_examples:  # files from before it was kept have the same digest
+        arrays["num_examples"] = np.asarray(directions.num_examples, np.int64)
+    return arrays

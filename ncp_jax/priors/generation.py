@@ -15,6 +15,7 @@ from ncp_jax.errors import InputError
 from ncp_jax.models import stacks
 from ncp_jax.priors.group_samplers import SIR
 from ncp_jax.priors.ncp_prior import DrawGroup, NCPPrior, ancestral
+from ncp_jax.priors.standardized import own_latents
 
 Array = jax.Array
 
@@ -24,7 +25,7 @@ DEFAULT_SAMPLER = SIR(num_proposals=5_000)
 
 
 class Generated(NamedTuple):
-    """Pictures and where they came from, on the host; latents as `encode` has them."""
+    """Pictures and where they came from, on the host; latents as the VAE has them."""
 
     images: np.ndarray | Array  # [N, *data_shape] E[x | z]
     latents: tuple[np.ndarray | Array, ...]  # per block [num_groups, N, *latent_shape]
@@ -56,8 +57,9 @@ def sample(
       mesh: the devices that share a batch; None for all.
 
     Returns:
-      images E[x | z] [N, *data_shape]; per block latents [num_groups, N,
-      *latent_shape] and the sampler's info with leaves [num_groups, N, ...].
+      images E[x | z] [N, *data_shape]; per block of the VAE itself, also where r reads
+      signal directions, latents z [num_groups, N, *latent_shape]; and per block with
+      ratios the sampler's info, leaves [num_groups, N, ...].
 
     Raises:
       InputError: the sampler leaves the finite numbers.
@@ -142,9 +144,10 @@ def draw_batch(mesh: Mesh, draw: DrawGroup, prior: NCPPrior, keys: Array) -> Gen
         with jax.default_matmul_precision("float32"):  # TF32 would move log-weights
             draws = ancestral(prior, keys, draw)
             images = prior.vae.decode(draws.carry).mean
+        latents = own_latents(prior.vae, draws.latents, draws.carry)
         return Generated(
             images,
-            jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), draws.latents),
+            jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), latents),
             jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), draws.infos),
         )
 

@@ -13,6 +13,7 @@ from ncp_jax import rng
 from ncp_jax.models.base import Carry, GroupPrior, Latents, LatentVariableModel
 from ncp_jax.models.distributions import Distribution
 from ncp_jax.priors.latents import walk
+from ncp_jax.priors.standardized import itself
 
 Array = jax.Array
 PyTree = Any
@@ -54,7 +55,7 @@ class NCPPrior:
 
     def __repr__(self) -> str:
         """One line: the model, the groups, the network and its size."""
-        num_groups = sum(block.num_groups for block in self.vae.blocks)
+        num_groups = sum(block.num_groups for block in itself(self.vae).blocks)
         leaves = jax.tree.leaves(self.params)
         size = sum(getattr(leaf, "size", 1) for leaf in leaves)
         chosen = "" if self.groups is None else f", groups={self.groups}"
@@ -66,7 +67,8 @@ class NCPPrior:
     @property
     def vae_name(self) -> str:
         """What the VAE's class, or its module's, is called."""
-        return type(getattr(self.vae, "module", self.vae)).__name__
+        vae = itself(self.vae)
+        return type(getattr(vae, "module", vae)).__name__
 
     def log_ratio(self, block: int, k: Array | int, context: Array) -> LogRatio:
         """Returns z_k [B, *latent_shape] -> log r_k(z_k, c) [B], in nats.

@@ -28,6 +28,8 @@ class Spectrum(NamedTuple):
     values: np.ndarray  # [n, S] descending
     vectors: np.ndarray  # [n, D, S] orthonormal columns
     total: np.ndarray  # [n] the trace
+    total_stderr: np.ndarray  # [n] of it, for so many examples; NaN where centred
+    num_examples: int
     noise_edge: np.ndarray  # [n] the largest eigenvalue that draws leave without signal
 
 
@@ -203,6 +205,7 @@ def _averaged(
         diagonal=(sums.diagonal / count - mean**2) * scale,
         mean=mean,
         square=(sums.square / count - mean**2) * scale,
+        trace_square=sums.trace_square / count * (np.nan if is_centred else 1.0),
     )
 
 
@@ -225,11 +228,15 @@ def _spectrum(
     values, vectors = np.linalg.eigh((inner + inner.swapaxes(1, 2)) / 2)
     vectors = vectors[:, :, ::-1][:, :, :num_leading]
     vectors = vectors if probe is None else probe.astype(np.float64) @ vectors
+    total = average.diagonal.sum(1)
+    variance = np.maximum(average.trace_square - total**2, 0.0) / (count - 1)
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(1)[:, None], 1)
     return Spectrum(
         values=values[:, ::-1][:, :num_leading],
         vectors=vectors * np.sign(largest),  # else rounding chooses the sign
-        total=average.diagonal.sum(1),
+        total=total,
+        total_stderr=np.sqrt(variance),
+        num_examples=count,
         noise_edge=_edges(average, count, num_draws),
     )
 

@@ -13,7 +13,7 @@ trains on.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,15 @@ import jax.numpy as jnp
 from ncp_jax import rng
 from ncp_jax.models.base import (
     Block,
-    Carry,
     Encoding,
     GroupPrior,
+    Latents,
     LatentVariableModel,
 )
 from ncp_jax.models.distributions import Likelihood, Normal, sum_non_batch
 from ncp_jax.priors.directions import Directions
 from ncp_jax.priors.latents import walk
+from ncp_jax.priors.standardized import StandardizedCarry, StandardizedVAE
 
 Array = jax.Array
 
@@ -80,7 +81,8 @@ class SignalCoordinates:
     def blocks(self) -> tuple[Block, ...]:
         """One block of all groups; the context is that of all earlier groups."""
         num_groups, width = self.is_used.shape
-        size = num_groups * self.context_size if num_groups > 1 else 0
+        size = min(self.context_size, width)  # there may be fewer directions
+        size = num_groups * size if num_groups > 1 else 0
         return (Block(num_groups, (width,), (size,)),)
 
     def encode(self, x: Array, key: Array) -> Encoding:
@@ -113,7 +115,7 @@ class SignalCarry(NamedTuple):
     """The state of a `SignalVAE`."""
 
     u: Array  # [B, K', m'] of `SignalCoordinates`
-    inner: Carry  # of the VAE itself, once groups are filled in
+    inner: StandardizedCarry  # of the VAE, once groups are filled in
 
 
 @jax.tree_util.register_dataclass
@@ -150,13 +152,21 @@ class SignalVAE:
         return (*self.coordinates.blocks, *rest)
 
     def chosen(self, groups: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        """Those of some groups, None for all, that have a direction; None for all K."""
-        if self.is_joint:
-            return None
+        """Those of some groups, None for all, that have a direction; None for all K.
+
+        None at all, (), where no group has signal: the prior is the base prior.
+        """
         widths = self.directions.widths
+        if self.is_joint and any(widths):
+            return None
         asked = range(len(widths)) if groups is None else groups
         found = tuple(k for k in asked if widths[k])
         return None if len(found) == len(widths) else found
+
+    @property
+    def standardized(self) -> StandardizedVAE:
+        """The VAE in e, of which u and w are made."""
+        return StandardizedVAE(self.vae)
 
     def encode(self, x: Array, key: Array) -> Encoding:
         """Draws z ~ q(z | x) and turns it into u and w.
@@ -164,24 +174,25 @@ class SignalVAE:
         w gets a standard normal draw of its own along U, which `absorb` drops; its
         density is the same under q and p.
         """
-        latents, log_q = self.vae.encode(x, rng.stream(key, "posterior"))
+        latents, log_q = self.standardized.encode(x, rng.stream(key, "posterior"))
         noise_key = rng.stream(key, "complement")
 
-        def visit(b: int, k: Array, prior: GroupPrior, z_k: Array) -> tuple:
-            mean, std = _moments(prior)
-            basis = self.directions.basis[b][k]  # [D, m]
-            e = ((z_k - mean) / std).reshape(len(z_k), -1)
-            u = e @ basis
+        def parts(b: int, k: Array, e_k: Array) -> tuple[Array, Array, Array]:
+            basis, e = self.directions.basis[b][k], e_k.reshape(len(e_k), -1)
+            u, is_column = _times(e, basis), _is_column(basis)[None]
             group_key = rng.at_step(rng.at_step(noise_key, b), k)
-            own = jax.random.normal(group_key, u.shape) * _is_column(basis)[None]
-            w = e + (own - u) @ basis.T
-            log_own = sum_non_batch(-0.5 * (own**2 + LOG_2PI) * _is_column(basis)[None])
-            return u, w.reshape(z_k.shape), sum_non_batch(jnp.log(std)) + log_own
+            own = jax.random.normal(group_key, u.shape) * is_column
+            w = e + _times(own - u, basis.T)
+            log_own = sum_non_batch(-0.5 * (own**2 + LOG_2PI) * is_column)
+            return u, w.reshape(e_k.shape), log_own
 
-        seen, _ = walk(self.vae, latents, visit)
-        coordinates, rest, log_volume = zip(*seen, strict=True)
+        seen = [
+            jax.lax.map(lambda each, b=b: parts(b, *each), (jnp.arange(len(e)), e))
+            for b, e in enumerate(latents)
+        ]
+        coordinates, rest, log_own = zip(*seen, strict=True)
         u = jnp.concatenate(coordinates)  # [K, B, m]
-        log_q_of_rest = log_q + jnp.concatenate(log_volume).T
+        log_q_of_rest = log_q + jnp.concatenate(log_own).T
         if self.is_joint:
             u = u.swapaxes(0, 1).reshape(1, u.shape[1], -1)
         of_u = jnp.zeros((u.shape[1], u.shape[0]), log_q.dtype)
@@ -189,7 +200,9 @@ class SignalVAE:
 
     def root(self, batch_size: int) -> SignalCarry:
         """The state before any group is known."""
-        return SignalCarry(self.coordinates.root(batch_size), self.vae.root(batch_size))
+        return SignalCarry(
+            self.coordinates.root(batch_size), self.standardized.root(batch_size)
+        )
 
     def prior(self, block: int, k: Array | int, carry: SignalCarry) -> GroupPrior:
         """p(u_k) with its context; or p(w_k), standard normal."""
@@ -210,21 +223,28 @@ class SignalVAE:
         before = sum(block.num_groups for block in self.vae.blocks[:b])
         u = carry.u.reshape(len(carry.u), -1, basis.shape[1])[:, before + k]  # [B, m]
         w = z_k.reshape(len(z_k), -1)
-        e = (w + (u - w @ basis) @ basis.T).reshape(z_k.shape)
-        mean, std = _moments(self.vae.prior(b, k, carry.inner))
-        inner = self.vae.absorb(b, k, carry.inner, mean + std * e)
-        return carry._replace(inner=inner)
+        e = (w + _times(u - _times(w, basis), basis.T)).reshape(z_k.shape)
+        return carry._replace(inner=self.standardized.absorb(b, k, carry.inner, e))
 
     def decode(self, carry: SignalCarry) -> Likelihood:
         """p(x | z), once every group is filled in."""
-        return self.vae.decode(carry.inner)
+        return self.standardized.decode(carry.inner)
+
+    def own_latents(self, carry: SignalCarry) -> Latents:
+        """z of the VAE, per block [num_groups, B, *latent_shape], at the end."""
+        return self.standardized.own_latents(carry.inner)
+
+    def to_z(self, latents: Latents) -> Latents:
+        """z of the VAE, per block, from u and w as `encode` and samplers give them."""
+        _, carry = walk(self, latents, lambda *_: ())
+        return self.own_latents(carry)
+
+
+def _times(rows: Array, matrix: Array) -> Array:
+    """A product in float32 proper: with TF32 u and w would not add up to e."""
+    return jnp.matmul(rows, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def _is_column(basis: Array) -> Array:
     """Which columns of a padded basis [D, m] are directions: [m] zeros and ones."""
     return (jnp.sum(basis**2, 0) > 0.5).astype(basis.dtype)
-
-
-def _moments(prior: GroupPrior) -> tuple[Array, Array]:
-    base: Any = prior.base  # `directions.fit_directions` has refused any other
-    return base.mean, base.std

@@ -16,8 +16,9 @@ from jax.sharding import Mesh, PartitionSpec
 from ncp_jax import parallel, rng
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import Block, GroupPrior, Latents, LatentVariableModel
-from ncp_jax.models.distributions import Distribution, Normal
+from ncp_jax.models.distributions import Distribution
 from ncp_jax.priors.latents import walk
+from ncp_jax.priors.standardized import moments
 
 Array = jax.Array
 Prepare = Callable[
@@ -37,6 +38,7 @@ class Sums(NamedTuple):
     diagonal: Any  # [n, D] of A
     mean: Any  # [n, D] the mean of its e
     square: Any  # [n, D] the mean of their squares
+    trace_square: Any  # [n] the square of A's trace
 
 
 def group_size(block: Block) -> int:
@@ -55,13 +57,8 @@ def standardise(block: int, base: Distribution, z_k: Array) -> Array:
     Raises:
       InputError: for a base prior that is not `Normal`.
     """
-    if not isinstance(base, Normal):
-        raise InputError(
-            f"the base prior of block {block} is {type(base).__name__}, which has no "
-            "signal directions: only models.distributions.Normal can be standardised; "
-            "take a discriminator that reads z itself"
-        )
-    e = (z_k - base.mean) / base.std
+    mean, std = moments(block, base)
+    e = (z_k - mean) / std
     return e.reshape(len(z_k), -1).astype(jnp.float32)
 
 
@@ -186,11 +183,13 @@ def _share_sums(
         weighted = (weights * rows).reshape(-1, e.shape[-1])
         flat = rows.reshape(weighted.shape)
         probe = probes[b]
+        trace = jnp.sum(weights * rows**2, (1, 2))  # [B]
         return Sums(
             image=weighted.T @ (flat if probe is None else flat @ probe[k]),
             diagonal=jnp.sum(weighted * flat, 0),
             mean=jnp.sum(e, (0, 1)) / num,
             square=jnp.sum(e**2, (0, 1)) / num,
+            trace_square=jnp.sum(trace**2),
         )
 
     return walk(vae, latents, visit)[0]

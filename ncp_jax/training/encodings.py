@@ -6,6 +6,7 @@ example is too few: discriminators memorise the pool.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +30,7 @@ def pool(
     num_passes: int,
     batch_size: int,
     mesh: Mesh,
+    progress: bool = True,
 ) -> np.ndarray:
     """Encodes every example several times: u [num_passes * N, K, m], pass by pass.
 
@@ -40,12 +42,14 @@ def pool(
       num_passes: encodings of each example.
       batch_size: examples at a time, a multiple of the devices.
       mesh: the devices that share a batch.
+      progress: whether to show how far it is.
     """
     model = parallel.replicate(mesh, model)
     batches = list(datasets.padded_batches(stored, batch_size))
     rows = []
     steps = range(num_passes * len(batches))
-    for index in tqdm.tqdm(steps, "encodings", mininterval=10, unit="batch"):
+    looks: dict[str, Any] = {"mininterval": 10, "unit": "batch"}
+    for index in tqdm.tqdm(steps, "encodings", disable=not progress, **looks):
         examples, mask = batches[index % len(batches)]
         batch_key = rng.at_step(key, index)
         u = _coordinates(mesh, prepare, model, examples, batch_key)

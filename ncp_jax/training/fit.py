@@ -1,8 +1,12 @@
 """Stage 2 for a VAE of one's own: from a frozen model to its NCP prior."""
 
 import contextlib
+import dataclasses
+import hashlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +21,13 @@ from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check_discriminator
 from ncp_jax.models.discriminator_choice import discriminator_for
 from ncp_jax.priors.ncp_prior import NCPPrior
-from ncp_jax.training import loop, optimizers, preparation
+from ncp_jax.training import loop, optimizers, preparation, signal
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
+from ncp_jax.training.given import Given
 from ncp_jax.training.loop import Preempted, Prepare, Task
 from ncp_jax.training.ncp_update import NCPState
 from ncp_jax.training.run_log import Progress, RunLog, SilentLog
+from ncp_jax.training.signal import SignalSettings
 from ncp_jax.training.stage_two import StageTwo
 
 Array = jax.Array
@@ -45,6 +51,7 @@ def fit(
     valid: np.ndarray | Array | None = None,
     prepare: Prepare | None = None,
     discriminator: nn.Module | None = None,
+    directions: SignalSettings | str | None = "auto",
     num_steps: int = 5_000,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
@@ -74,6 +81,10 @@ def fit(
         they are and divides uint8 by 255.  `binarize` makes zeros and ones.
       discriminator: (z_k, context) -> logit, one network for every group, each with
         weights of its own; None chooses by the groups' shapes.
+      directions: which signal directions of each group's noise discriminators read in
+        the place of z: settings, or None for z itself.  "auto" is the default settings
+        where the VAE has several groups or one that is a map, its base priors are
+        `Normal`, and no `discriminator` is given; else None.
       num_steps: updates, at most.
       batch_size: examples of an update, or all where there are fewer.
       learning_rate: the peak.
@@ -99,9 +110,20 @@ def fit(
     batch_size = min(batch_size, len(train))
     parallel.check_batch_size(mesh, "batch_size", batch_size)
     length = _length(num_steps, steps_per_eval)
+    given = Given(vae, train, valid, prepare, num_passes, progress)
+    named = {
+        **_named(key=key, vae=vae, train=train, valid=valid),
+        "prepare": getattr(prepare, "__qualname__", type(prepare).__qualname__),
+    }
+    settings, found = signal.chosen(directions, vae, discriminator), None
+    if settings is not None:
+        path = _directions_file(workdir, named, settings)
+        given = given.in_directions(settings, key, path, batch_size, mesh)
+        found = f"{settings} {given.vae.directions.digest()[:16]}"
+    model = signal.trained(given.vae)
+    network = discriminator or discriminator_for(model.blocks)
+    check_discriminator(model, network)
     schedule = optimizers.schedule("cosine", learning_rate, num_steps)
-    network = discriminator or discriminator_for(vae.blocks)
-    check_discriminator(vae, network)
     stage = StageTwo(
         network,
         optimizers.optimizer("adam", schedule, weight_decay),
@@ -111,28 +133,33 @@ def fit(
         num_passes=num_passes,
         patience=patience,
     )
-    task = stage.task(
-        vae,
-        train,
-        valid,
-        key,
-        prepare=prepare,
-        prepare_held_out=prepare,
-        mesh=mesh,
-    )
     metadata = {
-        **_named(key=key, vae=vae, train=train, valid=valid),
-        "prepare": getattr(prepare, "__qualname__", type(prepare).__qualname__),
+        **named,
+        "directions": found,
         "discriminator": _described(network),
         **length._asdict(),
         **{name: getattr(stage, name) for name in _SETTINGS},
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
     }
-    with _checkpoints(workdir, metadata) as saved:
-        state = stage.initial(vae, key)
-        state = _trained(task, state, saved, length, workdir, progress)
-    return NCPPrior(vae, network, jax.device_put(state.best_params(vae.blocks)))
+    make_task = partial(given.task, stage, key, settings, mesh)
+    state = stage.initial(model, key)
+    if settings is None or any(given.vae.directions.widths):
+        with _checkpoints(workdir, metadata) as saved:
+            state = _trained(make_task, state, saved, length, workdir, progress)
+    params = jax.device_put(state.best_params(model.blocks))
+    return signal.prior(given.vae, network, params)
+
+
+def _directions_file(
+    workdir: str | Path | None, named: dict[str, Any], settings: SignalSettings
+) -> Path | None:
+    """Where directions that depend on just this are kept; None for nowhere."""
+    if workdir is None:
+        return None
+    identity = json.dumps([named, dataclasses.asdict(settings)], sort_keys=True)
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return Path(workdir) / "ncp" / f"directions-{name}.npz"
 
 
 _SETTINGS = ("batch_size", "num_negatives", "ema_decay", "num_passes", "patience")
@@ -164,7 +191,7 @@ def _length(num_steps: int, steps_per_eval: int) -> Length:
 
 
 def _trained(
-    task: Task,
+    make_task: Callable[[], Task],
     state: NCPState,
     saved: Checkpoints,
     length: Length,
@@ -178,6 +205,7 @@ def _trained(
     first_step = int(state.step)
     if first_step == length.num_steps:
         return state
+    task = make_task()  # encodings take their time: not before they are needed
     log: Progress = SilentLog()
     if workdir is not None and parallel.is_writer():
         log = RunLog(Path(workdir), task.name, first_step, length.num_steps)

@@ -46,6 +46,13 @@ def checked(
     """
     if prepare is None:
         prepare = _default(stored)
+    try:
+        hash(prepare)  # compiled functions are found again by it
+    except TypeError as error:
+        raise InputError(
+            f"prepare, a {type(prepare).__name__}, has no hash ({error}): give a "
+            "function, or a dataclass with frozen=True"
+        ) from error
     x = prepare(jax.random.key(0), jnp.asarray(stored[:NUM_CHECKED]))
     check(vae, x)
     if prepare is to_unit and isinstance(_likelihood(vae, x), Bernoulli):

@@ -373,6 +373,35 @@ def test_figure_5_of_the_paper_needs_two_groups(minimal):
     assert not page_of(minimal)[1].all("img")
 
 
+def test_every_group_shows_its_spectrum_and_how_many_directions_are_read(minimal):
+    spectrum = np.array([[0.5, 0.2, 0.1, -0.01], [0.01, 0.002, np.nan, np.nan]])
+    arrays = {
+        "signal_spectrum": spectrum,
+        "signal_floor": [0.05, 0.015],
+        "signal_widths": [2, 0],
+        "signal_total": [0.79, 0.012],
+    }
+    save_arrays(minimal, **arrays)
+    numbers = {
+        "num_directions/0": metric(2, 0.0, n=500, unit="directions"),
+        "signal_total/0": metric(0.79, 0.05, n=500, unit="prior variances"),
+    }
+    save_results(minimal, METRICS | numbers)
+    _, page = page_of(minimal)
+    first, second = page.all("img")
+    assert "Group 0. 2 directions hold 0.7 of a signal of 0.79" in first["alt"]
+    assert "Group 1. No direction is above the floor of 0.015" in second["alt"]
+    assert "points that are still high right of the line" in page.text
+    table = page.text[page.text.index("Groups") :]
+    assert "Signal directions (directions)" in table and "0.790± 0.098" in table
+    save_arrays(minimal, **{name: a[:1] for name, a in arrays.items()})
+    (image,) = page_of(minimal)[1].all("img")
+    assert image["alt"].startswith("Eigenvalues. 2 directions")
+    del arrays["signal_floor"]
+    save_arrays(minimal, **arrays)
+    assert not page_of(minimal)[1].all("img")
+
+
 def test_the_audit_is_a_curve_a_column_and_a_row(minimal):
     curve = np.array([[0.2, 0.01], [0.1, 0.01], [0.01, 0.01]])
     arrays = {"audit_curve": curve, "audit_groups": [0, 1, 5]}

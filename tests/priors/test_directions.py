@@ -56,6 +56,28 @@ def test_the_spectrum_is_kept(fitted):
     np.testing.assert_array_less(np.diff(np.asarray(fitted.spectrum[0])), 1e-6)
 
 
+def test_the_error_of_the_signal_is_that_of_its_examples(fitted):
+    """The trace is the mean of |m|^2 over 400 examples; a 1 % error would be seen."""
+    x = examples(400).astype(np.float64)
+    for k, gains in enumerate(GAINS):
+        each = np.sum((x * np.asarray(gains)[None]) ** 2, 1)
+        stderr = each.std(ddof=1) / 20
+        np.testing.assert_allclose(fitted.total[0][k], each.mean(), rtol=1e-4)
+        np.testing.assert_allclose(fitted.total_stderr[0][k], stderr, rtol=3e-3)
+    assert fitted.num_examples == 400
+
+
+def test_files_from_before_the_error_was_kept_are_read_and_keep_their_digest(
+    fitted, tmp_path
+):
+    older = dataclasses.replace(fitted, total_stderr=(), num_examples=0)
+    older.save(tmp_path / "older.npz")
+    with np.load(tmp_path / "older.npz") as stored:
+        assert not any("stderr" in name or "num" in name for name in stored.files)
+    loaded = Directions.load(tmp_path / "older.npz")
+    assert loaded.digest() == older.digest() and loaded.total_stderr == ()
+
+
 def test_coordinates_of_prior_draws_are_standard_normal(fitted):
     """U^T U is the identity, so U^T e of e ~ N(0, I) is N(0, I)."""
     gram = np.einsum("kdi,kdj->kij", *(fitted.basis[0],) * 2)
@@ -144,10 +166,10 @@ def test_the_digest_sees_every_part(fitted):
         dataclasses.replace(fitted, widths=(2, 0, 2)),
         *(
             dataclasses.replace(fitted, **{name: (getattr(fitted, name)[0] + 1e-3,)})
-            for name in ("basis", "spectrum", "total", "noise_floor")
+            for name in ("basis", "spectrum", "total", "noise_floor", "total_stderr")
         ),
     ]
-    assert len({each.digest() for each in (fitted, *changed)}) == 6
+    assert len({each.digest() for each in (fitted, *changed)}) == 7
 
 
 def test_a_damaged_file_is_refused(fitted, tmp_path):

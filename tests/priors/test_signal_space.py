@@ -19,6 +19,8 @@ from ncp_jax.priors.latents import log_prior, walk
 from ncp_jax.priors.ncp_prior import NCPPrior, ancestral, base_draw_ratios
 from ncp_jax.priors.signal_space import PaddedNormal, SignalVAE
 from tests.oracles import InterleavedVAE, ThreeGroupVAE, TwoBlockVAE
+from tests.signal_toy import SignalVAE as SignalToy
+from tests.signal_toy import planes
 from tests.statistics import assert_mean
 
 MODULES = [TwoBlockVAE(), ThreeGroupVAE(), InterleavedVAE()]
@@ -53,6 +55,39 @@ def test_encodings_are_those_of_the_vae_and_weigh_the_same(key, module, is_joint
     assert is_same_shape
     np.testing.assert_allclose(here[0], there[0], atol=2e-5)
     np.testing.assert_allclose(here[1], there[1], atol=2e-5)
+
+
+@pytest.mark.parametrize("num", [2, 32])
+def test_float32_is_enough_for_wide_groups(key, num):
+    """u and w of 320 dimensions, far from the prior, make z again to its last digits.
+
+    The columns of the basis are orthonormal up to rounding; were they 1e-3 off, as
+    products in TF32 make them, this would show.
+    """
+    vae = SignalToy(jnp.asarray(planes(2, 320)), jnp.array([[6.0, 5.0], [4.0, 3.0]]))
+    found = directions.random_directions(vae, key, num)
+    x = 3.0 * jax.random.normal(key, (4, 2))
+
+    @jax.jit
+    def error(model):
+        z = model.to_z(model.encode(x, key).latents)
+        own = model.vae.encode(x, rng.stream(key, "posterior")).latents
+        return jnp.abs(z[0] - own[0]).max() / jnp.abs(own[0]).max()
+
+    assert error(SignalVAE(vae, found)) < 2e-6
+    off = dataclasses.replace(found, basis=tuple(1.001 * b for b in found.basis))
+    assert error(SignalVAE(vae, off)) > 2e-5
+    (basis,) = found.basis
+    gram = jnp.einsum("kdi,kdj->kij", basis, basis)
+    np.testing.assert_allclose(gram, np.stack([np.eye(num)] * 2), atol=1e-6)
+
+
+def test_ratios_may_read_no_context(key):
+    model = signal_vae(ThreeGroupVAE(), key, context_size=0)
+    assert model.blocks[0].context_shape == (0,)
+    (u, *_), _ = model.encode(jax.random.normal(key, (4, 3)), key)
+    (seen,), _ = walk(model.coordinates, (u,), lambda b, k, prior, u_k: prior.context)
+    assert seen.shape == (3, 4, 0)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -234,7 +269,7 @@ def test_generation_reports_the_reweighted_groups_alone(wide, key):
     _, _, ncp = wide
     out = generation.generate(ncp, key, 6, 3, SIR(20, 10))
     (info,) = out.infos
-    assert info.ess.shape == (6, 2)
+    assert info.ess.shape == (2, 6)
     ratios = jax.jit(base_draw_ratios)(ncp, jax.random.split(key, 5))
     assert ratios.shape == (2, 5)
 
@@ -259,6 +294,11 @@ def test_groups_without_signal_are_named(key):
     model = signal_vae(ThreeGroupVAE(), key, widths=(1, 0, 1))
     assert model.chosen(None) == (0, 2) and model.chosen((1, 2)) == (2,)
     assert signal_vae(ThreeGroupVAE(), key).chosen(None) is None
+    for is_joint in (False, True):
+        nothing = signal_vae(ThreeGroupVAE(), key, widths=(0, 0, 0), is_joint=is_joint)
+        assert nothing.chosen(None) == ()
+    joint = signal_vae(ThreeGroupVAE(), key, widths=(1, 0, 1), is_joint=True)
+    assert joint.chosen(None) is None
     np.testing.assert_array_equal(model.coordinates.is_used[:, 0], [1, 0, 1])
 
 

@@ -41,6 +41,7 @@ ADDED: dict[str, Any] = {
     "ncp.negative_weight": 1.0,
     "ncp.select_by": "loss",
     "ncp.weight_decays": [],
+    "ncp.standardize": False,
     **{f"ncp.directions.{name}": value for name, value in DIRECTIONS.items()},
 }
 VAES: dict[str, dict[str, Any]] = {
@@ -157,6 +158,7 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                     **DISCRIMINATORS[discriminator],
                 },
                 "directions": dict(DIRECTIONS),
+                "standardize": False,  # discriminators read (z_k - mean) / std
                 "seed": 0,  # of this stage alone, beside that of the whole run
                 "num_negatives": 1,  # prior draws of each group per example
                 "ranking_weight": 0.0,  # of the ranking loss beside the NCE loss

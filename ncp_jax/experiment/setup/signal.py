@@ -2,84 +2,69 @@
 
 import hashlib
 import json
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
 from ncp_jax import rng
-from ncp_jax.data import datasets
 from ncp_jax.models.base import LatentVariableModel
-from ncp_jax.priors.directions import Directions, fit_directions
+from ncp_jax.priors.directions import Directions
 from ncp_jax.priors.signal_space import SignalVAE
-from ncp_jax.training import encodings
+from ncp_jax.training import signal
+from ncp_jax.training.signal import SignalSettings
 
-Array = jax.Array
+if TYPE_CHECKING:  # it builds on this module
+    from ncp_jax.experiment.setup.wiring import Experiment
 
-OF_FIT = ("share", "floor", "cap")  # settings that are arguments of `fit_directions`
+
+def settings_of(experiment: "Experiment") -> SignalSettings:
+    """The settings of directions, which `config.ncp.directions` holds."""
+    return SignalSettings(**experiment.config.ncp.directions.to_dict())
 
 
-def model(experiment: Any, vae: LatentVariableModel, vae_digest: str) -> SignalVAE:
+def model(
+    experiment: "Experiment", vae: LatentVariableModel, vae_digest: str
+) -> SignalVAE:
     """The VAE in signal coordinates; its directions are found if they are not there.
 
     Args:
-      experiment: the run (`wiring.Experiment`).
+      experiment: the run.
       vae: its frozen stage 1.
       vae_digest: of its variables; other directions are kept for another stage 1.
     """
-    settings = experiment.config.ncp.directions
+    settings = settings_of(experiment)
     identity = [vae_digest, experiment.workdir.fingerprint("ncp")]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     path = experiment.path / "ncp" / f"directions-{name}.npz"
-    if path.exists():
-        found = Directions.load(path)
-    else:
-        print("ncp: finds signal directions")
-        found = _find(experiment, vae)
-        path.parent.mkdir(exist_ok=True)
-        found.save(path)
-        print(f"ncp: directions of each group: {', '.join(map(str, found.widths))}")
-    found.check(vae.blocks)
-    return SignalVAE(vae, found, settings.context_size, settings.is_joint)
+
+    def find() -> Directions:
+        num_examples = min(settings.num_examples, len(experiment.dataset.train))
+        return signal.find(
+            vae,
+            experiment.dataset.train,
+            experiment.prepare,
+            rng.stream(experiment.key("ncp"), "directions"),
+            settings,
+            batch_size=min(experiment.config.ncp.batch_size, num_examples),
+            mesh=experiment.mesh,
+        )
+
+    return signal.view(vae, signal.kept(path, find), settings)
 
 
-def _find(experiment: Any, vae: LatentVariableModel) -> Directions:
-    settings = experiment.config.ncp.directions
-    key = rng.stream(experiment.key("ncp"), "directions")
-    train = experiment.dataset.train
-    chosen = np.random.default_rng(rng.numpy_seed(rng.stream(key, "examples")))
-    rows = np.sort(chosen.permutation(len(train))[: settings.num_examples])
-    batch_size = min(experiment.config.ncp.batch_size, len(rows))
-    return fit_directions(
-        vae,
-        datasets.padded_batches(train[rows], batch_size),
-        experiment.prepare,
-        rng.stream(key, "fit"),
-        mesh=experiment.mesh,
-        **{name: settings[name] for name in OF_FIT},
-    )
-
-
-def encoded(experiment: Any, of_vae: SignalVAE) -> tuple[np.ndarray, np.ndarray]:
+def encoded(
+    experiment: "Experiment", of_vae: SignalVAE
+) -> tuple[np.ndarray, np.ndarray]:
     """Encodings of training and validation examples: u [., K, m] each."""
-    settings, data = experiment.config.ncp, experiment.dataset
-    key = rng.stream(experiment.key("ncp"), "encodings")
-    make = partial(
-        encodings.pool, of_vae, batch_size=settings.batch_size, mesh=experiment.mesh
+    return signal.encoded(
+        of_vae,
+        experiment.dataset.train,
+        experiment.dataset.valid,
+        rng.stream(experiment.key("ncp"), "encodings"),
+        settings_of(experiment),
+        prepare=experiment.prepare_to_train,
+        prepare_held_out=experiment.prepare,
+        num_passes=experiment.config.ncp.num_passes,
+        batch_size=experiment.config.ncp.batch_size,
+        mesh=experiment.mesh,
     )
-    num = settings.directions.num_encodings
-    print(f"ncp: encodes {len(data.train):,} training examples {num} times")
-    train = make(
-        data.train,
-        experiment.prepare_to_train,
-        rng.stream(key, "train"),
-        num_passes=num,
-    )
-    valid = make(
-        data.valid,
-        experiment.prepare,
-        rng.stream(key, "valid"),
-        num_passes=settings.num_passes,
-    )
-    return train, valid

@@ -74,6 +74,12 @@ def validate(config: ConfigDict) -> None:
             "config.ncp.directions.share is of the signal, at most 1; got "
             f"{config.ncp.directions.share}"
         )
+    if config.ncp.standardize and config.ncp.directions.cap:
+        raise InputError(
+            "config.ncp.standardize is for discriminators of whole groups; signal "
+            "directions (config.ncp.directions.cap) are standardised as they are: give "
+            "one or the other"
+        )
     if config.data.num_bits > 8:
         raise InputError(
             f"config.data.num_bits is at most 8, got {config.data.num_bits}"

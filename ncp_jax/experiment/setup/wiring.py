@@ -24,7 +24,9 @@ from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import Block, FrozenVAE, LatentVariableModel
 from ncp_jax.priors import ncp_prior
 from ncp_jax.priors.signal_space import SignalVAE
-from ncp_jax.training import batches, vae_update
+from ncp_jax.priors.standardized import StandardizedVAE
+from ncp_jax.training import batches, preparation, vae_update
+from ncp_jax.training import signal as signal_training
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
 from ncp_jax.training.loop import Task, TrainState
 from ncp_jax.training.ncp_update import NCPState
@@ -150,14 +152,14 @@ class Experiment:
         """Returns what stage 2 trains on `vae`, and the state that it starts from."""
         self._check_batch_size("ncp")
         key, model = self.key("ncp"), self.in_signal_space(vae)
-        given: LatentVariableModel
         if isinstance(model, SignalVAE):
             train, valid = signal.encoded(self, model)
             stage = dataclasses.replace(self.stage_two, num_passes=1)
-            given, prepare, held_out = model.coordinates, _as_stored, _as_stored
+            prepare = held_out = preparation.as_stored
         else:
             train, valid, stage = self.dataset.train, self.dataset.valid, self.stage_two
-            given, prepare, held_out = vae, self.prepare_to_train, self.prepare
+            prepare, held_out = self.prepare_to_train, self.prepare
+        given = signal_training.trained(model)
         task = stage.task(
             given,
             train,
@@ -170,9 +172,9 @@ class Experiment:
         return task, self._initial_ncp(given)
 
     def in_signal_space(self, vae: FrozenVAE) -> LatentVariableModel:
-        """What stage 2 reweights: `vae`, or its view in signal coordinates."""
+        """What stage 2 reweights: `vae`, or its view in other coordinates."""
         if not self.config.ncp.directions.cap:
-            return vae
+            return StandardizedVAE(vae) if self.config.ncp.standardize else vae
         return signal.model(self, vae, fingerprint(vae.variables))
 
     def checkpoints(self, stage: str, vae: FrozenVAE | None = None) -> Checkpoints:
@@ -208,16 +210,18 @@ class Experiment:
         """Returns the prior of lowest held-out NCE losses, on its frozen VAE."""
         vae = self.load_vae()
         model = self.in_signal_space(vae)
-        groups = tuple(self.config.sample.groups) or None
-        trained: LatentVariableModel = vae
-        if isinstance(model, SignalVAE):
-            trained = model.coordinates
-            groups = model.chosen(groups)
-        like = jax.eval_shape(lambda: self._initial_ncp(trained))
-        state = self._best("ncp", like, vae)
+        trained = signal_training.trained(model)
+        state = self._best("ncp", self.state_shapes(vae), vae)
         params = jax.device_put(state.best_params(trained.blocks))
-        rest = (None,) * (len(model.blocks) - len(params))
-        return ncp_prior.NCPPrior(model, self.discriminator, (*params, *rest), groups)
+        groups = tuple(self.config.sample.groups) or None
+        return signal_training.prior(model, self.discriminator, params, groups)
+
+    def state_shapes(self, vae: FrozenVAE | None = None) -> Any:
+        """Shapes of the state of stage 1, or of stage 2 on `vae`; nothing is made."""
+        if vae is None:
+            return self._vae_shapes
+        given = signal_training.trained(self.in_signal_space(vae))
+        return jax.eval_shape(lambda: self._initial_ncp(given))
 
     @functools.cached_property
     def _vae_shapes(self) -> TrainState:
@@ -324,12 +328,6 @@ def _shapes_of_ratios(
     if settings.is_joint:
         return [((num_groups * settings.cap,), (0,))]
     return [((settings.cap,), (num_groups * settings.context_size,))]
-
-
-def _as_stored(key: Array, stored: Array) -> Array:
-    """What stage 2 on directions reads needs no preparation."""
-    del key
-    return stored
 
 
 def check_groups(config: ConfigDict, blocks: tuple[Block, ...]) -> None:

@@ -1,0 +1,212 @@
+"""`fit` on signal directions: a VAE of one's own, from its examples to its samples."""
+
+import functools
+import os
+import signal as signals
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ncp_jax
+from ncp_jax import SignalSettings
+from ncp_jax.models.base import FrozenVAE
+from ncp_jax.priors.latents import log_prior
+from ncp_jax.priors.signal_space import SignalVAE
+from ncp_jax.training import encodings, run_log, signal
+from tests.oracles import LinearGaussianVAE, ThreeGroupVAE
+from tests.signal_toy import SignalVAE as SignalToy
+from tests.signal_toy import examples, planes
+
+VAE = SignalToy(jnp.asarray(planes(2, 8)), jnp.array([[0.9, 0.6], [0.8, 0.0]]))
+MUTE = SignalToy(VAE.planes, jnp.zeros((2, 2)), std=1.0)
+NOT_NORMAL = SignalToy(VAE.planes, VAE.gains, is_normal=False)
+SETTINGS = SignalSettings(num_encodings=2, num_examples=500)
+FEW = {
+    "num_steps": 20,
+    "steps_per_eval": 10,
+    "batch_size": 32,
+    "discriminator": ncp_jax.MLPDiscriminator((8,)),
+    "progress": False,
+}
+
+
+def fit(vae=VAE, **settings):
+    given = {"train": examples(200), "key": jax.random.key(0), "directions": SETTINGS}
+    return ncp_jax.fit(vae, **(given | FEW | settings))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit(num_steps=300, learning_rate=1e-2, steps_per_eval=100)
+
+
+def assert_same(first, other):
+    jax.tree.map(np.testing.assert_array_equal, first, other)
+
+
+def test_discriminators_read_the_directions_of_each_group(fitted):
+    assert isinstance(fitted.vae, SignalVAE)
+    assert fitted.vae.directions.widths == (2, 1)
+    assert fitted.vae.directions.num_examples == 180  # a tenth is held out
+    assert fitted.params[1:] == (None,) and fitted.groups is None
+    assert repr(fitted).startswith("NCPPrior(SignalVAE, K=2, MLPDiscriminator with")
+
+
+def test_samples_are_the_vae_s_own_and_as_far_apart_as_its_encodings(fitted, key):
+    out = ncp_jax.sample(fitted, key, 400, ncp_jax.SIR(50), batch_size=400)
+    assert [z.shape for z in out.latents] == [(2, 400, 2, 4)]
+    assert [info.ess.shape for info in out.infos] == [(2, 400)]
+    _, carry = log_prior(VAE, out.latents)
+    np.testing.assert_allclose(VAE.decode(carry).mean, out.images, atol=1e-4)
+
+
+def test_numbers_name_directions_and_signal(fitted):
+    numbers = ncp_jax.evaluate(
+        fitted,
+        examples(60, seed=5),
+        key=jax.random.key(1),
+        num_importance_samples=4,
+        chunk_size=2,
+        num_snis_proposals=4,
+        num_snis_samples=2,
+        num_log_z_draws=500,
+        log_z_batch_size=500,
+        num_passes=1,
+        max_log_z_stderr=0.0,
+    )
+    assert [numbers[f"num_directions/{k}"].value for k in range(2)] == [2, 1]
+    signal_total = numbers["signal_total/0"]  # E|diag(0.9, 0.6) x|^2, x ~ N(0, I)
+    assert abs(signal_total.value - 1.17) < 5 * signal_total.stderr < 1.0
+    assert signal_total.n == 180 and signal_total.stderr > 0
+    assert {"gain_nats", "nce_gain/1", "log_z"} <= numbers.keys()
+
+
+@pytest.mark.parametrize("is_joint", [False, True])
+def test_a_stopped_fit_goes_on_to_the_same_bits(is_joint, tmp_path, monkeypatch):
+    """From the directions that it has kept, which are not found again."""
+    settings = SignalSettings(is_joint=is_joint, context_size=0, num_encodings=2)
+    given = {"directions": settings, "workdir": tmp_path / "a"}
+    progress = run_log.RunLog.progress
+
+    def stop(log, step, *losses):
+        progress(log, step, *losses)
+        if step == 10:
+            os.kill(os.getpid(), signals.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_log.RunLog, "progress", stop)
+        with pytest.raises(KeyboardInterrupt, match="saved at step 10 of 20"):
+            fit(**given)
+    with monkeypatch.context() as patched:
+        patched.delattr(signal, "fit_directions")
+        resumed = fit(**given)
+    assert_same(resumed, fit(directions=settings))
+    with monkeypatch.context() as patched:  # complete: nothing is encoded
+        patched.delattr(encodings, "pool")
+        assert_same(fit(**given), resumed)
+    assert len(resumed.vae.coordinates.blocks[0].latent_shape) == 1
+    assert resumed.vae.coordinates.blocks[0].num_groups == (1 if is_joint else 2)
+
+
+def test_what_is_kept_is_checked_and_another_vae_has_its_own(tmp_path):
+    fit(workdir=tmp_path)
+    (path,) = (tmp_path / "ncp").glob("directions-*.npz")
+    with pytest.raises(ncp_jax.InputError, match="with another directions "):
+        fit(workdir=tmp_path, directions=SignalSettings(cap=1, num_encodings=2))
+    with pytest.raises(ncp_jax.InputError, match="with another directions "):
+        fit(workdir=tmp_path, directions=None)
+    with pytest.raises(ncp_jax.InputError, match="with another vae "):
+        moved = SignalToy(VAE.planes[::-1], VAE.gains)
+        fit(moved, workdir=tmp_path)
+    assert len([*(tmp_path / "ncp").glob("directions-*.npz")]) == 3
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ncp_jax.InputError, match=rf"{path.name}.*delete it and fit"):
+        fit(workdir=tmp_path)
+
+
+def test_directions_of_another_stage_1_have_no_use_for_its_checkpoints(
+    tmp_path, monkeypatch
+):
+    """The settings and the VAE the same, the directions not: refused."""
+    fit(workdir=tmp_path)
+    (path,) = (tmp_path / "ncp").glob("directions-*.npz")
+    turned = SignalToy(VAE.planes[::-1], VAE.gains)
+    other = fit(turned).vae.directions
+    other.save(path)
+    with pytest.raises(ncp_jax.InputError, match="with another directions "):
+        fit(workdir=tmp_path)
+
+
+def test_without_signal_the_prior_is_the_base_prior(capsys, key):
+    """q = p: the spectrum of 200 examples lies below a floor of 0.5."""
+    ncp = fit(MUTE, directions=SignalSettings(floor=0.5, num_encodings=1))
+    assert "no direction of any group has signal" in capsys.readouterr().out
+    assert ncp.groups == ()
+    by_sir = ncp_jax.sample(ncp, key, 5, ncp_jax.SIR(5))
+    by_base = ncp_jax.sample(ncp, key, 5, ncp_jax.Base())
+    np.testing.assert_allclose(by_sir.images, by_base.images, atol=1e-5)
+    numbers = ncp_jax.evaluate(
+        ncp,
+        examples(20),
+        key=key,
+        num_importance_samples=2,
+        chunk_size=2,
+        num_snis_proposals=2,
+        num_snis_samples=1,
+        num_log_z_draws=50,
+        log_z_batch_size=50,
+        num_passes=1,
+    )
+    assert numbers["gain_nats"].value == numbers["log_z"].value == 0.0
+    assert numbers["num_directions/0"].value == 0
+
+
+@functools.cache
+def three_groups():
+    module, key = ThreeGroupVAE(), jax.random.key(0)
+    return FrozenVAE(module, module.init(key, jnp.zeros((1, 3)), key))
+
+
+def test_auto_is_for_hierarchies_and_maps_with_a_normal_prior():
+    network = FEW["discriminator"]
+    assert signal.chosen("auto", VAE, None) == SignalSettings()
+    assert signal.chosen("auto", three_groups(), None) == SignalSettings()
+    assert signal.chosen("auto", VAE, network) is None  # it reads what it reads
+    assert signal.chosen("auto", NOT_NORMAL, None) is None
+    assert signal.chosen("auto", LinearGaussianVAE(jnp.eye(3)), None) is None
+    assert signal.chosen(None, VAE, None) is None
+    assert signal.chosen(SETTINGS, VAE, network) is SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cap": 0}, "cap must be at least 1, got 0"),
+        ({"num_encodings": 0}, "num_encodings must be at least 1"),
+        ({"num_examples": 1}, "num_examples must be at least 2"),
+        ({"context_size": -1}, "context_size must be at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, message):
+    with pytest.raises(ncp_jax.InputError, match=message):
+        SignalSettings(**settings)
+
+
+def test_what_cannot_be_is_refused_with_the_way_out():
+    with pytest.raises(ncp_jax.InputError, match=r"'auto', None or a SignalSettings"):
+        fit(directions="on")
+    with pytest.raises(ncp_jax.InputError, match=r"Bernoulli.*directions=None of fit"):
+        fit(NOT_NORMAL)
+    with pytest.raises(ncp_jax.InputError, match=r"share = 2"):
+        fit(directions=SignalSettings(share=2.0))
+
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, key, stored):
+            return stored
+
+    with pytest.raises(ncp_jax.InputError, match=r"an? Unhashable, has no hash"):
+        fit(prepare=Unhashable())
