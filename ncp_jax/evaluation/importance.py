@@ -35,7 +35,9 @@ def chain_ess(course: np.ndarray) -> np.ndarray:
     """How many independent draws each Markov chain is worth, in (0, T].
 
     T / (1 + 2 sum of autocorrelations), the sum cut where pairs of them turn negative:
-    Geyer, "Practical Markov chain Monte Carlo" (1992).  A chain that never moves has 1.
+    Geyer, "Practical Markov chain Monte Carlo" (1992).  No chain is worth more draws
+    than it has visited, one and its moves: one that never moves has 1, and one that
+    moved once at its end 2, where so few autocorrelations would say T.
 
     Args:
       course: [..., T] a number at every step of a stationary chain.
@@ -54,7 +56,8 @@ def chain_ess(course: np.ndarray) -> np.ndarray:
     pairs = rho[..., 0:even:2] + rho[..., 1:even:2]  # positive for a reversible chain
     is_kept = np.cumprod(pairs > 0, axis=-1)
     ess = num_steps / np.maximum(2 * (pairs * is_kept).sum(-1) - 1, 1.0)
-    return np.where(is_still, 1.0, ess)
+    num_visited = 1 + (np.diff(course, axis=-1) != 0).sum(-1)
+    return np.where(is_still, 1.0, np.minimum(ess, num_visited))
 
 
 class Estimate(NamedTuple):
