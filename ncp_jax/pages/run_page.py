@@ -34,6 +34,7 @@ LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
 noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling
 (SIR) and by Langevin dynamics.</p>
 """
+RESOLUTION = 1e-5  # nats; a smaller gain is float32's rounding, as where r = 1
 FIGURES = (  # heading, what to look for, panels
     (
         "Latent space",
@@ -174,6 +175,11 @@ def _headline(results: Mapping[str, Any]) -> str:
     value, half = gain["value"], quantities.Z95 * gain["stderr"]
     if not math.isfinite(value + half):
         return ""
+    if max(abs(value), half) < RESOLUTION:
+        return (
+            '<p class="headline">The NCP prior is the base prior: no likelihood '
+            f"changes by as much as {RESOLUTION:g} nats.</p>\n"
+        )
     on = f"on {gain['n']:,} held-out examples" if gain.get("n") else "on held-out data"
     if value > half:
         claim = "gains {} nats over the base prior {}."

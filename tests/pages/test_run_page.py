@@ -196,6 +196,8 @@ def test_a_number_without_an_interval_is_not_printed(minimal):
             metric(0.05, 0.05102),
             "level with the base prior: a gain of 0.05 ± 0.10 nats",
         ),
+        (metric(-1.77636e-15, 0.0), "The NCP prior is the base prior: no likelihood"),
+        (metric(2e-4, 1e-6), "gains 0.0002000 ± 0.0000020 nats over the base prior"),
     ],
 )
 def test_the_headline_claims_what_the_interval_allows(minimal, gain, claim):
