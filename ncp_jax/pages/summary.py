@@ -107,8 +107,8 @@ def mmd(metrics: Metrics, arrays: Mapping[str, Any], note: str) -> str:
     head = "".join(f"<th>{page.escape(label)}</th>" for label in columns.values())
     lead = (
         "MMD² of the aggregate posterior q from each prior; where the two are equal, "
-        "95 % of values lie in the interval beside it. Kernel: bandwidth, share of the "
-        "variance kept."
+        "95 % of values lie in the interval beside it. Floor: encodings of training "
+        "examples in the place of draws. Kernel: bandwidth, share of the variance kept."
     )
     table = _table(f'<tr class="head"><th>Group</th>{head}</tr>\n{body}', "mmd")
     return page.section("Latent groups: MMD", lead, table + _paragraphs([note]))
