@@ -11,6 +11,8 @@ import scipy.special
 
 Array = jax.Array
 
+MIN_ESS = 100.0  # effective draws; with fewer the error of a weighted mean is a guess
+
 
 def log_mean_exp(log_w: Array, axis: int = 0) -> Array:
     """log of the mean of exp(log_w) over `axis`, without overflow."""
@@ -114,8 +116,17 @@ class WeightSums:
         return float(np.exp(2 * self.log_sums[0] - self.log_sums[1]))
 
     @property
+    def is_enough(self) -> bool:
+        """Whether an error that is computed from these weights can be believed."""
+        return self.count > 1 and self.ess >= MIN_ESS * (1 - 1e-9)
+
+    @property
     def ess_fraction(self) -> Estimate:
-        """ESS / n, tending to (E w)^2 / E w^2; standard error by the delta method."""
+        """ESS / n, tending to (E w)^2 / E w^2; standard error by the delta method.
+
+        None below `MIN_ESS`: where few draws carry the weight, the largest is not yet
+        among them, and the fraction is too high by far more than it seems.
+        """
         n = self.count
         # Moments of w scaled to mean 1; f = 1 / m2 and its linearisation in m1, m2.
         m2, m3, m4 = (
@@ -123,7 +134,7 @@ class WeightSums:
             for j, s in enumerate(self.log_sums[1:], start=2)
         )
         variance = 4 * m2 + m4 / m2**2 - 4 * m3 / m2 - 1
-        stderr = float(np.sqrt(max(variance, 0.0) / n) / m2) if n > 1 else None
+        stderr = float(np.sqrt(max(variance, 0.0) / n) / m2) if self.is_enough else None
         return Estimate(float(1 / m2), stderr, n, "fraction")
 
     @property
@@ -131,9 +142,10 @@ class WeightSums:
         """log (1/n) sum w with its standard error by the delta method, nats.
 
         exp of it is unbiased, so the log itself is low by about half its squared
-        standard error.
+        standard error.  Below `MIN_ESS` there is none: at an effective 8 draws
+        it was several times too small.
         """
         n = self.count
         relative_variance = max(n / self.ess - 1.0, 0.0)  # of one weight
-        stderr = math.sqrt(relative_variance / n) if n > 1 else None
+        stderr = math.sqrt(relative_variance / n) if self.is_enough else None
         return Estimate(self.log_sums[0] - math.log(n), stderr, n, "nats")
