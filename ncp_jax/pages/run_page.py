@@ -25,6 +25,7 @@ from ncp_jax.pages import (
     page,
     plots,
     quantities,
+    stage_settings,
     summary,
     tables,
 )
@@ -96,6 +97,7 @@ def write(workdir: str | Path) -> Path:
     run, metrics = results.get("run", {}), results.get("metrics", {})
     stages = run.get("stages", {})
     environments = {name: stages[name].get("environment", {}) for name in stages}
+    measured = stage_settings.of("evaluate", config, results)
     data_name = config.get("data", {}).get("name", workdir.resolve().name)
     title = f"NCP-VAE on {data_name}"
     arrays = _arrays(workdir / "evaluation" / "arrays.npz")
@@ -107,13 +109,16 @@ def write(workdir: str | Path) -> Path:
             LEAD,
             _headline(results),
             _byline(run, environments.values()),
-            summary.measures(metrics, config, notes),
-            *galleries.sections(workdir / "samples", arrays, config),
+            _remarks(config, results),
+            summary.measures(metrics, measured, notes),
+            *galleries.sections(workdir / "samples", arrays, measured),
             tables.numbers(results),
             tables.per_group(results),
             summary.mmd(metrics, arrays, str(arrays.get("note_mmd", ""))),
             *_figures(workdir, arrays, config),
-            _settings(Configuration=config, Environment=environments),
+            _settings(
+                **stage_settings.tables(config, results), Environment=environments
+            ),
         ],
     )
     return replace_page(workdir / "report" / "index.html", html)
@@ -162,16 +167,17 @@ def summary_table(results: Mapping[str, Any]) -> str:
     ]
     if len(printable) > len(whole):
         lines.append(f"({len(printable) - len(whole)} more per group: results.json)")
-    if hidden := len(results.get("metrics", {})) - len(printable):
-        lines.append(f"({hidden} more without an interval: results.json)")
+    if hidden := quantities.without_interval(results):
+        lines.append(f"(too few for an interval, so in results.json: {hidden})")
     return "\n".join(lines)
 
 
 def _headline(results: Mapping[str, Any]) -> str:
     """The gain in one sentence, which claims no more than its interval allows."""
-    gain = results.get("metrics", {}).get("gain_nats")
+    metrics = results.get("metrics", {})
+    gain = metrics.get("gain_nats")
     if not gain or gain.get("value") is None or gain.get("stderr") is None:
-        return ""
+        return _why_no_gain(metrics)
     value, half = gain["value"], quantities.Z95 * gain["stderr"]
     if not math.isfinite(value + half):
         return ""
@@ -191,6 +197,18 @@ def _headline(results: Mapping[str, Any]) -> str:
     return f'<p class="headline">{page.escape("The NCP prior " + claim)}</p>\n'
 
 
+def _why_no_gain(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """A sentence where log Z was measured and is not known."""
+    log_z, fraction = metrics.get("log_z", {}), metrics.get("ess_fraction", {})
+    n, value = log_z.get("n"), fraction.get("value")
+    if log_z.get("stderr") is not None or not n or value is None:
+        return ""
+    return (
+        '<p class="headline">No gain is known: log Z rests on '
+        f"{value * n:,.3g} effective draws of {n:,}, too few for an interval.</p>\n"
+    )
+
+
 def _byline(run: Mapping[str, Any], environments: Iterable[Mapping[str, Any]]) -> str:
     """Seed, times, and every device and commit that a stage ran on."""
     environments = list(environments)
@@ -202,6 +220,11 @@ def _byline(run: Mapping[str, Any], environments: Iterable[Mapping[str, Any]]) -
     facts += [f"commit {commit}" for commit in sorted(commits)]
     line = page.escape(" · ".join(facts))
     return f'<p class="byline soft">{line}</p>\n' if facts else ""
+
+
+def _remarks(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    lines = stage_settings.remarks(config, results)
+    return "".join(f'<p class="note">{page.escape(line)}</p>\n' for line in lines)
 
 
 def _figures(
