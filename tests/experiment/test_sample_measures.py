@@ -230,7 +230,7 @@ def test_mmd_compares_encodings_of_the_test_set(opened, monkeypatch):
 
 def test_no_measure_takes_the_first_examples_of_a_file(opened, monkeypatch):
     """The first and the second half of a test set may be of other writers."""
-    run, seen = opened(), []
+    run, seen = opened(**{"evaluate.num_mmd_samples": 0}), []
     size = len(run.dataset.test)
     for most in (20, 60):
         rows = chosen_rows.rows(run, "test", most)
@@ -249,8 +249,6 @@ def test_no_measure_takes_the_first_examples_of_a_file(opened, monkeypatch):
         yield np.zeros((len(rows), 8, 8, 1), np.uint8)
 
     monkeypatch.setattr(picture_scores, "reconstructions", reconstructions)
-    settings = {"evaluate.num_mmd_samples": 0}
-    run = opened(**settings)
     sample_measures.measure(run, run.load_ncp(), load_samples(run), None)
     np.testing.assert_array_equal(seen, [chosen_rows.rows(run, "test", 30)])
 
