@@ -79,13 +79,14 @@ def sample(
 def _check_once(vae: LatentVariableModel) -> None:
     """Checks each kind of model once, since that takes as long as tracing it."""
     leaves, structure = jax.tree.flatten(vae)
-    shapes = tuple(
-        jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves
-    )
     try:
+        shapes = tuple(
+            jax.ShapeDtypeStruct(jnp.shape(z), jnp.result_type(z)) for z in leaves
+        )
         hash(structure)
     except (TypeError, ValueError):  # `jit` will not take it: let the check say why
         check(vae)
+        return
     _check_kind(structure, shapes)
 
 

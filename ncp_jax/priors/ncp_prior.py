@@ -57,9 +57,12 @@ class NCPPrior:
     )
 
     def __post_init__(self) -> None:
-        """Refuses groups that are not there; of a pytree's placeholders nothing."""
-        blocks = getattr(self.vae, "blocks", None) if self.groups else None
-        if not isinstance(blocks, tuple):
+        """Refuses groups that are not there."""
+        if not self.groups:
+            return
+        try:
+            blocks = self.vae.blocks
+        except (AttributeError, TypeError, IndexError):  # placeholders of a pytree
             return
         num_groups = sum(block.num_groups for block in blocks)
         if any(k not in range(num_groups) for k in self.groups or ()):
