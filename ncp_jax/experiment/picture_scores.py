@@ -14,6 +14,7 @@ from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import feature_scores
 from ncp_jax.evaluation.metrics.extractor import FeatureNet
 from ncp_jax.evaluation.metrics.feature_scores import Reference
+from ncp_jax.experiment import chosen_rows
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages import pictures
@@ -128,10 +129,8 @@ def _note(net: FeatureNet, reference: Reference, split: str, num: int) -> str:
 
 def _rows(experiment: Experiment, split: str) -> np.ndarray:
     """Which pictures of a split are used: at most `fid_num_reference`, at random."""
-    num = len(getattr(experiment.dataset, split))
-    key = rng.stream(experiment.key("evaluate"), "rows")
-    order = np.random.default_rng(rng.numpy_seed(key)).permutation(num)
-    return order[: experiment.config.evaluate.fid_num_reference]
+    most = experiment.config.evaluate.fid_num_reference
+    return chosen_rows.rows(experiment, split, most)
 
 
 def _real(experiment: Experiment, split: str, rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -295,6 +295,13 @@ def check_networks(config: ConfigDict) -> None:
       InputError: naming what does not fit.
     """
     settings = config.data
+    likelihood, shape = config.vae.model.likelihood, tuple(settings.shape)
+    if likelihood == "logistic_mixture" and (len(shape) != 3 or shape[-1] != 3):
+        raise InputError(
+            "config.vae.model.likelihood = 'logistic_mixture' is of red, green and "
+            f"blue: config.data.shape is {shape}, it must end in 3; for grey pictures "
+            "choose 'bernoulli', or 'normal' with config.data.binarization='none'"
+        )
     module = architectures.build_vae(
         config.vae.model, settings.shape, settings.num_bits
     )

@@ -143,11 +143,14 @@ class Workdir:
         self.write_json("results.json", results)
 
     def unmark(self, stage: str) -> None:
-        """Forgets that `stage`, and what builds on it, has ended."""
+        """Forgets that `stage`, and what builds on it, has ended.
+
+        The numbers stay until others replace them, and so do the settings of theirs.
+        """
         results = self.results()
         order = list(SECTIONS)
         for name in order[order.index(stage) :]:
-            results["run"].get("stages", {}).pop(name, None)
+            results["run"].get("stages", {}).get(name, {}).pop("fingerprint", None)
         self.write_json("results.json", results)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
