@@ -116,8 +116,8 @@ def measure(experiment: Experiment, stage: str) -> None:
     folder, start = experiment.workdir, time.monotonic()
     if stage == "evaluate" and not folder.is_done("sample"):
         raise InputError(
-            f"{experiment.path / 'samples'} is not of these settings, or not "
-            "whole: run --stage=sample first"
+            f"{experiment.path / 'samples'} is not of these settings, not of the "
+            "weights that are there now, or not whole: run --stage=sample first"
         )
     folder.unmark(stage)  # its files are replaced one by one
     estimates = MEASURING[stage](experiment)

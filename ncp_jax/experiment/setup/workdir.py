@@ -11,6 +11,7 @@ from typing import Any
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.training import checkpoints
 
 # A stage's output depends on these sections of the config.
 SECTIONS = {
@@ -78,12 +79,29 @@ class Workdir:
         return config_lib.fingerprint(self._config, SECTIONS[stage])
 
     def is_done(self, stage: str) -> bool:
-        """Whether `stage` has ended with just these settings and left its files."""
+        """Whether `stage` has ended with these settings and weights and left its files."""
         record = self.results()["run"].get("stages", {}).get(stage, {})
         is_same = record.get("fingerprint") == self.fingerprint(stage)
-        return is_same and all(
+        if not is_same or not all(
             (self.path / name).exists() for name in self._files(stage)
-        )
+        ):
+            return False
+        weights = self.weights(stage)  # of old records it is not known
+        return record.get("weights", weights) == weights
+
+    def weights(self, stage: str) -> dict[str, dict[str, Any]]:
+        """Returns step and hash of the checkpoints that `stage` gives or reads.
+
+        Raises:
+          InputError: one of them is damaged.
+        """
+        found = {}
+        for name in self._pinning_stages:
+            if name in SECTIONS[stage]:
+                best = checkpoints.best_weights(self.path / name / "checkpoints")
+                if best:
+                    found[name] = best._asdict()
+        return found
 
     def _files(self, stage: str) -> list[str]:
         """Without them a stage is not done, whatever the records say."""
@@ -108,6 +126,7 @@ class Workdir:
         metrics: Mapping[str, Estimate],
         wall_seconds: float,
         environment: Mapping[str, Any] | None = None,
+        weights: Mapping[str, Any] | None = None,
     ) -> None:
         """Replaces a stage's metrics in results.json and marks the stage as done.
 
@@ -116,6 +135,7 @@ class Workdir:
           metrics: what it measured.
           wall_seconds: what it took.
           environment: where it ran, if not here and now.
+          weights: which its numbers are of, if not those that are in the folder.
         """
         results = self.results()
         names = results["run"].get("metric_names", {})
@@ -130,8 +150,11 @@ class Workdir:
         stages[stage] = {  # each may have run with other settings and elsewhere
             "fingerprint": self.fingerprint(stage),
             "config": {name: self._config[name] for name in SECTIONS[stage]},
+            "weights": self.weights(stage) if weights is None else dict(weights),
             "environment": environment or self._environment,
         }
+        if stage in self._pinning_stages:  # trained: who knows what others measured
+            _drop_unweighted(stages, stage)
         results["run"] = {
             **self._environment,  # of the last call, as is the config
             "config": self._config,
@@ -203,6 +226,14 @@ class Workdir:
                 )
         self.write_json("config.json", self._config)
         self.write_json("environment.json", self._environment)
+
+
+def _drop_unweighted(stages: dict[str, Any], trained: str) -> None:
+    """Forgets later stages whose records are too old to say which weights they read."""
+    order = list(SECTIONS)
+    for name in order[order.index(trained) + 1 :]:
+        if "weights" not in stages.get(name, {}):
+            stages.pop(name, None)
 
 
 def _or_null(value: Any) -> Any:
