@@ -214,6 +214,15 @@ class Checkpoints:
             )
         return self._verified(_best_step(steps, self._losses), like)
 
+    def restore(self, step: int, like: PyTree) -> Restored:
+        """Returns the checkpoint of a step.
+
+        Raises:
+          DamagedCheckpoint: it is damaged or not there.
+          InputError: it was made with other metadata.
+        """
+        return self._verified(step, like)
+
     def wait(self) -> None:
         """Waits for the save under way.
 

@@ -8,6 +8,7 @@ import pytest
 
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import stages
+from ncp_jax.experiment.setup import wiring
 from ncp_jax.training.checkpoints import best_weights
 from tests import tiny
 from tests.training.test_checkpoints import damage_arrays, empty
@@ -119,3 +120,172 @@ def test_records_without_weights_last_until_a_stage_is_trained_again(run):
     damage_arrays(run / "ncp" / "checkpoints" / "20")
     stages.run(settings(), run, "all")
     assert np.abs(results_of(run)["metrics"]["nll_base"]["value"] + 1.0) > 1e-3
+
+
+# --- data
+
+
+def test_a_run_seals_its_data_once(whole):
+    seal = json.loads((whole / "data.json").read_text())
+    counts = {split: part["count"] for split, part in seal["splits"].items()}
+    assert seal["name"] == "digits"
+    assert counts == {"train": 1297, "valid": 250, "test": 250}
+
+
+@pytest.fixture
+def load_instead(monkeypatch):
+    """Makes `wiring.load_data` change what it has loaded."""
+
+    def patch(change):
+        load = wiring.load_data
+        monkeypatch.setattr(wiring, "load_data", lambda config: change(load(config)))
+
+    return patch
+
+
+def one_more(data):
+    """A picture more, which moves the end of the validation part into the test part."""
+    together = np.concatenate([data.test[:1] ^ 1, *data])
+    return type(data)(*np.split(together, [1298, 1548]))
+
+
+def one_bit(data):
+    train = data.train.copy()
+    train[5, 3, 3] ^= 1
+    return data._replace(train=train)
+
+
+DRIFTS = {
+    "one more": (
+        one_more,
+        r"train: 1,297 examples uint8 \(8, 8, 1\) -> 1,298 .*, 1 are new\n",
+    ),
+    "one bit": (one_bit, r"train: 1,297 .*, of other content .*, 1 are new\n"),
+    "leak": (
+        lambda data: data._replace(test=np.concatenate([data.test, data.train[:3]])),
+        r"test: 250 .* -> 253 .*, 3 were in train\n",
+    ),
+    "order": (
+        lambda data: data._replace(valid=data.valid[::-1]),
+        r"valid: 250 examples .*, of other content or in another order\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", ["vae", "ncp", "sample", "evaluate", "all"])
+@pytest.mark.parametrize("kind", DRIFTS)
+def test_other_data_in_the_same_place_are_refused(run, load_instead, kind, stage):
+    change, message = DRIFTS[kind]
+    load_instead(change)
+    before = (run / "data.json").read_bytes()
+    with pytest.raises(InputError, match=rf"(?s)made with other data:.*{message}"):
+        stages.run(settings(), run, stage)
+    assert (run / "data.json").read_bytes() == before
+
+
+def test_a_run_without_a_seal_is_sealed_by_the_next_call(run, load_instead):
+    before = (run / "data.json").read_bytes()
+    (run / "data.json").unlink()
+    stages.run(settings(), run, "ncp")
+    assert (run / "data.json").read_bytes() == before
+    load_instead(one_bit)
+    with pytest.raises(InputError, match="other data"):
+        stages.run(settings(), run, "ncp")
+
+
+def test_before_anything_is_trained_the_data_are_free(tmp_path, load_instead):
+    with pytest.raises(InputError, match="stage vae has not"):
+        stages.run(settings(), tmp_path, "ncp")
+    load_instead(one_bit)
+    with pytest.raises(InputError, match="stage vae has not"):
+        stages.run(settings(), tmp_path, "ncp")
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[1]", "{", '{"name": "x", "splits": {"": 1}}']
+)
+def test_a_damaged_seal_is_named_with_a_cure(run, content):
+    (run / "data.json").write_text(content)
+    with pytest.raises(InputError, match=r"data\.json is .*: delete it"):
+        stages.run(settings(), run, "sample")
+
+
+# --- the stage 1 of another run
+
+
+def test_a_stage_1_that_is_there_must_be_that_of_the_source(run, tmp_path, capsys):
+    nowhere = settings(vae={"workdir": str(tmp_path / "nowhere")})
+    for stage in ("vae", "ncp", "evaluate"):
+        with pytest.raises(InputError, match=r"nowhere has no stage 1, and .*/run/vae"):
+            stages.run(nowhere, run, stage)
+    other, source = tmp_path / "other", tmp_path / "source"
+    for seed, path in ((3, other), (0, source)):
+        stages.run(settings(seed=seed), path, "vae")
+    with pytest.raises(InputError, match=r"other has another stage 1 than .*/run/vae"):
+        stages.run(settings(vae={"workdir": str(other)}), run, "ncp")
+    taken = settings(vae={"workdir": str(source)})
+    stages.run(taken, run, "ncp")  # trained here, to the same bits
+    stages.run(taken, tmp_path / "second", "vae")
+    shutil.rmtree(source)
+    capsys.readouterr()
+    stages.run(taken, tmp_path / "second", "vae")
+    assert "which is no longer there" in capsys.readouterr().out
+    with pytest.raises(InputError, match="has no stage 1"):
+        stages.run(taken, run, "ncp")
+
+
+def damage_json(name, content):
+    return lambda source: (source / name).write_bytes(content)
+
+
+SOURCES = {
+    "no config": (lambda source: (source / "config.json").unlink(), "has no config"),
+    "config": (damage_json("config.json", b"{"), r"config\.json is damaged"),
+    "config list": (damage_json("config.json", b"[]"), r"config\.json is not a JSON"),
+    "results": (damage_json("results.json", b"{"), r"results\.json is damaged"),
+    "arrays": (
+        lambda source: damage_arrays(source / "vae" / "checkpoints" / "20"),
+        "source/vae/checkpoints/20 .*run --stage=vae",
+    ),
+    "metadata": (
+        lambda source: (source / "vae/checkpoints/10/metadata/metadata").unlink(),
+        "source/vae/checkpoints/10 has damaged metadata",
+    ),
+    "emptied": (
+        lambda source: empty(source / "vae" / "checkpoints" / "20"),
+        "source/vae/checkpoints/20 has damaged metadata",
+    ),
+    "other data": (
+        lambda source: change_seal(source / "data.json"),
+        "(?s)other data:.*train: 1,297 .*, of other content",
+    ),
+}
+
+
+def change_seal(path):
+    seal = json.loads(path.read_text())
+    seal["splits"]["train"]["sha256"] = "0"
+    path.write_text(json.dumps(seal))
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_damaged_source_is_named_and_nothing_is_taken(run, tmp_path, kind):
+    damage, message = SOURCES[kind]
+    source, here = run.rename(tmp_path / "source"), tmp_path / "here"
+    damage(source)
+    config = settings(vae={"workdir": str(source)})
+    with pytest.raises(InputError, match=message):
+        stages.run(config, here, "vae")
+    assert not (here / "vae").exists()
+
+
+@pytest.mark.parametrize(
+    "results",
+    [{}, {"run": []}, {"run": {"stages": []}}, {"run": {"wall_seconds": {"vae": "x"}}}],
+)
+def test_a_source_without_records_is_taken_over_whole(run, tmp_path, results):
+    (run / "results.json").write_text(json.dumps(results))
+    config = settings(vae={"workdir": str(run)})
+    stages.run(config, tmp_path / "here", "vae")
+    weights = results_of(tmp_path / "here")["run"]["stages"]["vae"]["weights"]
+    assert weights["vae"]["step"] == best_of(run, "vae").step
