@@ -110,7 +110,7 @@ def read_packed_bits(path: Path, shape: tuple[int, ...]) -> dict[str, np.ndarray
     num_pixels = math.prod(shape)
     pictures = {}
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:
             for key in ("train", "valid", "test"):
                 if key not in archive:
                     raise InputError(
