@@ -64,9 +64,17 @@ def _read_partition(path: Path) -> list[list[str]]:
     except OSError as error:
         raise InputError(f"{path}: the split file cannot be read ({error})") from error
     splits: list[list[str]] = [[], [], []]
+    lines: dict[str, int] = {}  # by picture, where it was listed
     for i, line in enumerate(text.splitlines(), start=1):
         match line.split():
             case [name, "0" | "1" | "2" as split]:
+                if name in lines:
+                    raise InputError(
+                        f"{path}: lists {name} twice, in line {lines[name]} and in "
+                        f"line {i}, so that it could be trained on and tested on; "
+                        "fetch it again, or remove one of the lines"
+                    )
+                lines[name] = i
                 splits[int(split)].append(name)
             case []:
                 pass

@@ -125,7 +125,7 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from tests.experiment.test_workdir import CONFIG, Workdir
+from tests.experiment.setup.test_workdir import CONFIG, Workdir
 workdir = Workdir(Path(sys.argv[1]), CONFIG, {})
 print("held", flush=True)
 time.sleep(600)
