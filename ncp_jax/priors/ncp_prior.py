@@ -121,6 +121,21 @@ class NCPPrior:
         """Numbers of the blocks that have discriminators."""
         return tuple(b for b, params in enumerate(self.params) if params is not None)
 
+    @property
+    def reweighted_groups(self) -> tuple[int, ...]:
+        """Numbers of the groups that are reweighted, in blocks with discriminators."""
+        per_block = (self.reweighted_in(b) for b in self.reweighted_blocks)
+        return tuple(k for groups in per_block for k in groups)
+
+    def reweighted_in(self, block: int) -> tuple[int, ...]:
+        """Numbers, of 0 .. K-1, of a block's groups that are reweighted."""
+        if self.params[block] is None:
+            return ()
+        sizes = [each.num_groups for each in self.vae.blocks]
+        first = sum(sizes[:block])
+        groups = range(first, first + sizes[block])
+        return tuple(k for k in groups if self.groups is None or k in self.groups)
+
     def is_reweighted(self, block: int, k: Array | int) -> Array:
         """Whether r_k counts: [] bool."""
         num_groups = sum(block.num_groups for block in self.vae.blocks)
