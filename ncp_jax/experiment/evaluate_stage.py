@@ -16,6 +16,7 @@ from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages import pictures
 from ncp_jax.priors import ncp_prior
+from ncp_jax.priors.standardized import itself
 
 MAX_RECONSTRUCTED = 32  # pictures
 OF_HELD_OUT = (  # settings of `held_out.measure`
@@ -128,6 +129,8 @@ def _reconstruct(
 
 def _is_plane(ncp: ncp_prior.NCPPrior) -> bool:
     """Whether z is one group in the plane, so that its densities can be drawn."""
+    if itself(ncp.vae) is not ncp.vae:  # log r is of other coordinates
+        return False
     return [block[:2] for block in ncp.vae.blocks] == [(1, (2,))]
 
 

@@ -23,12 +23,11 @@ from ncp_jax.models.discriminator_choice import discriminator_for
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.training import loop, optimizers, preparation, signal
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
-from ncp_jax.training.given import Given
 from ncp_jax.training.loop import Preempted, Prepare, Task
 from ncp_jax.training.ncp_update import NCPState
 from ncp_jax.training.run_log import Progress, RunLog, SilentLog
 from ncp_jax.training.signal import SignalSettings
-from ncp_jax.training.stage_two import StageTwo
+from ncp_jax.training.stage_two import Given, StageTwo
 
 Array = jax.Array
 

@@ -204,3 +204,14 @@ def test_both_at_once_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"standardize.*one or the other"):
         stages.run(config(standardize=True), tmp_path / "run", "vae")
     assert not (tmp_path / "run").exists()
+
+
+def test_one_joint_ratio_has_no_groups_to_choose(tmp_path):
+    settings = config(DIRECTIONS | {"is_joint": True})
+    settings.sample.groups = (0,)
+    with pytest.raises(InputError, match=r"sample\.groups.*is_joint there is one"):
+        stages.run(settings, tmp_path / "run", "vae")
+    settings.sample.groups = ()
+    settings.ncp.weight_decays = (0.1, 0.2)
+    with pytest.raises(InputError, match="holds 2 numbers for 1 groups"):
+        stages.run(settings, tmp_path / "run", "vae")

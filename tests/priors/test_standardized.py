@@ -25,7 +25,9 @@ MODULES = [TwoBlockVAE(), ThreeGroupVAE(), InterleavedVAE()]
 
 def frozen(module, key):
     x = jnp.zeros((1, *module.data_shape))
-    return FrozenVAE(module, jax.jit(module.init)(key, x, key))
+    variables = jax.jit(module.init)(key, x, key)
+    # No prior is standard normal already.
+    return FrozenVAE(module, jax.tree.map(lambda leaf: leaf + 0.2, variables))
 
 
 def in_directions(vae, key):

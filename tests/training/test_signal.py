@@ -14,6 +14,7 @@ from ncp_jax import SignalSettings
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.priors.latents import log_prior
 from ncp_jax.priors.signal_space import SignalVAE
+from ncp_jax.priors.standardized import StandardizedVAE
 from ncp_jax.training import encodings, run_log, signal
 from tests.oracles import LinearGaussianVAE, ThreeGroupVAE
 from tests.signal_toy import SignalVAE as SignalToy
@@ -81,6 +82,40 @@ def test_numbers_name_directions_and_signal(fitted):
     assert abs(signal_total.value - 1.17) < 5 * signal_total.stderr < 1.0
     assert signal_total.n == 180 and signal_total.stderr > 0
     assert {"gain_nats", "nce_gain/1", "log_z"} <= numbers.keys()
+
+
+def test_a_page_of_it_shows_the_spectra(fitted, tmp_path):
+    page = ncp_jax.report(
+        fitted,
+        tmp_path,
+        train=examples(100),
+        test=examples(40, seed=5),
+        key=jax.random.key(2),
+        settings={
+            "sample.num_images": 8,
+            "sample.num_proposals": 10,
+            "sample.groups": (1,),
+            "evaluate.num_importance_samples": 2,
+            "evaluate.chunk_size": 2,
+            "evaluate.num_snis_proposals": 2,
+            "evaluate.num_snis_samples": 1,
+            "evaluate.num_log_z_draws": 100,
+            "evaluate.log_z_batch_size": 100,
+            "evaluate.num_mmd_samples": 20,
+            "evaluate.num_permutations": 20,
+            "evaluate.num_passes": 1,
+        },
+    ).read_text()
+    assert ">Signal directions<" in page and "NCP-VAE on SignalVAE" in page
+    with np.load(tmp_path / "samples" / "sir.npz") as drawn:
+        assert drawn["latents_0"].shape == (8, 2, 2, 4) and "latents_1" not in drawn
+
+
+def test_a_standardized_view_may_be_fitted(key):
+    ncp = fit(StandardizedVAE(VAE), directions=None, num_steps=10)
+    out = ncp_jax.sample(ncp, key, 5, ncp_jax.SIR(5))
+    _, carry = log_prior(VAE, out.latents)
+    np.testing.assert_allclose(VAE.decode(carry).mean, out.images, atol=1e-4)
 
 
 @pytest.mark.parametrize("is_joint", [False, True])

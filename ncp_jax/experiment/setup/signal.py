@@ -2,29 +2,73 @@
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from ncp_jax import rng
+from ncp_jax.data.datasets import Dataset
+from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.priors.directions import Directions
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.training import signal
 from ncp_jax.training.signal import SignalSettings
 
-if TYPE_CHECKING:  # it builds on this module
-    from ncp_jax.experiment.setup.wiring import Experiment
+Array = jax.Array
 
 
-def settings_of(experiment: "Experiment") -> SignalSettings:
+class Run(Protocol):
+    """What is read here of a `wiring.Experiment`, which builds on this module."""
+
+    @property
+    def config(self) -> ConfigDict:
+        """The settings."""
+        ...
+
+    @property
+    def workdir(self) -> Workdir:
+        """The folder and its lock."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        ...
+
+    @property
+    def dataset(self) -> Dataset:
+        """Stored examples."""
+        ...
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        ...
+
+    def key(self, section: str) -> Array:
+        """The key that owns the random streams of a section of the settings."""
+        ...
+
+    def prepare(self, key: Array, stored: Array) -> Array:
+        """Makes the model's x from stored examples."""
+        ...
+
+    def prepare_to_train(self, key: Array, stored: Array) -> Array:
+        """The same, with what only training pictures undergo."""
+        ...
+
+
+def settings_of(experiment: Run) -> SignalSettings:
     """The settings of directions, which `config.ncp.directions` holds."""
     return SignalSettings(**experiment.config.ncp.directions.to_dict())
 
 
-def model(
-    experiment: "Experiment", vae: LatentVariableModel, vae_digest: str
-) -> SignalVAE:
+def model(experiment: Run, vae: LatentVariableModel, vae_digest: str) -> SignalVAE:
     """The VAE in signal coordinates; its directions are found if they are not there.
 
     Args:
@@ -52,9 +96,7 @@ def model(
     return signal.view(vae, signal.kept(path, find), settings)
 
 
-def encoded(
-    experiment: "Experiment", of_vae: SignalVAE
-) -> tuple[np.ndarray, np.ndarray]:
+def encoded(experiment: Run, of_vae: SignalVAE) -> tuple[np.ndarray, np.ndarray]:
     """Encodings of training and validation examples: u [., K, m] each."""
     return signal.encoded(
         of_vae,

@@ -367,6 +367,14 @@ def check_groups(config: ConfigDict, blocks: tuple[Block, ...]) -> None:
             f"config.sample.groups = {tuple(config.sample.groups)}: the model has the "
             f"groups 0 to {num_groups - 1}"
         )
+    directions = config.ncp.directions
+    if directions.cap and directions.is_joint:
+        if config.sample.groups:
+            raise InputError(
+                "config.sample.groups chooses among the groups' ratios: with "
+                "config.ncp.directions.is_joint there is one of them all"
+            )
+        num_groups = 1
     for name, values in (
         ("sample.langevin_step_sizes", config.sample.langevin_step_sizes),
         ("ncp.weight_decays", config.ncp.weight_decays),
