@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained
 
 SHAPE = (32, 32, 3)
 PICTURES_PER_BATCH = 10_000
@@ -92,7 +92,8 @@ def _from_folder(path: Path, names: list[str]) -> dict[str, bytes]:
         try:
             contents[name] = (path / name).read_bytes()
         except OSError as error:
-            raise InputError(f"{path / name}: cannot be read ({error})") from error
+            reason = f"cannot be read ({explained(error)})"
+            raise InputError(f"{path / name}: {reason}") from error
     return contents
 
 

@@ -64,7 +64,7 @@ def load(
       InputError: an unknown name, missing or broken files, or another `shape`.
     """
     shape = tuple(shape)
-    folder = data_dir or os.environ.get("NCP_JAX_DATA", "")
+    folder = os.path.expanduser(data_dir or os.environ.get("NCP_JAX_DATA", ""))
     if name == "digits":
         dataset = _digits()
     elif name == "toy25":

@@ -13,7 +13,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # 16-bit and float pictures are not among them: Pillow would clip their levels.
@@ -203,9 +203,8 @@ def _in_folder(path: Path) -> dict[str, str]:
                     else:
                         skipped.append(f"{entry.path} (no regular file)")
     except OSError as error:
-        raise InputError(
-            f"{error.filename or path}: cannot be read ({error.strerror})"
-        ) from error
+        where = error.filename or path
+        raise InputError(f"{where}: cannot be read ({explained(error)})") from error
     if skipped:
         more = f" and {len(skipped) - _NUM_NAMED} more" * (len(skipped) > _NUM_NAMED)
         print(f"{path}: skipped {', '.join(skipped[:_NUM_NAMED])}{more}")
@@ -228,7 +227,7 @@ def _in_zip(path: Path) -> dict[str, str]:
             members = archive.infolist()
     except Exception as error:  # of broken directories zipfile raises many kinds
         if isinstance(error, PermissionError):
-            raise InputError(f"{path}: cannot be read ({error})") from error
+            raise InputError(f"{path}: cannot be read ({explained(error)})") from error
         raise InputError(
             f"{path}: no zip archive, or truncated or corrupt ({error}); fetch it again"
         ) from error

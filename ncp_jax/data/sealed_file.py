@@ -5,7 +5,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained
 
 
 def check(path: Path) -> None:
@@ -26,7 +26,7 @@ def check(path: Path) -> None:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         sealed = seal.read_text(errors="replace").split() if seal.exists() else []
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+        raise InputError(f"{path}: cannot be read ({explained(error)})") from error
     if not sealed:  # none, or one that a kill cut short
         _write(seal, f"{found}  {path.name}\n")
     elif sealed[0] != found:

@@ -1,5 +1,6 @@
 """Pictures of a run against real ones by their features: FID or its kin, and KID."""
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -39,7 +40,8 @@ def load_net(experiment: Experiment) -> FeatureNet | None:
             "config.evaluate.feature_net is for pictures: "
             f"{experiment.config.data.name} has none"
         )
-    net = feature_scores.load(settings.feature_net, settings.feature_weights)
+    weights = os.path.expanduser(settings.feature_weights)
+    net = feature_scores.load(settings.feature_net, weights)
     size = feature_scores.num_features(net, tuple(experiment.config.data.shape))
     counts = {
         "fid_num_images": settings.fid_num_images,

@@ -57,11 +57,13 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
     validation.validate(config)
     if stage == "report":  # needs files only: neither the data nor the workdir's lock
         if config.report.workdirs:
-            workdirs = config.report.workdirs.split(",")
+            names = config.report.workdirs.split(",")
+            workdirs = [os.path.expanduser(name.strip()) for name in names]
             print(f"report: {comparison_page.write(workdirs, workdir)}")
         else:
             print(f"report: {run_page.write(workdir)}")
         return
+    parallel.check_devices()
     if jax.process_count() > 1 and stage not in ("vae", "ncp"):
         raise InputError(
             "several processes train together: --stage=vae, then --stage=ncp; what "
@@ -188,11 +190,11 @@ def environment() -> dict[str, Any]:
 
 def _git_commit(root: Path) -> str:
     """The commit of a checkout, "-dirty" if it was changed; "unknown" without one."""
-    if not (root / ".git").exists():  # installed, perhaps inside another repository
-        return "unknown"
     command = ["git", "describe", "--always", "--dirty"]
     try:
+        if not (root / ".git").exists():  # installed, perhaps in another repository
+            return "unknown"
         out = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    except OSError:  # no git here
+    except OSError:  # no git here, or a folder of another user
         return "unknown"
     return out.stdout.strip() or "unknown"

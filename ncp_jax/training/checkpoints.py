@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained
 
 PyTree = Any
 
@@ -249,7 +249,8 @@ class Checkpoints:
                     shutil.rmtree(torn, ignore_errors=True)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
-            raise InputError(f"cannot use {self._directory}: {error}") from error
+            message = f"cannot use {self._directory}: {explained(error)}"
+            raise InputError(message) from error
         for step in self._manager.all_steps():
             record = _record(self._directory / str(step)) or {}
             loss = record.get("valid_loss")
@@ -271,6 +272,7 @@ class Checkpoints:
                 f"{self._directory / str(step)} holds other arrays than this code has: "
                 "it was saved by another version. Use that one, or another --workdir."
             )
+        _check_readable(self._directory / str(step))
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         try:
@@ -347,6 +349,13 @@ def _record(path: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         return None
     return record if record.pop("seal", None) == _seal(record) else None
+
+
+def _check_readable(path: Path) -> None:
+    """Raises the system's error, lest a file of another user be taken for damage."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            file.open("rb").close()
 
 
 def _checked_record(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import data_seal
@@ -63,7 +63,8 @@ class Workdir:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("a+")
         except OSError as error:
-            raise InputError(f"cannot write to --workdir={path}: {error}") from error
+            reason = explained(error)
+            raise InputError(f"cannot write to --workdir={path}: {reason}") from error
         try:
             if is_writer:
                 self._take_lock()
