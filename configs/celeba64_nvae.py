@@ -18,9 +18,10 @@ used in place of stage 1:
 
   ... --config.vae.checkpoint=FILE.pt --stage=import
 
-Stage 2: the paper gives the discriminators' blocks. Their width, the number of steps,
-the batch size and the Langevin step are our choice, untuned. SIR with 5,000 proposals
-took the paper 96 s and 23 GB for 10 pictures on one GPU.
+Stage 2 reads signal directions, its settings those of `mnist_nvae.py`. `:residual` has
+the paper's discriminators of maps: the paper gives their blocks; their width, the
+number of steps, the batch size and the Langevin step are our choice, untuned. SIR with
+5,000 proposals took the paper 96 s and 23 GB for 10 pictures on one GPU.
 
 Published FID (50,000 draws, SIR with 5,000 proposals), base prior -> NCP prior: 6
 groups 33.18 -> 18.68, 15 groups 14.96 -> 5.96, 30 groups 13.48 -> 5.25. Not run here.
@@ -35,8 +36,16 @@ STEPS_PER_EPOCH = 162_770 / BATCH_SIZE
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the settings; `variant` "smoke" shrinks them to seconds."""
-    config = config_lib.default(vae="nvae", discriminator="residual")
+    """Returns the settings.
+
+    Args:
+      variant: "smoke" for seconds; "residual", "smoke_residual": the same with the
+        paper's discriminators, which read whole latent maps.
+    """
+    size = variant.removesuffix("residual").removesuffix("_")
+    is_residual = variant.endswith("residual")
+    name = "residual" if is_residual else "mlp"
+    config = config_lib.default(vae="nvae", discriminator=name)
     config.data.update(
         name="celeba",
         shape=(64, 64, 3),
@@ -60,10 +69,17 @@ def get_config(variant: str = "") -> ConfigDict:
         steps_per_dispatch=25,
         steps_per_eval=2_000,
     )
-    config.ncp.discriminator.update(channels=32, blocks="AAABAAAB")
-    config.ncp.update(
-        batch_size=128, num_steps=50_000, steps_per_dispatch=25, steps_per_eval=2_000
-    )
+    if is_residual:
+        config.ncp.discriminator.update(channels=32, blocks="AAABAAAB")
+        config.ncp.update(
+            batch_size=128,
+            num_steps=50_000,
+            steps_per_dispatch=25,
+            steps_per_eval=2_000,
+        )
+    else:
+        config.update_from_flattened_dict(config_lib.ON_DIRECTIONS)
+        config.ncp.batch_size = 256
     config.sample.update(
         langevin_num_steps=500,
         langevin_in_noise=True,
@@ -79,4 +95,4 @@ def get_config(variant: str = "") -> ConfigDict:
         log_z_batch_size=500,
         num_mmd_samples=200,  # latents of 1.1 MB each, by SIR with 5,000 proposals
     )
-    return config_lib.variant(config, variant)
+    return config_lib.variant(config, size)

@@ -1,5 +1,11 @@
 """The one exception that a person at the keyboard can mend."""
 
+import errno
+import os
+import pwd
+import stat
+from pathlib import Path
+
 
 class InputError(Exception):
     """Bad input: a setting, a file or a folder that the user can change.
@@ -7,3 +13,49 @@ class InputError(Exception):
     The program prints the message, without a traceback, and exits with code 2; so the
     message names what was found, what was expected and what to do.
     """
+
+
+def explained(error: OSError) -> str:
+    """Returns what the system said, and of a refusal who lacks which permission.
+
+    Args:
+      error: of the system; other errors than those of permissions stay as they are.
+    """
+    if error.errno not in (errno.EACCES, errno.EPERM) or not error.filename:
+        return str(error)
+    try:
+        lacking = _lacking(Path(os.fsdecode(error.filename)).absolute())
+    except OSError:  # gone meanwhile
+        return str(error)
+    return f"{error}; user {_name(os.geteuid())} {lacking}"
+
+
+def _lacking(path: Path) -> str:
+    """Which permission an effective user lacks, of a path or of a folder around it."""
+    has_effective = os.access in os.supports_effective_ids
+
+    def may(place: Path, mode: int) -> bool:
+        return os.access(place, mode, effective_ids=has_effective)
+
+    for folder in reversed(path.parents):
+        if not may(folder, os.X_OK):
+            return f"may not enter the folder {_described(folder)}"
+    if not path.exists():
+        return f"may not write to the folder {_described(path.parent)}"
+    ways = {"read": os.R_OK, "write to": os.W_OK}
+    if path.is_dir():
+        ways["enter"] = os.X_OK
+    refused = [way for way, mode in ways.items() if not may(path, mode)]
+    return f"may not {' or '.join(refused) or 'do that to'} {_described(path)}"
+
+
+def _described(path: Path) -> str:
+    status = path.stat()
+    return f"{path} ({stat.filemode(status.st_mode)}, owner {_name(status.st_uid)})"
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)

@@ -33,7 +33,8 @@ def join_processes() -> None:
     """Joins this process to the others of its run, where the environment names them.
 
     Raises:
-      InputError: if only some of the three variables are set, or they are no numbers.
+      InputError: if only some of the three variables are set, they are no numbers, or
+        no process can have this number; or the others cannot be joined.
     """
     values = [
         os.environ.get(name, "") for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)
@@ -47,7 +48,39 @@ def join_processes() -> None:
             f"{PROCESS_ID}=0..N-1 each; got {values}"
         )
     num_processes, process_id = map(int, numbers)
-    jax.distributed.initialize(address, num_processes, process_id)
+    if not 0 <= process_id < num_processes:
+        raise InputError(
+            f"{PROCESS_ID}={process_id} of {NUM_PROCESSES}={num_processes}: the "
+            "processes are numbered from 0, and the last is one less than how many "
+            "there are"
+        )
+    try:
+        jax.distributed.initialize(address, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"process {process_id} of {num_processes} cannot join the others at "
+            f"{COORDINATOR}={address}: {_first_line(error)}"
+        ) from error
+
+
+def check_devices() -> None:
+    """Refuses a machine without the devices that JAX is told to use.
+
+    Raises:
+      InputError: naming them.
+    """
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        asked = jax.config.jax_platforms or "any"
+        raise InputError(
+            f"JAX finds no device, with JAX_PLATFORMS={asked}: {_first_line(error)}. "
+            "Leave that variable out to compute on what there is, or set it to cpu"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def is_writer() -> bool:

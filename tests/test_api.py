@@ -66,7 +66,7 @@ vae = ncp_jax.FrozenVAE(module, variables)
 keys = jax.random.split(jax.random.key(0), 4)
 prepare = ncp_jax.binarize  # zeros and ones, afresh at every use
 ncp = ncp_jax.fit(vae, train, key=keys[0], prepare=prepare, num_steps=60,
-                  steps_per_eval=30, batch_size=64, discriminator=network)
+                  steps_per_eval=30, learning_rate=0.02, discriminator=network)
 out = ncp_jax.sample(ncp, keys[1], 20, ncp_jax.SIR(20, chunk_size=20))
 numbers = ncp_jax.evaluate(ncp, test, key=keys[2], prepare=prepare, **sizes)
 page = ncp_jax.report(ncp, folder, train=train, test=test, key=keys[3],
@@ -333,9 +333,9 @@ def test_a_prior_that_was_plugged_in_can_be_timed(tmp_path):
     ncp = fit(vae, **settings, discriminator=network, num_steps=10)
     timed = {
         "benchmark.num_images": (1,),
-        "benchmark.num_proposals": (5,),
-        "benchmark.num_langevin_steps": (2,),
-        "benchmark.num_groups": (1,),
+        "benchmark.num_proposals": (5, 20),
+        "benchmark.num_langevin_steps": (2, 20),
+        "benchmark.num_groups": (1, 2),
         "benchmark.batch_size": 4,
         "benchmark.num_calls": 1,
     }

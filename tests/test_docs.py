@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+import ncp_jax
 from ncp_jax.experiment import stages
 from ncp_jax.pages import benchmark_page, quantities, run_page
 from ncp_jax.priors import ncp_prior
@@ -33,7 +34,7 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
 DOCS = "\n".join(PAGES.values())
-OWN_VAE = "docs/your_own_vae.md"  # whose code takes a minute
+OWN_VAE = "docs/your_own_vae.md"  # whose code takes minutes
 WITH_CODE = [
     pytest.param(page, marks=[pytest.mark.slow] if page == OWN_VAE else [])
     for page, text in PAGES.items()
@@ -144,6 +145,11 @@ def test_what_a_page_names_exists(page):
         r"`((?:ncp_jax|tests|configs|results)/[\w./]*\w/?)`", PAGES[page]
     )
     assert [p for p in paths if not (ROOT / p).exists() and "NAME" not in p] == []
+
+
+def test_the_api_page_has_every_name_that_the_package_offers():
+    shown = re.findall(r"heading: ncp_jax\.(\w+)", PAGES["docs/api/index.md"])
+    assert {*shown} == {*ncp_jax.__all__} - {"__version__"}
 
 
 def test_the_architecture_page_has_every_room_on_its_floor():

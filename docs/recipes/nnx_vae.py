@@ -88,9 +88,9 @@ class FrozenNNX:
 
 module = VAE(nnx.Rngs(0))  # train it first: stage 2 leaves it as it is
 vae = FrozenNNX.of(module)
-x = np.random.default_rng(0).normal(1.0, 2.0, (400, 3)).astype(np.float32)
+x = np.random.default_rng(0).normal(2.0, 2.0, (1_200, 3)).astype(np.float32)
 keys = jax.random.split(jax.random.key(0), 3)
-ncp = ncp_jax.fit(vae, x[:300], key=keys[0], num_steps=200, batch_size=100)
+ncp = ncp_jax.fit(vae, x[:1_000], key=keys[0], num_steps=200, batch_size=100)
 draws = ncp_jax.sample(ncp, keys[1], 8, ncp_jax.SIR(100, chunk_size=100))
-numbers = ncp_jax.evaluate(ncp, x[300:], key=keys[2], num_log_z_draws=10_000)
+numbers = ncp_jax.evaluate(ncp, x[1_000:], key=keys[2], num_log_z_draws=10_000)
 print(numbers["gain_nats"])

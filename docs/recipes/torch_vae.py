@@ -61,9 +61,9 @@ def call(module, x, num_features):
 
 torch.manual_seed(0)
 vae = TorchVAE(torch.nn.Linear(3, 4), torch.nn.Linear(2, 3))  # trained elsewhere
-x = np.random.default_rng(0).normal(1.0, 2.0, (400, 3)).astype(np.float32)
+x = np.random.default_rng(0).normal(2.0, 2.0, (1_200, 3)).astype(np.float32)
 keys = jax.random.split(jax.random.key(0), 3)
-ncp = ncp_jax.fit(vae, x[:300], key=keys[0], num_steps=200, batch_size=100)
+ncp = ncp_jax.fit(vae, x[:1_000], key=keys[0], num_steps=200, batch_size=100)
 draws = ncp_jax.sample(ncp, keys[1], 8, ncp_jax.SIR(100, chunk_size=100))
-numbers = ncp_jax.evaluate(ncp, x[300:], key=keys[2], num_log_z_draws=10_000)
+numbers = ncp_jax.evaluate(ncp, x[1_000:], key=keys[2], num_log_z_draws=10_000)
 print(numbers["gain_nats"])

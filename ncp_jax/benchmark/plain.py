@@ -1,6 +1,6 @@
 """The samplers as one would first write them, on the same weights, to compare with.
 
-Every group in a Python loop; all proposals at once, each with the whole discriminator;
+Every group in a Python loop, those with r = 1 from the base prior; all proposals at once, each with the whole discriminator;
 every Langevin step a call.  The parts are compiled: what these versions lack is the
 streaming and the loops inside one program, not `jit`.
 """
@@ -28,6 +28,11 @@ class Plain:
 
     def __init__(self, ncp: NCPPrior):
         self._ncp = ncp
+        sizes = [block.num_groups for block in ncp.vae.blocks]
+        self._reweighted = [  # per block, counted within it
+            {k - sum(sizes[:b]) for k in ncp.reweighted_in(b)}
+            for b in range(len(sizes))
+        ]
 
         def log_ratio(ncp: NCPPrior, b: int, k: int, z: Array, context: Array) -> Array:
             params = jax.tree.map(lambda leaf: leaf[k], ncp.params[b])
@@ -62,9 +67,11 @@ class Plain:
                 return jnp.sum(group.base.log_prob(z) + log_r)
 
             noise = jax.random.normal(key, z.shape)
-            return (
+            new = (
                 z + 0.5 * step_size * jax.grad(log_density)(z) + step_size**0.5 * noise
             )
+            base: Any = group.base
+            return jnp.where(base.std > 0, new, z)  # padding stays where it is
 
         self.weigh_all = jax.jit(weigh_all, static_argnums=(1, 5))
         self._choose = jax.jit(choose)
@@ -76,6 +83,7 @@ class Plain:
         self._absorb = jax.jit(
             lambda ncp, b, k, c, z: ncp.vae.absorb(b, k, c, z), static_argnums=1
         )
+        self._base_draw = jax.jit(lambda group, key: group.base.sample(key))
         self._decode = jax.jit(lambda ncp, c: ncp.vae.decode(c).mean)
 
     def sir(self, key: Array, num_images: int, num_proposals: int) -> Array:
@@ -105,7 +113,11 @@ class Plain:
         for b, k in self.groups():
             group = self._prior(self._ncp, b, k, carry)
             group_key = rng.at_step(rng.at_step(key, b), k)
-            carry = self._absorb(self._ncp, b, k, carry, draw(b, k, group, group_key))
+            if k in self._reweighted[b]:
+                z = draw(b, k, group, group_key)
+            else:
+                z = self._base_draw(group, group_key)
+            carry = self._absorb(self._ncp, b, k, carry, z)
         return self._decode(self._ncp, carry)
 
     def groups(self) -> Iterator[tuple[int, int]]:
@@ -118,7 +130,7 @@ class Plain:
         """What the compiled weighing of the largest group holds at most."""
         carry = jax.eval_shape(lambda: self._ncp.vae.root(num_images))
         found = []
-        for b in range(len(self._ncp.vae.blocks)):
+        for b in self._ncp.reweighted_blocks:
             group = jax.eval_shape(
                 lambda ncp, c, b=b: ncp.vae.prior(b, 0, c), self._ncp, carry
             )

@@ -132,13 +132,29 @@ def _time(
         num_repeats=settings.num_repeats,
         max_seconds=settings.max_seconds,
     )
-    diagnostics = _diagnostics(join_blocks(out.infos))
+    diagnostics = _diagnostics(_of_reweighted(ncp, join_blocks(out.infos)))
     row = took.as_json() | diagnostics
     row["draws_per_second"] = num_images / took.median
     if "ess" in diagnostics:
         ess = np.mean(diagnostics["ess"])  # of a chain, the mean over groups
         row["ess_per_second"] = float(num_images * ess / took.median)
-    return row
+    return row | {"groups": list(ncp.reweighted_groups)}
+
+
+def _of_reweighted(ncp: NCPPrior, info: Any) -> Any:
+    """Leaves [K', ...] of all groups of the reweighted blocks -> of those that count.
+
+    The others are drawn from p, and what stands for their info is zeros.
+    """
+    numbers = _numbers(ncp)
+    kept = [i for i, k in enumerate(numbers) if k in ncp.reweighted_groups]
+    return jax.tree.map(lambda leaf: leaf[np.array(kept)], info)
+
+
+def _numbers(ncp: NCPPrior) -> list[int]:
+    """Of all groups of the blocks that have discriminators, in the order of infos."""
+    whole = dataclasses.replace(ncp, groups=None)
+    return list(whole.reweighted_groups)
 
 
 def _diagnostics(info: Any) -> Row:
@@ -189,8 +205,9 @@ class _Work:
         self._of_base = arithmetic.count_flops(
             partial(generation.draw_batch, mesh, Base()), ncp, keys
         )
-        self._of_ratio = 0  # of one z of every group
-        for b, block in enumerate(ncp.vae.blocks):
+        self._of_ratio = 0  # of one z of every reweighted group
+        for b in ncp.reweighted_blocks:
+            block = ncp.vae.blocks[b]
             context = jnp.zeros((1, *block.context_shape))
             z = jnp.zeros((1, *block.latent_shape))
 
@@ -198,7 +215,7 @@ class _Work:
                 arithmetic.count_flops(partial(_weigh, b, context, [z] * n), ncp)
                 for n in (2, 1)
             )
-            self._of_ratio += block.num_groups * (two - one)
+            self._of_ratio += len(ncp.reweighted_in(b)) * (two - one)
 
     def flops(self, draw: Any, num_images: int) -> int:
         """Those of one call."""
@@ -239,15 +256,15 @@ def recommendations(ncp_rows: Sequence[Row], min_ess: float = 10.0) -> list[Row]
     most = max(sir, key=lambda r: (r["size"], r["num_images"]))
     mala = next((r for r in ncp_rows if r["sampler"] == "mala" and "ess" in r), None)
     found = []
-    for k, ess in enumerate(most["ess"]):
+    for i, ess in enumerate(most["ess"]):
         needed = int(np.ceil(min_ess * most["size"] / ess))
         is_enough = ess >= min_ess
         found.append(
             {
-                "group": k,
+                "group": most.get("groups", range(len(most["ess"])))[i],
                 "ess": ess,
                 "num_proposals": most["size"],
-                "mala_acceptance": mala["acceptance"][k] if mala else None,
+                "mala_acceptance": mala["acceptance"][i] if mala else None,
                 "sampler": f"SIR, M = {needed}" if is_enough else "SIR, then MALA",
             }
         )
@@ -296,7 +313,7 @@ def bfloat16_effect(
         prior = dataclasses.replace(ncp, discriminator=network)
         keys = jax.random.split(key, num_images)
         infos = jax.jit(lambda prior: ancestral(prior, keys, weigh).infos)
-        return np.concatenate([np.asarray(info) for info in infos(prior)], 0)
+        return _of_reweighted(ncp, np.concatenate(jax.device_get(infos(prior)), 0))
 
     full, half = log_ratios("float32"), log_ratios("bfloat16")  # [K, M, B]
     return [
@@ -309,7 +326,7 @@ def bfloat16_effect(
             "ess_float32": _mean_ess(a),
             "ess_bfloat16": _mean_ess(b),
         }
-        for k, (a, b) in enumerate(zip(full, half, strict=True))
+        for k, a, b in zip(ncp.reweighted_groups, full, half, strict=True)
     ]
 
 

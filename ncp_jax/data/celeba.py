@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ncp_jax.data import picture_files
 from ncp_jax.data.picture_files import PictureSplits
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained
 
 SIZE = (178, 218)  # width, height of an aligned picture
 # (left, upper, right, lower); results on different crops cannot be compared.
@@ -62,11 +62,20 @@ def _read_partition(path: Path) -> list[list[str]]:
     try:
         text = path.read_text(errors="replace")
     except OSError as error:
-        raise InputError(f"{path}: the split file cannot be read ({error})") from error
+        reason = f"the split file cannot be read ({explained(error)})"
+        raise InputError(f"{path}: {reason}") from error
     splits: list[list[str]] = [[], [], []]
+    lines: dict[str, int] = {}  # by picture, where it was listed
     for i, line in enumerate(text.splitlines(), start=1):
         match line.split():
             case [name, "0" | "1" | "2" as split]:
+                if name in lines:
+                    raise InputError(
+                        f"{path}: lists {name} twice, in line {lines[name]} and in "
+                        f"line {i}, so that it could be trained on and tested on; "
+                        "fetch it again, or remove one of the lines"
+                    )
+                lines[name] = i
                 splits[int(split)].append(name)
             case []:
                 pass

@@ -9,6 +9,7 @@ import gzip
 import io
 import math
 import pickle
+import pickletools
 import tarfile
 import zlib
 from pathlib import Path
@@ -16,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained
 
 SHAPE = (32, 32, 3)
 PICTURES_PER_BATCH = 10_000
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 _BINARY, _PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
 _BINARY_ARCHIVE, _PYTHON_ARCHIVE = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
+_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
+_WHY = "CIFAR-10 asks for nothing else, so it is refused"
 _NUM_BYTES = 3072  # red, then green, then blue, each 32x32 row by row
 
 
@@ -89,7 +92,8 @@ def _from_folder(path: Path, names: list[str]) -> dict[str, bytes]:
         try:
             contents[name] = (path / name).read_bytes()
         except OSError as error:
-            raise InputError(f"{path / name}: cannot be read ({error})") from error
+            reason = f"cannot be read ({explained(error)})"
+            raise InputError(f"{path / name}: {reason}") from error
     return contents
 
 
@@ -131,28 +135,76 @@ def _records(source: str, content: bytes) -> np.ndarray:
 def _unpickled(source: str, content: bytes) -> np.ndarray:
     """The [N, 3072] pictures of a Python batch, a dict with key "data"."""
     try:
+        _check_operations(content)
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        return _array_of(batch)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # a broken pickle raises of any kind
+    except Exception as error:  # a broken pickle raises of any kind, MemoryError, too
         raise InputError(
             f"{source}: no pickle, or truncated or corrupt ({error}); fetch it again"
         ) from error
+
+
+def _array_of(batch: Any) -> np.ndarray:
+    """The [N, 3072] pictures of an unpickled batch."""
     array = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
     if not isinstance(array, _PickledArray):
-        raise InputError(f"{source}: the pickle is no dict with an array as 'data'")
+        raise InputError("the pickle is no dict with an array as 'data'")
     shape = (PICTURES_PER_BATCH, _NUM_BYTES)
     if (array.shape, array.kind, array.is_fortran) != (shape, "u1", False):
         order = ", columns first" if array.is_fortran else ""
         raise InputError(
-            f"{source}: 'data' is {array.kind} {array.shape}{order}, expected u1 "
-            f"{shape}; fetch it again"
+            f"'data' is {array.kind} {array.shape}{order}, expected u1 {shape}; fetch "
+            "it again"
         )
     if not isinstance(array.content, bytes) or len(array.content) != math.prod(shape):
-        raise InputError(f"{source}: the bytes of 'data' do not fill {shape}")
+        raise InputError(f"the bytes of 'data' do not fill {shape}")
     return np.frombuffer(array.content, np.uint8).reshape(shape)
+
+
+def _check_operations(content: bytes) -> None:
+    """Refuses what a pickle must not ask for, before anything of it is run.
+
+    A number of the memo that is beyond the file's length makes Python's reader ask for
+    memory of that size. An import is named here even where the pickle is broken after
+    it, or names it in a way that the reader does not come to.
+    """
+    names: list[Any] = ["?", "?"]  # the last two strings
+    memo: dict[int, Any] = {}
+    for operation, value, _ in pickletools.genops(content):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if not 0 <= value <= len(content):
+                raise InputError(
+                    f"the pickle numbers an object {value}, more than the "
+                    f"{len(content)} bytes of the file; it is corrupt, fetch it again"
+                )
+            memo[value] = names[-1]
+        elif operation.name == "MEMOIZE":
+            memo[len(memo)] = names[-1]
+        elif operation.name in ("GET", "BINGET", "LONG_BINGET"):
+            names = [names[-1], memo.get(value, "?")]
+        elif operation.name in ("GLOBAL", "INST"):
+            _check_import(*value.split(" ", 1))
+        elif operation.name == "STACK_GLOBAL":
+            _check_import(*names)
+        elif operation.name.startswith("EXT"):
+            raise InputError(
+                f"the pickle asks for the registered class {value}: {_WHY}"
+            )
+        elif isinstance(value, (str, bytes)):
+            is_text = isinstance(value, str)
+            names = [names[-1], value if is_text else value[:100].decode("latin1")]
+
+
+def _check_import(module: str, name: str) -> None:
+    """Refuses what is not one of the three names that arrays are pickled by."""
+    is_known = module == "numpy" and name in ("ndarray", "dtype")
+    if not is_known and not (module in _MULTIARRAY and name == "_reconstruct"):
+        raise InputError(
+            f"the pickle asks for {module}.{name}, which is neither an array nor a "
+            f"plain container; {_WHY}"
+        )
 
 
 class _PickledType:
@@ -182,14 +234,9 @@ class _Unpickler(pickle.Unpickler):
     """Knows NumPy's array, as Python 2 and later pickled it, and no other class."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("numpy", "ndarray"):
+        _check_import(module, name)
+        if name == "ndarray":
             return _PickledArray
-        if (module, name) == ("numpy", "dtype"):
+        if name == "dtype":
             return _PickledType
-        modules = ("numpy.core.multiarray", "numpy._core.multiarray")
-        if module in modules and name == "_reconstruct":
-            return lambda *_: _PickledArray()
-        raise InputError(
-            f"the pickle asks for {module}.{name}, which is neither an array nor a "
-            "plain container; CIFAR-10 asks for nothing else, so it is refused"
-        )
+        return lambda *_: _PickledArray()

@@ -64,7 +64,7 @@ def load(
       InputError: an unknown name, missing or broken files, or another `shape`.
     """
     shape = tuple(shape)
-    folder = data_dir or os.environ.get("NCP_JAX_DATA", "")
+    folder = os.path.expanduser(data_dir or os.environ.get("NCP_JAX_DATA", ""))
     if name == "digits":
         dataset = _digits()
     elif name == "toy25":
@@ -98,9 +98,16 @@ def binarize(key: Array, images: Array) -> Array:
 
     Returns:
       float32 of the same shape, 0 or 1.
+
+    Raises:
+      InputError: the images are not uint8.
     """
     if images.dtype != jnp.uint8:
-        raise TypeError(f"binarize expects uint8 images, got {images.dtype}")
+        raise InputError(
+            f"binarize got examples of type {images.dtype}: it takes uint8 pictures, "
+            "0 to 255; turn grey values x in [0, 1] into them by "
+            "np.round(255 * x).astype(np.uint8)"
+        )
     # One 32-bit word serves two pixels. `bits(..., uint16)` would hash a word for each,
     # and the hash is nearly all of the cost.
     words = jax.random.bits(key, (-(-images.size // 2),), jnp.uint32)

@@ -3,8 +3,9 @@
 The pictures of a data set, train then valid then test, are one uint8 array
 `NAME-KEY.npy`, whose KEY changes with the files, their crop and the shape. While it is
 being filled it is called `NAME-KEY.partial` and `NAME-KEY.json` says how far it is; a
-run that was killed continues there, one that finds another at work waits for it. Both
-may be deleted whenever no run uses them.
+run that was killed continues there, one that finds another at work waits for it. Once
+it is full `NAME-KEY.sha256` seals it, and every use compares. All may be deleted
+whenever no run uses them.
 """
 
 import concurrent.futures
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from ncp_jax.data import picture_files
+from ncp_jax.data import picture_files, sealed_file
 from ncp_jax.data.partial_array import PartialArray
 from ncp_jax.data.picture_files import PictureSplits
 from ncp_jax.errors import InputError
@@ -43,7 +44,7 @@ def folders(cache_dir: str, data_dir: Path) -> list[Path]:
       data_dir: where the pictures are.
     """
     if cache_dir:
-        return [Path(cache_dir)]
+        return [Path(os.path.expanduser(cache_dir))]
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return [data_dir / FOLDER, Path(home) / "ncp_jax"]
 
@@ -205,9 +206,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if path.with_suffix(".sha256").exists():  # what follows would read broken bytes
+        sealed_file.check(path)
     try:
-        pictures = np.load(path, mmap_mode="r")
-    except (OSError, EOFError, ValueError) as error:
+        pictures = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # of a broken header NumPy and Python raise many kinds
         raise InputError(
             f"{path}: a broken cache ({error}); delete it, it will be made again"
         ) from error
@@ -216,6 +219,8 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"{path}: holds {pictures.dtype} {pictures.shape}, expected uint8 {shape}; "
             "delete it, it will be made again"
         )
+    if not path.with_suffix(".sha256").exists():
+        sealed_file.check(path)
     return pictures
 
 

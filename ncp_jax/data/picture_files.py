@@ -1,9 +1,9 @@
 """Picture files in a folder or a zip archive: listed, read, decoded to one shape."""
 
 import contextlib
-import glob
 import io
 import os
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +13,29 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # 16-bit and float pictures are not among them: Pillow would clip their levels.
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 _CHANNELS = {1: "L", 3: "RGB"}
+_NUM_NAMED = 5  # of what was skipped
+_COMPRESSIONS = (
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+    zipfile.ZIP_BZIP2,
+    zipfile.ZIP_LZMA,
+)
+_OTHER_COMPRESSIONS = {  # that archives may have and Python's module lacks
+    1: "shrink",
+    6: "implode",
+    9: "deflate64",
+    93: "zstandard",
+    95: "xz",
+    96: "jpeg",
+    98: "ppmd",
+    99: "AES",
+}
 
 
 class PictureFiles(NamedTuple):
@@ -72,13 +89,16 @@ def find(path: Path) -> PictureFiles:
     """Lists the pictures anywhere below a folder, or anywhere in a zip archive.
 
     A picture is what ends in one of `SUFFIXES`, in small or capital letters; hidden
-    files and folders are left out, links are followed.
+    files and folders are left out. Links are followed, but no folder is listed twice: a
+    link to one that is listed already, or that is around it, is skipped, as is what is
+    no regular file. What was skipped is printed.
 
     Args:
       path: the folder or the archive.
 
     Raises:
-      InputError: the archive is corrupt, or there is no picture.
+      InputError: the archive is corrupt, a folder cannot be read, or there is no
+        picture.
     """
     stamps = _in_folder(path) if path.is_dir() else _in_zip(path)
     if not stamps:
@@ -88,9 +108,12 @@ def find(path: Path) -> PictureFiles:
 
 def is_picture(name: str) -> bool:
     """Tells a picture by its name, relative to the folder or archive it is in."""
-    parts = name.split("/")
-    is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    is_hidden = any(map(_is_hidden, name.split("/")))
     return not is_hidden and name.lower().endswith(SUFFIXES)
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith(".") or part == "__MACOSX"
 
 
 def check_shape(name: str, shape: tuple[int, ...]) -> None:
@@ -158,28 +181,73 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def _in_folder(path: Path) -> dict[str, str]:
-    stamps = {}
-    for name in glob.iglob("**/*", root_dir=path, recursive=True):
-        relative = name.replace(os.sep, "/")
-        if is_picture(relative):
-            try:
-                status = (path / name).stat()
-            except OSError as error:
-                raise InputError(f"{path / name}: cannot be read ({error})") from error
-            stamps[relative] = f"{status.st_size} {status.st_mtime_ns}"
+    stamps, skipped = {}, list[str]()
+    try:
+        seen = {_identity(path.stat())}
+        folders, links = [("", path)], list[tuple[str, Path]]()
+        while folders or links:  # real folders first: no link takes the place of one
+            prefix, folder = folders.pop() if folders else links.pop(0)
+            if prefix and _identity(folder.stat()) in seen:
+                skipped.append(f"{folder} (the folder {folder.resolve()} once more)")
+                continue
+            seen.add(_identity(folder.stat()))
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                if not _is_hidden(entry.name) and _is_folder(entry):
+                    found = links if entry.is_symlink() else folders
+                    found.append((f"{prefix}{entry.name}/", Path(entry.path)))
+                elif is_picture(entry.name):
+                    status = entry.stat()
+                    if stat.S_ISREG(status.st_mode):
+                        stamp = f"{status.st_size} {status.st_mtime_ns}"
+                        stamps[prefix + entry.name] = stamp
+                    else:
+                        skipped.append(f"{entry.path} (no regular file)")
+    except OSError as error:
+        where = error.filename or path
+        raise InputError(f"{where}: cannot be read ({explained(error)})") from error
+    if skipped:
+        more = f" and {len(skipped) - _NUM_NAMED} more" * (len(skipped) > _NUM_NAMED)
+        print(f"{path}: skipped {', '.join(skipped[:_NUM_NAMED])}{more}")
     return stamps
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(OSError):  # a link that leads to itself
+        return entry.is_dir()
+    return False
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _in_zip(path: Path) -> dict[str, str]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of broken directories zipfile raises many kinds
+        if isinstance(error, PermissionError):
+            raise InputError(f"{path}: cannot be read ({explained(error)})") from error
         raise InputError(
             f"{path}: no zip archive, or truncated or corrupt ({error}); fetch it again"
         ) from error
+    pictures = [member for member in members if is_picture(member.filename)]
+    for member in pictures:
+        if reason := _unreadable(member):
+            raise InputError(
+                f"{path}: {member.filename} is {reason}, which cannot be read here; "
+                "unpack the archive, or pack the pictures again with plain deflate"
+            )
     return {
-        member.filename: f"{member.file_size} {member.CRC:08x}"
-        for member in members
-        if is_picture(member.filename)
+        member.filename: f"{member.file_size} {member.CRC:08x}" for member in pictures
     }
+
+
+def _unreadable(member: zipfile.ZipInfo) -> str:
+    """Why Python cannot read a member of an archive; "" if it can."""
+    if member.flag_bits & 1:
+        return "encrypted"
+    if member.compress_type not in _COMPRESSIONS:
+        method = _OTHER_COMPRESSIONS.get(member.compress_type, "unknown")
+        return f"compressed by method {member.compress_type} ({method})"
+    return ""

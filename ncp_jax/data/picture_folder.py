@@ -1,6 +1,7 @@
 """Folders of pictures, and CelebA-HQ, which comes as one: found and divided."""
 
-from collections.abc import Iterable
+import re
+from collections import Counter
 from pathlib import Path
 
 from ncp_jax.data import picture_files
@@ -8,11 +9,18 @@ from ncp_jax.data.picture_files import PictureSplits
 from ncp_jax.data.splits import hold_out, pseudo_random_order
 from ncp_jax.errors import InputError
 
-SPLIT_FOLDERS = {
-    "train": ("train",),
-    "valid": ("valid", "val", "validation"),
-    "test": ("test",),
+# What folders of a split are called, in small or capital letters; "val2017", too.
+SPLIT_WORDS = {
+    "train": ("train", "training", "trn"),
+    "valid": ("valid", "val", "validation", "validate", "dev"),
+    "test": ("test", "testing", "tst"),
 }
+_WITH_MORE = r"({})([-_ ]?(set|split|data|images?|imgs?|pictures|\d+))?"
+_PATTERNS = {
+    split: re.compile(_WITH_MORE.format("|".join(words)), re.IGNORECASE)
+    for split, words in SPLIT_WORDS.items()
+}
+_NUM_NAMED = 5  # folders in a line
 _CELEBAHQ = (
     "celebahq",
     "celeba_hq",
@@ -25,9 +33,12 @@ _CELEBAHQ = (
 def divide(path: Path) -> PictureSplits:
     """Divides the pictures of a folder or a zip archive into train, valid and test.
 
-    Sub-folders train/, valid/ (or val/, validation/) and test/ are taken at their word,
-    sorted by name, and what lies beside them is left out. What they lack is made from
-    the names in sorted order, shuffled by one fixed permutation:
+    Sub-folders train/, valid/ and test/, under their usual names (`SPLIT_WORDS`), are
+    taken at their word, sorted by name, and what lies beside them is left out. Only the
+    top level counts: a class may be called train/, too. So is a train/ that has neither
+    valid/ nor test/ but other folders of pictures beside it. What was taken for what is
+    printed. What is lacking is made from the names in sorted order, shuffled by one
+    fixed permutation:
 
     - without test/, half of valid/ becomes the test set, so that nothing is ever tuned
       on it;
@@ -43,7 +54,7 @@ def divide(path: Path) -> PictureSplits:
       InputError: a corrupt archive, no or too few pictures, or no train/.
     """
     files = picture_files.find(path)
-    groups = _groups(files.stamps)
+    groups = _groups(path, list(files.stamps))
     if not any(groups.values()):
         return PictureSplits(files, *_three_parts(list(files.stamps), path))
     train, valid, test = groups["train"], groups["valid"], groups["test"]
@@ -92,23 +103,55 @@ def find_celebahq(data_dir: Path) -> PictureSplits:
     return divide(found)
 
 
-def _groups(names: Iterable[str]) -> dict[str, list[str]]:
+def split_of(folder: str) -> str:
+    """Returns "train", "valid" or "test" for the name of such a folder, else ""."""
+    found = (split for split, form in _PATTERNS.items() if form.fullmatch(folder))
+    return next(found, "")
+
+
+def _groups(path: Path, names: list[str]) -> dict[str, list[str]]:
     """The names within the sub-folders of each split; all empty if there are none."""
     parts = [name.split("/") for name in names]
-    known = {folder for folders in SPLIT_FOLDERS.values() for folder in folders}
     depth = 0
-    while (first := parts[0][depth]) not in known and all(
+    while not split_of(first := parts[0][depth]) and all(
         len(part) > depth + 1 and part[depth] == first for part in parts
     ):
         depth += 1
+    # Pictures that lie beside the folders are in none: "".
+    tops = [part[depth] if len(part) > depth + 1 else "" for part in parts]
+    counts = Counter(tops)
+    by_split: dict[str, list[str]] = {split: [] for split in SPLIT_WORDS}
+    for top in sorted(counts):
+        if split := split_of(top):
+            by_split[split].append(top)
+    others = [top for top in counts if top and not split_of(top)]
+    if others and by_split["train"] and not (by_split["valid"] or by_split["test"]):
+        by_split["train"] = []  # a class of that name
+    _tell(path, counts, by_split)
     return {
-        split: [
-            "/".join(part)
-            for part in parts
-            if len(part) > depth + 1 and part[depth] in folders
-        ]
-        for split, folders in SPLIT_FOLDERS.items()
+        split: [name for name, top in zip(names, tops, strict=True) if top in tops_of]
+        for split, tops_of in by_split.items()
     }
+
+
+def _tell(path: Path, counts: Counter[str], by_split: dict[str, list[str]]) -> None:
+    """Prints which folders were taken for what, with their numbers of pictures."""
+    taken = [top for tops in by_split.values() for top in tops]
+    said = [
+        f"{split} from " + ", ".join(f"{top}/ ({counts[top]:,})" for top in tops)
+        for split, tops in by_split.items()
+        if tops
+    ]
+    if not taken:
+        said = [f"no folders of splits, {counts.total():,} pictures to be divided"]
+        if classes := [top for top in sorted(counts) if split_of(top)]:
+            said.append(f"{', '.join(classes)}/ taken for a class")
+    elif left := counts.total() - sum(counts[top] for top in taken):
+        beside = [f"{top}/" if top else "loose pictures" for top in sorted(counts)]
+        names = [name for name in beside if name.rstrip("/") not in taken]
+        shown = ", ".join(names[:_NUM_NAMED]) + ", ..." * (len(names) > _NUM_NAMED)
+        said.append(f"left out {left:,}: {shown}")
+    print(f"{path}: {'; '.join(said)}")
 
 
 def _three_parts(
@@ -134,6 +177,8 @@ def _shuffled(names: list[str]) -> list[str]:
 
 
 def _holds_pictures(folder: Path) -> bool:
-    if (folder / "train").is_dir():
-        return True
-    return any(picture_files.is_picture(path.name) for path in folder.iterdir())
+    return any(
+        picture_files.is_picture(path.name)
+        or (split_of(path.name) == "train" and path.is_dir())
+        for path in folder.iterdir()
+    )

@@ -7,6 +7,7 @@ and what was expected.
 import gzip
 import importlib.util
 import math
+import os
 import struct
 import zipfile
 import zlib
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained
 
 _IDX_UBYTE, _IDX_NDIM = 0x08, 3  # pictures: unsigned bytes [N, H, W]
 _TORCHVISION_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
@@ -105,12 +106,12 @@ def read_packed_bits(path: Path, shape: tuple[int, ...]) -> dict[str, np.ndarray
     Raises:
       InputError: the archive is corrupt, lacks a key, or packs another size.
     """
-    if not zipfile.is_zipfile(path):
+    if os.access(path, os.R_OK) and not zipfile.is_zipfile(path):
         raise InputError(f"{path}: corrupt or no npz archive; fetch it again")
     num_pixels = math.prod(shape)
     pictures = {}
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:
             for key in ("train", "valid", "test"):
                 if key not in archive:
                     raise InputError(
@@ -121,7 +122,11 @@ def read_packed_bits(path: Path, shape: tuple[int, ...]) -> dict[str, np.ndarray
                 _check_packed(path, key, packed, shape)
                 bits = np.unpackbits(packed, axis=1, count=num_pixels)
                 pictures[key] = (bits * np.uint8(255)).reshape(-1, *shape)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except InputError:
+        raise
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read ({explained(error)})") from error
+    except Exception as error:  # of broken archives and headers NumPy raises many kinds
         raise InputError(f"{path}: corrupt npz ({error}); fetch it again") from error
     return pictures
 
@@ -175,6 +180,8 @@ def _read_maybe_gzipped(path: Path) -> bytes:
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read ({explained(error)})") from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"{path}: cannot be read, truncated or corrupt ({error}); fetch it again"

@@ -11,7 +11,7 @@ from ncp_jax import rng
 from ncp_jax.evaluation import importance
 from ncp_jax.models.base import GroupPrior, Latents
 from ncp_jax.models.distributions import Distribution
-from ncp_jax.priors.latents import walk
+from ncp_jax.priors.latents import prior_of, walk
 from ncp_jax.priors.ncp_prior import LogRatio, NCPPrior
 
 Array = jax.Array
@@ -86,7 +86,7 @@ def example_bounds(
         _log_normaliser, num_proposals=num_snis_proposals, chunk_size=chunk_size
     )
     snis_key, later_key = rng.stream(key, "snis"), rng.stream(key, "later groups")
-    base, context = ncp.vae.prior(0, 0, ncp.vae.root(len(x)))
+    base, context = prior_of(ncp.vae, 0, 0, ncp.vae.root(len(x)), len(x))
     num_groups = sum(block.num_groups for block in ncp.vae.blocks)
     draws = _posterior_draws(
         ncp,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 NUM_BINS = 10
+MIN_EXAMPLES = 2 * NUM_BINS  # fewer leave bins without a sign, which count as 0
 
 
 class Reliability(NamedTuple):

@@ -61,8 +61,9 @@ def contrast_on_held_out(
       num_passes: draws of both classes per example.
 
     Returns:
-      `nce_loss` and `jsd` of each group, in nats, its `calibration_error`, and the
-      three of `gains.held_out_gain`; and
+      `nce_loss` and `jsd` of each group, in nats, its `calibration_error` (without a
+      standard error of fewer than `calibration.MIN_EXAMPLES`), and the three of
+      `gains.held_out_gain`; and
       arrays for plots, one row per group of `groups` [K]: log r of one posterior and
       one prior draw per example [K, N], the reliability curve of these draws
       [K, num_bins], the loss with its standard error [K, 2].
@@ -77,7 +78,7 @@ def contrast_on_held_out(
     estimates = {
         **losses,
         **per_group("jsd", np.log(2.0) - loss.T / 2, "nats", ncp.groups),
-        **per_group("calibration_error", off, "probability", ncp.groups),
+        **_calibration_errors(off, len(loss), ncp.groups),
     }
     groups = range(len(pairs)) if ncp.groups is None else ncp.groups
     for k in groups:
@@ -87,6 +88,23 @@ def contrast_on_held_out(
     arrays = {"groups": np.array(groups), "nce_loss": as_rows(losses.values())}
     firsts = [(pairs[k][0][:, 0], pairs[k][1][:, 0]) for k in groups]
     return estimates, arrays | _curves(firsts)
+
+
+def _calibration_errors(
+    terms: np.ndarray, num_examples: int, groups: tuple[int, ...] | None
+) -> dict[str, Estimate]:
+    """Means of `calibration.error_terms` [K, n]; of too few examples without an error.
+
+    Most bins then have no sign, and 0 +- 0 would look calibrated.
+    """
+    found = per_group("calibration_error", terms, "probability", groups)
+    if num_examples >= calibration.MIN_EXAMPLES:
+        return found
+    print(
+        f"no interval of calibration_error: {num_examples} examples are too few, at "
+        f"least {calibration.MIN_EXAMPLES} are needed"
+    )
+    return {name: e._replace(stderr=None) for name, e in found.items()}
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -159,6 +177,9 @@ def sampler_diagnostics(
 ) -> dict[str, Estimate]:
     """What a sampler tells of its chains, as means over them, for each group.
 
+    SIR's log Z has no standard error where its proposals are fewer than `MIN_ESS`
+    effective ones: then every chain errs to the same side.
+
     Args:
       name: of the sampler.
       infos: `infos` of `generation.sample` or `generate`, or what `join_blocks` makes
@@ -181,6 +202,13 @@ def sampler_diagnostics(
         for field, unit in units.items()
         if field in fields
     }
+    if isinstance(info, samplers.SIRInfo):
+        estimates["log_z"] = {
+            log_z: e if ess.value >= importance.MIN_ESS else e._replace(stderr=None)
+            for (log_z, e), ess in zip(
+                estimates["log_z"].items(), estimates["ess"].values(), strict=True
+            )
+        }
     return {key: value for part in estimates.values() for key, value in part.items()}
 
 

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from ncp_jax.evaluation.importance import Estimate, mean_estimate
-
-MIN_ESS = 100.0  # effective draws; with fewer a standard error of log Z means nothing
+from ncp_jax.evaluation.importance import MIN_ESS, Estimate, mean_estimate
 
 
 def held_out_gain(log_r_q: np.ndarray, log_r_p: np.ndarray) -> dict[str, Estimate]:

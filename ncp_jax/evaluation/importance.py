@@ -11,6 +11,8 @@ import scipy.special
 
 Array = jax.Array
 
+MIN_ESS = 100.0  # effective draws; with fewer the error of a weighted mean is a guess
+
 
 def log_mean_exp(log_w: Array, axis: int = 0) -> Array:
     """log of the mean of exp(log_w) over `axis`, without overflow."""
@@ -35,7 +37,9 @@ def chain_ess(course: np.ndarray) -> np.ndarray:
     """How many independent draws each Markov chain is worth, in (0, T].
 
     T / (1 + 2 sum of autocorrelations), the sum cut where pairs of them turn negative:
-    Geyer, "Practical Markov chain Monte Carlo" (1992).  A chain that never moves has 1.
+    Geyer, "Practical Markov chain Monte Carlo" (1992).  No chain is worth more draws
+    than it has visited, one and its moves: one that never moves has 1, and one that
+    moved once at its end 2, where so few autocorrelations would say T.
 
     Args:
       course: [..., T] a number at every step of a stationary chain.
@@ -54,7 +58,8 @@ def chain_ess(course: np.ndarray) -> np.ndarray:
     pairs = rho[..., 0:even:2] + rho[..., 1:even:2]  # positive for a reversible chain
     is_kept = np.cumprod(pairs > 0, axis=-1)
     ess = num_steps / np.maximum(2 * (pairs * is_kept).sum(-1) - 1, 1.0)
-    return np.where(is_still, 1.0, ess)
+    num_visited = 1 + (np.diff(course, axis=-1) != 0).sum(-1)
+    return np.where(is_still, 1.0, np.minimum(ess, num_visited))
 
 
 class Estimate(NamedTuple):
@@ -111,8 +116,17 @@ class WeightSums:
         return float(np.exp(2 * self.log_sums[0] - self.log_sums[1]))
 
     @property
+    def is_enough(self) -> bool:
+        """Whether an error that is computed from these weights can be believed."""
+        return self.count > 1 and self.ess >= MIN_ESS * (1 - 1e-9)
+
+    @property
     def ess_fraction(self) -> Estimate:
-        """ESS / n, tending to (E w)^2 / E w^2; standard error by the delta method."""
+        """ESS / n, tending to (E w)^2 / E w^2; standard error by the delta method.
+
+        None below `MIN_ESS`: where few draws carry the weight, the largest is not yet
+        among them, and the fraction is too high by far more than it seems.
+        """
         n = self.count
         # Moments of w scaled to mean 1; f = 1 / m2 and its linearisation in m1, m2.
         m2, m3, m4 = (
@@ -120,7 +134,7 @@ class WeightSums:
             for j, s in enumerate(self.log_sums[1:], start=2)
         )
         variance = 4 * m2 + m4 / m2**2 - 4 * m3 / m2 - 1
-        stderr = float(np.sqrt(max(variance, 0.0) / n) / m2) if n > 1 else None
+        stderr = float(np.sqrt(max(variance, 0.0) / n) / m2) if self.is_enough else None
         return Estimate(float(1 / m2), stderr, n, "fraction")
 
     @property
@@ -128,9 +142,10 @@ class WeightSums:
         """log (1/n) sum w with its standard error by the delta method, nats.
 
         exp of it is unbiased, so the log itself is low by about half its squared
-        standard error.
+        standard error.  Below `MIN_ESS` there is none: at an effective 8 draws
+        it was several times too small.
         """
         n = self.count
         relative_variance = max(n / self.ess - 1.0, 0.0)  # of one weight
-        stderr = math.sqrt(relative_variance / n) if n > 1 else None
+        stderr = math.sqrt(relative_variance / n) if self.is_enough else None
         return Estimate(self.log_sums[0] - math.log(n), stderr, n, "nats")

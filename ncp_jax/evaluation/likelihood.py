@@ -90,7 +90,7 @@ def measure(
     chunk_size: int,
     log_z_batch_size: int,
     num_binarizations: int = 1,
-    max_log_z_stderr: float = 0.0,
+    max_log_z_stderr: float = 0.1,
     mesh: Mesh | None = None,
 ) -> tuple[dict[str, Estimate], dict[str, np.ndarray]]:
     """The test likelihoods of the base prior and of the NCP, and their difference.
@@ -113,7 +113,9 @@ def measure(
         example's values are averaged first, so errors are those over examples.
       max_log_z_stderr: nats, 0 for no bound.  With a larger standard error of log Z
         `nll_ncp` and `gain_nats` are left out, and `log_z_draws_missing` is there.
-        An error e needs an effective sample size of about 1 / e^2.
+        An error e needs an effective sample size of about 1 / e^2.  Without a bound
+        they are there, but below `importance.MIN_ESS` effective draws log Z and what
+        is made of it have no standard error.
       mesh: the devices that share the draws for log Z; None for one.
 
     Returns:
@@ -180,8 +182,8 @@ def missing_draws(sums: WeightSums, max_stderr: float) -> Estimate | None:
     """How many more draws should bring the standard error of log Z to `max_stderr`.
 
     n draws leave the variance (E[r^2] / E[r]^2 - 1) / n = (1 / f - 1) / n, with f the
-    fraction ESS / n.  Where few draws carry the weight, f is still too high and this
-    too low.
+    fraction ESS / n; and `importance.MIN_ESS` / f draws are needed for any error to be
+    believed.  Where few draws carry the weight, f is still too high and this too low.
 
     Returns:
       None if there are enough draws already, or no bound.
@@ -189,20 +191,28 @@ def missing_draws(sums: WeightSums, max_stderr: float) -> Estimate | None:
     stderr, f, n = sums.log_mean.stderr, sums.ess_fraction, sums.count
     if not max_stderr or (stderr is not None and stderr <= max_stderr):
         return None
-    total = (1 / f.value - 1) / max_stderr**2
+    total = max((1 / f.value - 1) / max_stderr**2, importance.MIN_ESS / f.value)
     error = None if f.stderr is None else f.stderr / f.value**2 / max_stderr**2
     return Estimate(max(total - n, 1.0), error, n, "draws")
 
 
 def refusal(estimates: dict[str, Estimate], max_stderr: float) -> str:
-    """Why there is no `nll_ncp`, and what would help; "" where there is one."""
+    """Why there is no `nll_ncp` or no error of it, and what would help; else ""."""
+    z, ess = estimates["log_z"], estimates["ess_fraction"].value * estimates["log_z"].n
+    known = (
+        f"log Z has a standard error of {z.stderr or 0:.3g} nats after {z.n:,} draws"
+    )
+    if z.stderr is None:
+        known = (
+            f"log Z rests on {ess:.3g} effective draws of {z.n:,}, and below "
+            f"{importance.MIN_ESS:g} no standard error can be believed"
+        )
     if "log_z_draws_missing" not in estimates:
-        return ""
-    z, missing = estimates["log_z"], estimates["log_z_draws_missing"]
-    stderr = np.nan if z.stderr is None else z.stderr
+        few = f"no interval of nll_ncp, gain_nats and log_z: {known}"
+        return few if z.stderr is None else ""
+    missing = estimates["log_z_draws_missing"]
     return (
-        f"no nll_ncp and gain_nats: log Z has a standard error of {stderr:.3g} nats "
-        f"after {z.n:,} draws, config.evaluate.max_log_z_stderr is {max_stderr:g}; "
-        f"about {missing.value:,.0f} more draws are needed "
+        f"no nll_ncp and gain_nats: {known}, config.evaluate.max_log_z_stderr is "
+        f"{max_stderr:g}; about {missing.value:,.0f} more draws are needed "
         f"(config.evaluate.num_log_z_draws={z.n + missing.value:.0f})"
     )

@@ -12,9 +12,10 @@ from ncp_jax.benchmark import alone, sampling, stage_two, timing, training_loop
 from ncp_jax.experiment.sample_stage import in_dtype
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models import stacks
-from ncp_jax.models.base import FrozenVAE
+from ncp_jax.models.base import FrozenVAE, LatentVariableModel
 from ncp_jax.pages import benchmark_page
-from ncp_jax.priors import generation, ncp_prior
+from ncp_jax.priors import directions, generation, ncp_prior
+from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.training import ncp_update
 
 Array = jax.Array
@@ -91,8 +92,8 @@ def _samplers(experiment: Experiment) -> dict[str, Any]:
 
 def _alone(experiment: Experiment) -> dict[str, Any]:
     settings = experiment.config.benchmark
-    stack = stacks.stack_blocks(experiment.blocks)[0]
     num_chains, (ncp, _) = max(settings.num_images), _prior(experiment)
+    stack = _first_stack(ncp)
     rows = alone.rows(
         experiment.discriminator,
         stack.latent_shape,
@@ -111,7 +112,7 @@ def _alone(experiment: Experiment) -> dict[str, Any]:
 
 def _stage_two(experiment: Experiment) -> dict[str, Any]:
     settings = experiment.config.benchmark
-    stack = stacks.stack_blocks(experiment.blocks)[0]
+    stack = _first_stack(_prior(experiment)[0])
     rows = stage_two.rows(
         experiment.discriminator,
         experiment.ncp_optimizer,
@@ -146,13 +147,34 @@ def _told(found: dict[str, Any], rows: Iterable[dict[str, Any]]) -> dict[str, An
     return found
 
 
+def _first_stack(ncp: ncp_prior.NCPPrior) -> stacks.Stack:
+    """Of the blocks that discriminators read."""
+    blocks = [ncp.vae.blocks[b] for b in ncp.reweighted_blocks]
+    return stacks.stack_blocks(blocks)[0]
+
+
 def _prior(experiment: Experiment) -> tuple[ncp_prior.NCPPrior, str]:
     """The NCP of the workdir, or one of random weights, and which of them it is."""
     if experiment.is_trained:
         return experiment.load_ncp(), "trained"
-    network = experiment.discriminator
-    vae = FrozenVAE(experiment.vae_module, experiment.initial_variables())
-    init_key = rng.stream(experiment.key("ncp"), "init")
-    params = jax.jit(partial(ncp_update.init_params, network))(vae, init_key)
     key = rng.stream(experiment.key("benchmark"), "weights")
-    return ncp_prior.NCPPrior(vae, network, alone.shaken(params, key)), "random"
+    vae, network = _untrained(experiment), experiment.discriminator
+    reweighted: LatentVariableModel = vae
+    if isinstance(vae, SignalVAE):
+        reweighted = vae.coordinates
+    init_key = rng.stream(experiment.key("ncp"), "init")
+    init = jax.jit(partial(ncp_update.init_params, network))
+    params = alone.shaken(init(reweighted, init_key), key)
+    rest = (None,) * (len(vae.blocks) - len(params))
+    return ncp_prior.NCPPrior(vae, network, (*params, *rest)), "random"
+
+
+def _untrained(experiment: Experiment) -> LatentVariableModel:
+    """The VAE of random weights, in coordinates of random directions if in any."""
+    vae = FrozenVAE(experiment.vae_module, experiment.initial_variables())
+    settings = experiment.config.ncp.directions
+    if not settings.cap:
+        return vae
+    key = rng.stream(experiment.key("benchmark"), "directions")
+    found = directions.random_directions(vae, key, settings.cap)
+    return SignalVAE(vae, found, settings.context_size, settings.is_joint)

@@ -31,7 +31,7 @@ from ml_collections import config_flags
 
 from ncp_jax import parallel
 from ncp_jax.data import datasets
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained
 from ncp_jax.experiment import stages
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import config_files
@@ -60,13 +60,15 @@ def main(argv: list[str]) -> int:
         with _sigterm_raises():
             options = _parse(argv)
             parallel.join_processes()
-            stages.run(options.config, Path(options.workdir), options.stage)
+            workdir = Path(os.path.expanduser(options.workdir))
+            stages.run(options.config, workdir, options.stage)
     except (InputError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that went away
-        print(f"error: {error}\nSaved steps are kept: mend", end=" ", file=sys.stderr)
-        print("this and run the same command again.", file=sys.stderr)
+        print(f"error: {explained(error)}", file=sys.stderr)
+        print("Saved steps are kept: mend this and run the", end=" ", file=sys.stderr)
+        print("same command again.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return _report(Preempted(signal.SIGINT))

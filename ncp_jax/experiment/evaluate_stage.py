@@ -10,7 +10,7 @@ from ncp_jax.data import datasets
 from ncp_jax.evaluation import diagnostics, held_out
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import modes
-from ncp_jax.experiment import picture_scores, sample_measures
+from ncp_jax.experiment import chosen_rows, picture_scores, sample_measures
 from ncp_jax.experiment.sample_stage import LANGEVIN_FIELDS, load_samples
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
@@ -38,7 +38,7 @@ def evaluate(experiment: Experiment) -> dict[str, Estimate]:
     drawn = load_samples(experiment)
     net = picture_scores.load_net(experiment)  # or an error, before hours of work
     key = experiment.key("evaluate")
-    examples = experiment.held_out[: settings.max_examples or None]
+    examples = chosen_rows.held_out(experiment, settings.max_examples)
     batches = list(
         datasets.padded_batches(examples, min(settings.batch_size, len(examples)))
     )

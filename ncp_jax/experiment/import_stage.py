@@ -14,11 +14,15 @@ from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import data_seal
 from ncp_jax.experiment.setup.wiring import Experiment
-from ncp_jax.experiment.setup.workdir import SECTIONS
+from ncp_jax.experiment.setup.workdir import SECTIONS, read_json
 from ncp_jax.models.nvae import checkpoint, torch_file
 from ncp_jax.models.nvae.model import NVAE
+from ncp_jax.training.checkpoints import DamagedCheckpoint, best_weights
 from ncp_jax.training.run_log import RunLog, read_metrics
+
+ORIGIN = "taken_over.json"  # within the folder of a stage 1: from which run it came
 
 
 def with_its_model(config: ConfigDict) -> ConfigDict:
@@ -86,44 +90,118 @@ def take_over(experiment: Experiment) -> None:
     """Copies the complete stage 1 of the run in `vae.workdir`, unless that is done.
 
     Raises:
-      InputError: if that run has other settings of stage 1, or has not ended it.
+      InputError: if that run has other settings, other data or another stage 1 than
+        this one, has not ended its own, or is damaged.
     """
-    source, path = Path(experiment.config.vae.workdir), experiment.path
-    if (path / "vae").exists():
+    source = Path(os.path.expanduser(experiment.config.vae.workdir))
+    if (experiment.path / "vae").exists():
+        check_taken(experiment)
         return
     if jax.process_count() > 1:
         raise InputError(
             "stage 1 is taken over by one process: run --stage=vae without the "
             "variables that join several"
         )
+    _check_source(experiment, source)
+    path, copy = experiment.path, experiment.path / "vae.tmp"
+    try:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(source / "vae", copy)
+        (copy / ORIGIN).write_text(json.dumps({"workdir": str(source.absolute())}))
+        experiment.check_stage_1(copy / "checkpoints")
+    except (InputError, OSError) as error:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise InputError(
+            f"config.vae.workdir={source}: its stage 1 cannot be taken over: "
+            f"{str(error).replace(str(copy), str(source / 'vae'))}"
+        ) from error
+    _take_records(experiment, source, copy)
+    os.replace(copy, path / "vae")  # last: it says that all is here
+    print(f"vae: taken over from {source}")
+
+
+def check_taken(experiment: Experiment) -> None:
+    """Whether the stage 1 that is here, if any, is that of `vae.workdir`.
+
+    Raises:
+      InputError: it is another, or there is none where `vae.workdir` says.
+    """
+    source = Path(os.path.expanduser(experiment.config.vae.workdir))
+    path = experiment.path / "vae"
+    there = source / "vae" / "checkpoints"
+    if not there.is_dir():
+        try:
+            origin = json.loads((path / ORIGIN).read_bytes())
+        except (OSError, ValueError):
+            origin = None
+        if origin == {"workdir": str(source.absolute())}:
+            print(f"vae: was taken over from {source}, which is no longer there")
+            return
+        raise InputError(
+            f"config.vae.workdir={source} has no stage 1, and {path} was not taken "
+            "over from there: mend the path, or leave config.vae.workdir out"
+        )
+    here = best_weights(path / "checkpoints")
+    try:
+        is_other = here is not None and best_weights(there) != here
+    except DamagedCheckpoint as damage:
+        print(f"vae: {path} is read, not config.vae.workdir={source}: {damage}")
+        return
+    if is_other:
+        raise InputError(
+            f"config.vae.workdir={source} has another stage 1 than {path}, which was "
+            "there before: leave config.vae.workdir out, or give another --workdir"
+        )
+
+
+def _check_source(experiment: Experiment, source: Path) -> None:
+    """Whether a complete stage 1 of these settings and data is there."""
     num_steps = experiment.config.vae.num_steps
     if not (source / "vae" / "checkpoints" / str(num_steps)).exists():
         raise InputError(
             f"config.vae.workdir={source} has no stage 1 of {num_steps} steps: run "
             f"--stage=vae with --workdir={source} first"
         )
-    before = json.loads((source / "config.json").read_bytes())
+    before = read_json(source, "config.json")
+    if before is None:
+        raise InputError(
+            f"config.vae.workdir={source} has no config.json, which says how its "
+            f"stage 1 was trained: run --stage=vae with --workdir={source} again"
+        )
     mine = config_lib.as_json(experiment.config)
     if lines := config_lib.differences(before, mine, SECTIONS["vae"]):
         raise InputError(
             f"config.vae.workdir={source} was made with another config:\n  "
             + "\n  ".join(lines)
         )
+    seal = data_seal.of(experiment.config.data.name, experiment.dataset)
+    trained_on = read_json(source, data_seal.FILE)
+    if data_seal.is_seal(trained_on) and trained_on != seal:
+        raise InputError(
+            f"config.vae.workdir={source} was trained on other data:\n  "
+            + "\n  ".join(data_seal.differences(trained_on, seal))
+        )
+
+
+def _take_records(experiment: Experiment, source: Path, copy: Path) -> None:
+    """Copies what the other run has written down of its stage 1."""
+    path = experiment.path
     records = [r for r in read_metrics(source / "metrics.jsonl") if r["stage"] == "vae"]
     with (path / "metrics.jsonl").open("w") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
     if (source / "events" / "vae").exists():
         events = path / "events" / "vae"
         shutil.copytree(source / "events" / "vae", events, dirs_exist_ok=True)
-    if (source / "results.json").exists():  # where it was trained, and how long
-        run = json.loads((source / "results.json").read_bytes())["run"]
-        if record := run.get("stages", {}).get("vae"):
-            seconds, there = run["wall_seconds"]["vae"], record["environment"]
-            experiment.workdir.add_results("vae", {}, seconds, there)
-    shutil.copytree(source / "vae", path / "vae.tmp", dirs_exist_ok=True)
-    os.replace(path / "vae.tmp", path / "vae")  # last: it says that all is here
-    print(f"vae: taken over from {source}")
+    run = (read_json(source, "results.json") or {}).get("run", {})
+    try:  # where it was trained, and how long
+        seconds = float(run["wall_seconds"]["vae"])
+        there = dict(run["stages"]["vae"]["environment"])
+    except (LookupError, TypeError, ValueError):
+        return  # nobody knows; what is copied is whole
+    weights = best_weights(copy / "checkpoints")
+    taken = {"vae": weights._asdict()} if weights else {}
+    experiment.workdir.add_results("vae", {}, seconds, there, taken)
 
 
 def _read(path: str) -> tuple[NVAE, dict[str, Any]]:
-    return checkpoint.from_checkpoint(torch_file.load(path))
+    return checkpoint.from_checkpoint(torch_file.load(os.path.expanduser(path)))

@@ -11,6 +11,7 @@ from ncp_jax.data import datasets, pixels
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation import audit, diagnostics
 from ncp_jax.evaluation.importance import Estimate
+from ncp_jax.experiment import chosen_rows
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages import pictures
@@ -79,8 +80,7 @@ def _decoded(
             f"config.evaluate.audit_groups = {tuple(settings.audit_groups)}: the model "
             f"has the groups 0 to {num_groups - 1}"
         )
-    order = np.random.default_rng(rng.numpy_seed(rng.stream(key, "rows")))
-    rows = order.permutation(len(train))[: settings.audit_num_images]
+    rows = chosen_rows.rows(experiment, "train", settings.audit_num_images)
     size = min(settings.batch_size, len(rows))
 
     def batch(rows: np.ndarray, key: Array) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Pictures of a run against real ones by their features: FID or its kin, and KID."""
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -14,6 +15,7 @@ from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import feature_scores
 from ncp_jax.evaluation.metrics.extractor import FeatureNet
 from ncp_jax.evaluation.metrics.feature_scores import Reference
+from ncp_jax.experiment import chosen_rows
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages import pictures
@@ -38,7 +40,8 @@ def load_net(experiment: Experiment) -> FeatureNet | None:
             "config.evaluate.feature_net is for pictures: "
             f"{experiment.config.data.name} has none"
         )
-    net = feature_scores.load(settings.feature_net, settings.feature_weights)
+    weights = os.path.expanduser(settings.feature_weights)
+    net = feature_scores.load(settings.feature_net, weights)
     size = feature_scores.num_features(net, tuple(experiment.config.data.shape))
     counts = {
         "fid_num_images": settings.fid_num_images,
@@ -128,10 +131,8 @@ def _note(net: FeatureNet, reference: Reference, split: str, num: int) -> str:
 
 def _rows(experiment: Experiment, split: str) -> np.ndarray:
     """Which pictures of a split are used: at most `fid_num_reference`, at random."""
-    num = len(getattr(experiment.dataset, split))
-    key = rng.stream(experiment.key("evaluate"), "rows")
-    order = np.random.default_rng(rng.numpy_seed(key)).permutation(num)
-    return order[: experiment.config.evaluate.fid_num_reference]
+    most = experiment.config.evaluate.fid_num_reference
+    return chosen_rows.rows(experiment, split, most)
 
 
 def _real(experiment: Experiment, split: str, rows: np.ndarray) -> Iterator[np.ndarray]:

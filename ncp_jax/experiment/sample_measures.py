@@ -13,7 +13,12 @@ from ncp_jax.evaluation import diagnostics
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import extractor, latent_mmd, memorisation
 from ncp_jax.evaluation.metrics.extractor import FeatureNet
-from ncp_jax.experiment import picture_audit, picture_scores, sample_stage
+from ncp_jax.experiment import (
+    chosen_rows,
+    picture_audit,
+    picture_scores,
+    sample_stage,
+)
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import Block, LatentVariableModel
 from ncp_jax.pages import pictures
@@ -76,9 +81,10 @@ def measure(
             name: c.audited for name, c in collected.items() if c.audited is not None
         }
         found.append(Measured(*picture_audit.measure(experiment, vae, audited)))
-    held_out = experiment.held_out[: settings.num_neighbour_queries]
-    if experiment.has_pictures and min(_num_images(experiment), len(held_out)) > 1:
-        found.append(_memorisation(experiment, vae, drawn, held_out))
+    num_queries = min(settings.num_neighbour_queries, len(experiment.held_out))
+    if experiment.has_pictures and min(_num_images(experiment), num_queries) > 1:
+        rows = chosen_rows.rows(experiment, settings.split, num_queries)
+        found.append(_memorisation(experiment, vae, drawn, rows))
     estimates = {name: e for m in found for name, e in m.estimates.items()}
     arrays = {name: a for m in found for name, a in m.arrays.items()}
     return estimates, arrays
@@ -191,27 +197,33 @@ def _mmd(
     vae: LatentVariableModel,
     priors: Mapping[str, list[np.ndarray]],
 ) -> Measured:
-    """Held-out encodings, which no discriminator has seen, against the priors."""
+    """Held-out encodings, which no discriminator has seen, against the priors.
+
+    And against encodings of as many training examples, which a prior that is q of the
+    training set would be like: the floor.
+    """
     settings, num = experiment.config.evaluate, _num_mmd(experiment)
     key = rng.stream(experiment.key("evaluate"), "mmd")
     estimates, arrays = latent_mmd.per_group(
-        _posterior(experiment, vae, experiment.held_out[:num]),
-        priors,
+        _posterior(experiment, vae, settings.split, num),
+        {**priors, "floor": _posterior(experiment, vae, "train", num)},
         seed=rng.numpy_seed(key),
         num_permutations=settings.num_permutations,
     )
     note = (
-        f"{num:,} encodings of the {settings.split} set and as many draws of each "
-        "prior; Gaussian kernel, its bandwidth the median distance, on at most 500 "
-        f"principal axes; {settings.num_permutations:,} permutations."
+        f"{num:,} encodings of the {settings.split} set, chosen at random, and as many "
+        "draws of each prior; floor: as many encodings of training examples, so what "
+        "is not above it says nothing against a prior. Gaussian kernel, its bandwidth "
+        "the median distance, on at most 500 principal axes; "
+        f"{settings.num_permutations:,} permutations."
     )
     return Measured(estimates, arrays | {"note_mmd": np.array(note)})
 
 
 def _posterior(
-    experiment: Experiment, vae: LatentVariableModel, stored: np.ndarray
+    experiment: Experiment, vae: LatentVariableModel, split: str, num: int
 ) -> list[np.ndarray]:
-    """One z ~ q(z | x) of each example: per group [N, D_k]."""
+    """One z ~ q(z | x) of each of `num` examples at random: per group [num, D_k]."""
 
     @jax.jit
     def encode(stored: Array, key: Array) -> tuple[Array, ...]:
@@ -219,27 +231,33 @@ def _posterior(
         latents = vae.encode(x, rng.stream(key, "posterior")).latents
         return tuple(block.swapaxes(0, 1) for block in latents)
 
-    size = min(experiment.config.evaluate.batch_size, len(stored))
+    stored = getattr(experiment.dataset, split)
+    stored = stored[chosen_rows.rows(experiment, split, num)]
+    size = min(experiment.config.evaluate.batch_size, num)
     key = rng.stream(experiment.key("evaluate"), "encode")
+    key = rng.stream(key, "training examples") if split == "train" else key
     batches = datasets.padded_batches(stored, size)
     return latent_mmd.groups_of(diagnostics.over_examples(encode, batches, key))
 
 
 def _memorisation(
-    experiment: Experiment, vae: LatentVariableModel, drawn: Drawn, held_out: np.ndarray
+    experiment: Experiment, vae: LatentVariableModel, drawn: Drawn, rows: np.ndarray
 ) -> Measured:
-    """Nearest training pictures; writes samples/neighbours.png."""
+    """Nearest training pictures, of `rows` of held-out pictures, too.
+
+    Writes samples/neighbours.png.
+    """
     train = pictures.as_uint8(experiment.dataset.train)
     samples = {
-        name: pictures.to_uint8(d["images"][: len(held_out)])
-        for name, d in drawn.items()
+        name: pictures.to_uint8(d["images"][: len(rows)]) for name, d in drawn.items()
     }
     shown = samples[[*samples][min(1, len(samples) - 1)]][:NUM_SHOWN]
     pictures.save_png(
         experiment.path / "samples" / "neighbours.png",
         memorisation.picture(shown, train),
     )
-    rows, split = np.arange(len(held_out)), experiment.config.evaluate.split
+    split = experiment.config.evaluate.split
+    held_out = experiment.held_out[rows]
     decoded = picture_scores.reconstructions(experiment, vae, split, rows)
     samples["floor"] = np.concatenate(list(decoded))
     found = memorisation.measure(samples, pictures.as_uint8(held_out), train)
@@ -254,8 +272,9 @@ def _memorisation(
 
 
 def _num_mmd(experiment: Experiment) -> int:
-    """As many draws as there are encodings."""
-    return min(experiment.config.evaluate.num_mmd_samples, len(experiment.held_out))
+    """As many draws as there are encodings, of held-out and of training examples."""
+    sizes = len(experiment.held_out), len(experiment.dataset.train)
+    return min(experiment.config.evaluate.num_mmd_samples, *sizes)
 
 
 def _num_images(experiment: Experiment) -> int:

@@ -1,8 +1,6 @@
 """The stage that draws, by all samplers: pictures and arrays."""
 
 import dataclasses
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,7 +185,9 @@ def load_samples(experiment: Experiment) -> dict[str, dict[str, np.ndarray]]:
             fields = LANGEVIN_FIELDS if name == "langevin" else ()
             if missing := {"images", *fields} - drawn[name].keys():
                 raise ValueError(f"lacks {sorted(missing)}")
-        except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except PermissionError:
+            raise
+        except Exception as error:  # of broken archives NumPy raises many kinds
             raise InputError(
                 f"{path} is damaged ({error}): run --stage=sample again"
             ) from error

@@ -26,7 +26,7 @@ from ncp_jax.experiment import (
     sample_stage,
 )
 from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import validation, wiring
+from ncp_jax.experiment.setup import data_seal, validation, wiring
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.pages import comparison_page, run_page
@@ -57,11 +57,13 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
     validation.validate(config)
     if stage == "report":  # needs files only: neither the data nor the workdir's lock
         if config.report.workdirs:
-            workdirs = config.report.workdirs.split(",")
+            names = config.report.workdirs.split(",")
+            workdirs = [os.path.expanduser(name.strip()) for name in names]
             print(f"report: {comparison_page.write(workdirs, workdir)}")
         else:
             print(f"report: {run_page.write(workdir)}")
         return
+    parallel.check_devices()
     if jax.process_count() > 1 and stage not in ("vae", "ncp"):
         raise InputError(
             "several processes train together: --stage=vae, then --stage=ncp; what "
@@ -87,6 +89,8 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
     )
     with contextlib.closing(folder):
         print(f"device: {jax.device_count()} x {jax.devices()[0].device_kind}")
+        if stage != "benchmark":
+            folder.seal_data(data_seal.of(config.data.name, dataset))
         experiment = Experiment(config, folder, dataset)
         if stage == "import" or (stage == "all" and config.vae.checkpoint):
             import_stage.import_vae(experiment)
@@ -94,6 +98,8 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
             if config.vae.workdir:
                 import_stage.take_over(experiment)
             train(experiment, "vae")
+        elif config.vae.workdir and stage != "benchmark":
+            import_stage.check_taken(experiment)
         if stage in ("all", "ncp"):
             train(experiment, "ncp")
         for name in MEASURING:
@@ -116,8 +122,8 @@ def measure(experiment: Experiment, stage: str) -> None:
     folder, start = experiment.workdir, time.monotonic()
     if stage == "evaluate" and not folder.is_done("sample"):
         raise InputError(
-            f"{experiment.path / 'samples'} is not of these settings, or not "
-            "whole: run --stage=sample first"
+            f"{experiment.path / 'samples'} is not of these settings, not of the "
+            "weights that are there now, or not whole: run --stage=sample first"
         )
     folder.unmark(stage)  # its files are replaced one by one
     estimates = MEASURING[stage](experiment)
@@ -184,11 +190,11 @@ def environment() -> dict[str, Any]:
 
 def _git_commit(root: Path) -> str:
     """The commit of a checkout, "-dirty" if it was changed; "unknown" without one."""
-    if not (root / ".git").exists():  # installed, perhaps inside another repository
-        return "unknown"
     command = ["git", "describe", "--always", "--dirty"]
     try:
+        if not (root / ".git").exists():  # installed, perhaps in another repository
+            return "unknown"
         out = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    except OSError:  # no git here
+    except OSError:  # no git here, or a folder of another user
         return "unknown"
     return out.stdout.strip() or "unknown"

@@ -20,7 +20,7 @@ from ncp_jax.models.contract.abstract_calls import (
 from ncp_jax.models.stacks import stack_blocks
 
 
-def check(vae: Any, x: Any) -> None:
+def check(vae: Any, x: Any = None) -> None:
     """Raises `InputError` that lists what stands between a VAE and an NCP prior.
 
     `blocks` and the five methods of `models.base.LatentVariableModel` are asked, on
@@ -30,7 +30,8 @@ def check(vae: Any, x: Any) -> None:
     Args:
       vae: the frozen model; a Linen module goes into `FrozenVAE` first.
       x: [B, *data_shape] floats as `prepare` makes them, or their shape and dtype; any
-        B.  Numbers are read in one case: Bernoulli pixels must lie in [0, 1].
+        B.  Numbers are read in one case: Bernoulli pixels must lie in [0, 1].  None
+        where the VAE is only drawn from: then `encode` is not asked.
 
     Raises:
       InputError: with a sentence per fault: where, what was found, what was expected
@@ -46,14 +47,16 @@ def check(vae: Any, x: Any) -> None:
     of_pytree = list(declarations.pytree_faults(vae))
     told = [*declarations.member_faults(vae), *of_blocks, *of_pytree, *_x_faults(x)]
     outcomes, batch_size = [Outcome(told, None, error)], 0
-    if is_array(x) and x.ndim and not of_blocks:
+    if (x is None or (is_array(x) and x.ndim)) and not of_blocks:
         num_groups = sum(block.num_groups for block in blocks)
         batch_size = free_batch_size(() if of_pytree else vae, x, blocks, num_groups)
         subject = methods.Subject(vae, not of_pytree, blocks, batch_size, x)
         top_down, mean = methods.top_down(subject)
-        is_single = mean is not None and mean.shape[1:] == x.shape
-        encoded = methods.encode(subject, x.shape if is_single else x.shape[1:])
-        outcomes += [encoded, *top_down]
+        if x is not None:
+            is_single = mean is not None and mean.shape[1:] == x.shape
+            of_example = x.shape if is_single else x.shape[1:]
+            outcomes.append(methods.encode(subject, of_example))
+        outcomes += top_down
         kept = list(side_effects.leaks(outcomes))
         outcomes.append(Outcome(kept, None, None))
     _refuse(vae, outcomes, batch_size)
@@ -86,6 +89,8 @@ def check_discriminator(vae: Any, discriminator: Any) -> None:
 
 
 def _x_faults(x: Any) -> Iterator[Fault]:
+    if x is None:
+        return
     expected = "floats [B, *data_shape], as `prepare` makes them"
     if not is_array(x):
         yield Fault("x", f"it is a {type(x).__name__}", expected, "pass an array")

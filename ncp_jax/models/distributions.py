@@ -1,7 +1,7 @@
 """The densities that VAEs are made of; all log-probabilities are in nats."""
 
 import dataclasses
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,18 @@ class Distribution(Protocol):
 
     def log_prob(self, value: Array) -> Array:
         """Log density of `value` [B, ...], summed over all but the first axis: [B]."""
+        ...
+
+
+@runtime_checkable
+class Standardizable(Protocol):
+    """A distribution that says it is an affine map of standard normal noise.
+
+    A mean and a standard deviation alone do not say so: a mixture has both.
+    """
+
+    def standardization(self) -> tuple[Array, Array]:
+        """(mean, std), each [B, ...]: mean + std * e with e ~ N(0, I) is a draw."""
         ...
 
 
@@ -55,6 +67,10 @@ class Normal(NamedTuple):
         return sum_non_batch(
             -0.5 * (white**2 + jnp.log(2 * jnp.pi)) - jnp.log(self.std)
         )
+
+    def standardization(self) -> tuple[Array, Array]:
+        """(mean, std): mean + std * e with e ~ N(0, I) is a draw."""
+        return self.mean, self.std
 
     def kl(self, other: "Normal") -> Array:
         """KL(self || other) summed over all but the first axis: [B]."""

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ncp_jax.errors import InputError
-from ncp_jax.nested import flatten
-from ncp_jax.pages import galleries, page, quantities, run_page
+from ncp_jax.pages import galleries, page, quantities, run_page, stage_settings
 
 Run = tuple[Mapping[str, Any], Mapping[str, Any]]  # config.json, results.json
 
@@ -68,7 +67,7 @@ def _cell(q: quantities.Quantity | None) -> str:
 
 def _differences(runs: Mapping[str, Run]) -> str:
     """The settings that are not the same in all runs."""
-    flat = {name: dict(flatten(config)) for name, (config, _) in runs.items()}
+    flat = {name: stage_settings.flat(*run) for name, run in runs.items()}
     fields = dict.fromkeys(field for settings in flat.values() for field in settings)
     rows = []
     for field in fields:

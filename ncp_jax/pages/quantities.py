@@ -180,6 +180,20 @@ def printable(results: Mapping[str, Any]) -> list[Quantity]:
     return sorted(quantities, key=rank)
 
 
+def without_interval(results: Mapping[str, Any]) -> str:
+    """Names of the metrics that are not printed: too few examples or draws.
+
+    Args:
+      results: the content of `results.json`.
+    """
+    hidden = (
+        key.partition("/")[0]
+        for key, metric in results.get("metrics", {}).items()
+        if metric.get("stderr") is None
+    )
+    return ", ".join(dict.fromkeys(hidden))
+
+
 def estimate(metric: Mapping[str, Any]) -> tuple[str, str]:
     """The value and "± 1.96 stderr", both to two digits of the latter."""
     value = math.nan if metric.get("value") is None else metric["value"]

@@ -26,6 +26,7 @@ from ncp_jax.pages import (
     plots,
     quantities,
     signal_plots,
+    stage_settings,
     summary,
     tables,
 )
@@ -35,6 +36,7 @@ LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
 noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling
 (SIR) and by Langevin dynamics.</p>
 """
+RESOLUTION = 1e-5  # nats; a smaller gain is float32's rounding, as where r = 1
 FIGURES = (  # heading, what to look for, panels
     (
         "Latent space",
@@ -104,6 +106,7 @@ def write(workdir: str | Path) -> Path:
     run, metrics = results.get("run", {}), results.get("metrics", {})
     stages = run.get("stages", {})
     environments = {name: stages[name].get("environment", {}) for name in stages}
+    measured = stage_settings.of("evaluate", config, results)
     data_name = config.get("data", {}).get("name", workdir.resolve().name)
     title = f"NCP-VAE on {data_name}"
     arrays = _arrays(workdir / "evaluation" / "arrays.npz")
@@ -115,13 +118,16 @@ def write(workdir: str | Path) -> Path:
             LEAD,
             _headline(results),
             _byline(run, environments.values()),
-            summary.measures(metrics, config, notes),
-            *galleries.sections(workdir / "samples", arrays, config),
+            _remarks(config, results),
+            summary.measures(metrics, measured, notes),
+            *galleries.sections(workdir / "samples", arrays, measured),
             tables.numbers(results),
             tables.per_group(results),
             summary.mmd(metrics, arrays, str(arrays.get("note_mmd", ""))),
             *_figures(workdir, arrays, config),
-            _settings(Configuration=config, Environment=environments),
+            _settings(
+                **stage_settings.tables(config, results), Environment=environments
+            ),
         ],
     )
     return replace_page(workdir / "report" / "index.html", html)
@@ -170,19 +176,25 @@ def summary_table(results: Mapping[str, Any]) -> str:
     ]
     if len(printable) > len(whole):
         lines.append(f"({len(printable) - len(whole)} more per group: results.json)")
-    if hidden := len(results.get("metrics", {})) - len(printable):
-        lines.append(f"({hidden} more without an interval: results.json)")
+    if hidden := quantities.without_interval(results):
+        lines.append(f"(too few for an interval, so in results.json: {hidden})")
     return "\n".join(lines)
 
 
 def _headline(results: Mapping[str, Any]) -> str:
     """The gain in one sentence, which claims no more than its interval allows."""
-    gain = results.get("metrics", {}).get("gain_nats")
+    metrics = results.get("metrics", {})
+    gain = metrics.get("gain_nats")
     if not gain or gain.get("value") is None or gain.get("stderr") is None:
-        return ""
+        return _why_no_gain(metrics)
     value, half = gain["value"], quantities.Z95 * gain["stderr"]
     if not math.isfinite(value + half):
         return ""
+    if max(abs(value), half) < RESOLUTION:
+        return (
+            '<p class="headline">The NCP prior is the base prior: no likelihood '
+            f"changes by as much as {RESOLUTION:g} nats.</p>\n"
+        )
     on = f"on {gain['n']:,} held-out examples" if gain.get("n") else "on held-out data"
     if value > half:
         claim = "gains {} nats over the base prior {}."
@@ -192,6 +204,18 @@ def _headline(results: Mapping[str, Any]) -> str:
         claim = "is level with the base prior: a gain of {} nats {}."
     claim = claim.format(" ".join(quantities.estimate(gain)), on)
     return f'<p class="headline">{page.escape("The NCP prior " + claim)}</p>\n'
+
+
+def _why_no_gain(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """A sentence where log Z was measured and is not known."""
+    log_z, fraction = metrics.get("log_z", {}), metrics.get("ess_fraction", {})
+    n, value = log_z.get("n"), fraction.get("value")
+    if log_z.get("stderr") is not None or not n or value is None:
+        return ""
+    return (
+        '<p class="headline">No gain is known: log Z rests on '
+        f"{value * n:,.3g} effective draws of {n:,}, too few for an interval.</p>\n"
+    )
 
 
 def _byline(run: Mapping[str, Any], environments: Iterable[Mapping[str, Any]]) -> str:
@@ -205,6 +229,11 @@ def _byline(run: Mapping[str, Any], environments: Iterable[Mapping[str, Any]]) -
     facts += [f"commit {commit}" for commit in sorted(commits)]
     line = page.escape(" · ".join(facts))
     return f'<p class="byline soft">{line}</p>\n' if facts else ""
+
+
+def _remarks(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    lines = stage_settings.remarks(config, results)
+    return "".join(f'<p class="note">{page.escape(line)}</p>\n' for line in lines)
 
 
 def _figures(

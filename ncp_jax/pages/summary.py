@@ -16,7 +16,8 @@ COLUMNS = {
     "floor": "Floor",
     "real": "Real",
 }
-NLL = ("Test NLL (nats)", "bounds on -log p(x); lower is better")
+NLL = "bounds on -log p(x); lower is better"
+OF_SPLIT = {"test": "Test NLL (nats)", "valid": "Validation NLL (nats)"}
 LIKELIHOODS = {"base": "nll_base", "ncp": "nll_ncp", "sir": "nll_snis"}
 OF_MMD = ("mmd", "mmd_p")  # have a table of their own
 
@@ -32,13 +33,16 @@ def measures(metrics: Metrics, config: Mapping[str, Any], notes: list[str]) -> s
 
     Args:
       metrics: of `results.json`.
-      config: of `config.json`, which says whether the paper has a number.
+      config: that they were made with, which says whose examples they are of and
+        whether the paper has a number.
       notes: sentences on how the numbers came about.
 
     Returns:
       HTML; "" where there is no measure of samples.
     """
-    rows: dict[str, tuple[str, str, dict[str, str]]] = {"nll": (*NLL, LIKELIHOODS)}
+    split = config.get("evaluate", {}).get("split", "test")
+    nll = OF_SPLIT.get(split, f"NLL of {split} (nats)")
+    rows: dict[str, tuple[str, str, dict[str, str]]] = {"nll": (nll, NLL, LIKELIHOODS)}
     for family, (label, text) in FAMILIES.items():
         if family not in OF_MMD:
             names = {source: f"{family}_{source}" for source in COLUMNS}
@@ -50,7 +54,7 @@ def measures(metrics: Metrics, config: Mapping[str, Any], notes: list[str]) -> s
     cells = {row: of_row for row, of_row in cells.items() if of_row}
     if not cells:
         return ""
-    paper = published.of(config)
+    paper = published.of(config) if split == "test" else None
     columns = {c: t for c, t in COLUMNS.items() if any(c in r for r in cells.values())}
     if paper is not None and paper.measure in cells:
         columns["paper"] = "Paper"
@@ -107,8 +111,8 @@ def mmd(metrics: Metrics, arrays: Mapping[str, Any], note: str) -> str:
     head = "".join(f"<th>{page.escape(label)}</th>" for label in columns.values())
     lead = (
         "MMD² of the aggregate posterior q from each prior; where the two are equal, "
-        "95 % of values lie in the interval beside it. Kernel: bandwidth, share of the "
-        "variance kept."
+        "95 % of values lie in the interval beside it. Floor: encodings of training "
+        "examples in the place of draws. Kernel: bandwidth, share of the variance kept."
     )
     table = _table(f'<tr class="head"><th>Group</th>{head}</tr>\n{body}', "mmd")
     return page.section("Latent groups: MMD", lead, table + _paragraphs([note]))

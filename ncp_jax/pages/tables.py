@@ -31,8 +31,8 @@ def numbers(results: Mapping[str, Any]) -> str:
                 f'<td class="right">{q.value}</td><td class="half">{q.interval}</td>'
                 f'<td>{page.escape(q.unit)}</td><td class="right">{q.n}</td></tr>\n'
             )
-    hidden = len(results["metrics"]) - len(printable)
-    omitted = f" Without one, and so only in results.json: {hidden}." if hidden else ""
+    hidden = quantities.without_interval(results)
+    omitted = f" Too few for one, so only in results.json: {hidden}." if hidden else ""
     head = (
         '<tr class="head"><th>Quantity</th><th class="right">Value</th><th>± 95 %</th>'
         '<th>Unit</th><th class="right">n</th></tr>\n'

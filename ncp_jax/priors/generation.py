@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 from ncp_jax import parallel, rng
 from ncp_jax.errors import InputError
 from ncp_jax.models import stacks
+from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.models.check import check
 from ncp_jax.priors.group_samplers import SIR
 from ncp_jax.priors.ncp_prior import DrawGroup, NCPPrior, ancestral
 from ncp_jax.priors.standardized import own_latents
@@ -62,8 +64,10 @@ def sample(
       ratios the sampler's info, leaves [num_groups, N, ...].
 
     Raises:
-      InputError: the sampler leaves the finite numbers.
+      InputError: the VAE is not as it should be, or the sampler leaves the finite
+        numbers.
     """
+    _check_once(ncp.vae)
     mesh = mesh or parallel.mesh_of()
     out = generate(ncp, rng.typed(key), num, batch_size, sampler, mesh)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out)):
@@ -72,6 +76,26 @@ def sample(
             "which has none"
         )
     return out
+
+
+def _check_once(vae: LatentVariableModel) -> None:
+    """Checks each kind of model once, since that takes as long as tracing it."""
+    leaves, structure = jax.tree.flatten(vae)
+    try:
+        shapes = tuple(
+            jax.ShapeDtypeStruct(jnp.shape(z), jnp.result_type(z)) for z in leaves
+        )
+        hash(structure)
+    except (TypeError, ValueError):  # `jit` will not take it: let the check say why
+        check(vae)
+        return
+    _check_kind(structure, shapes)
+
+
+@lru_cache(maxsize=32)
+def _check_kind(structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> None:
+    """Checks a model without its numbers, which the cache must not keep."""
+    check(jax.tree.unflatten(structure, shapes))
 
 
 def generate(

@@ -6,13 +6,13 @@ called with (keys [B], target) and returns (z_k [B, *latent_shape], info).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ncp_jax import rng, samplers
-from ncp_jax.models.distributions import Distribution, Normal
+from ncp_jax.errors import InputError
+from ncp_jax.models.distributions import Distribution, Normal, Standardizable
 from ncp_jax.priors.ncp_prior import LogRatio, Target, sample_each
 
 Array = jax.Array
@@ -87,7 +87,8 @@ class Langevin:
       step_size: lambda, one for all groups or one of each.
       num_steps: updates.
       in_noise: moves e in z = mean + std * e instead of z, so that one step size suits
-        groups of any scale; needs a `Normal` base prior.  The paper moves z.
+        groups of any scale; needs a `Standardizable` base prior, such as `Normal`.
+        The paper moves z.
     """
 
     step_size: StepSize = 1e-2
@@ -170,15 +171,26 @@ class SIRThenMALA:
 
 
 class _Moved:
-    """The variable that a chain moves: z, or e in z = mean + std * e."""
+    """The variable that a chain moves: z, or e in z = mean + std * e.
+
+    Raises:
+      InputError: e is asked for, and the base prior does not say that it is normal.
+    """
 
     def __init__(self, target: Target, in_noise: bool):
         self.log_r: LogRatio = target.log_r
-        base: Any = target.base
+        base = target.base
         self.base: Distribution = base
         self.to_z: Callable[[Array], Array] = lambda at: at
         if in_noise:
-            mean, std = base.mean, base.std
+            if not isinstance(base, Standardizable):
+                raise InputError(
+                    f"the base prior is a {type(base).__name__} without a method "
+                    "standardization(), so it need not be mean + std * e with normal "
+                    "e, and a chain cannot move e: give the sampler in_noise=False, "
+                    "or draw by SIR or iterated SIR"
+                )
+            mean, std = base.standardization()
             self.base = Normal(jnp.zeros_like(mean), jnp.ones_like(std))
             self.to_z = lambda at: mean + std * at
 

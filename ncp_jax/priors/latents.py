@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax import rng
+from ncp_jax.errors import InputError
 from ncp_jax.models.base import Carry, GroupPrior, Latents, LatentVariableModel
 
 Array = jax.Array
@@ -22,6 +23,27 @@ class ContrastiveDraws(NamedTuple):
     positive: Array  # [n, B, *latent_shape] z_k ~ q(z_k | z_<k, x)
     negative: Array  # [n, B m, *latent_shape] z_k ~ p(z_k | z_<k), the same z_<k
     context: Array  # [n, B, *context_shape] c(z_<k)
+
+
+def prior_of(
+    vae: LatentVariableModel, b: int, k: Array | int, carry: Carry, batch_size: int
+) -> GroupPrior:
+    """p(z_k | z_<k) of group k of block b, for a batch of `batch_size`.
+
+    Raises:
+      InputError: arrays of the base prior do not lead with the batch.  Of batch 1 they
+        would broadcast in silence, and all examples would share one draw.
+    """
+    prior = vae.prior(b, k, carry)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(prior.base):
+        if jnp.shape(leaf)[:1] != (batch_size,):
+            raise InputError(
+                f"prior of block {b}: {jax.tree_util.keystr(path)} of the base prior "
+                f"is {list(jnp.shape(leaf))} for a batch of {batch_size}; expected "
+                "arrays that lead with [B]; broadcast it, as with jnp.broadcast_to("
+                "value, (B, *latent_shape)), and ask `models.check` for what else"
+            )
+    return prior
 
 
 def walk(
@@ -40,7 +62,8 @@ def walk(
       Per block, what `visit` returned with a leading group axis; and the model's
       state after the last group, ready for `decode`.
     """
-    carry = vae.root(latents[0].shape[1])
+    batch_size = latents[0].shape[1]
+    carry = vae.root(batch_size)
     visited = []
     for b, block in enumerate(vae.blocks):
 
@@ -48,7 +71,7 @@ def walk(
             carry: Carry, kz: tuple[Array, Array], b: int = b
         ) -> tuple[Carry, Any]:
             k, z_k = kz
-            seen = visit(b, k, vae.prior(b, k, carry), z_k)
+            seen = visit(b, k, prior_of(vae, b, k, carry, batch_size), z_k)
             return vae.absorb(b, k, carry, z_k), seen
 
         chex.assert_shape(latents[b], (block.num_groups, None, *block.latent_shape))
@@ -102,7 +125,8 @@ def hybrid(
       z_k as given for k < num_given, the others z_k ~ p(z_k | z_<k), in the same
       shapes; and the model's state after the last group, ready for `decode`.
     """
-    carry, before, kept = vae.root(latents[0].shape[1]), 0, []
+    batch_size, before, kept = latents[0].shape[1], 0, []
+    carry = vae.root(batch_size)
     for b, block in enumerate(vae.blocks):
 
         def step(
@@ -110,7 +134,7 @@ def hybrid(
         ) -> tuple[Carry, Array]:
             k, given = kz
             group_key = rng.at_step(rng.at_step(key, b), k)
-            drawn = vae.prior(b, k, carry).base.sample(group_key)
+            drawn = prior_of(vae, b, k, carry, batch_size).base.sample(group_key)
             z_k = jnp.where(before + k < num_given, given, drawn)
             return vae.absorb(b, k, carry, z_k), z_k
 

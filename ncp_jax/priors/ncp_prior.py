@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax import rng
+from ncp_jax.errors import InputError
 from ncp_jax.models.base import Carry, GroupPrior, Latents, LatentVariableModel
 from ncp_jax.models.distributions import Distribution
-from ncp_jax.priors.latents import walk
+from ncp_jax.priors.latents import prior_of, walk
 from ncp_jax.priors.standardized import itself
 
 Array = jax.Array
@@ -44,6 +45,9 @@ class NCPPrior:
         for a block whose groups all keep r_k = 1.
       groups: numbers (of 0 .. K-1) of the groups that are reweighted, the others keep
         r_k = 1; None for all.
+
+    Raises:
+      InputError: the model has no group of such a number.
     """
 
     vae: LatentVariableModel
@@ -52,6 +56,21 @@ class NCPPrior:
     groups: tuple[int, ...] | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
+
+    def __post_init__(self) -> None:
+        """Refuses groups that are not there."""
+        if not self.groups:
+            return
+        try:
+            blocks = self.vae.blocks
+        except (AttributeError, TypeError, IndexError):  # placeholders of a pytree
+            return
+        num_groups = sum(block.num_groups for block in blocks)
+        if any(k not in range(num_groups) for k in self.groups or ()):
+            raise InputError(
+                f"groups = {self.groups}: the model has the groups 0 to "
+                f"{num_groups - 1}; name some of them, or None for all"
+            )
 
     def __repr__(self) -> str:
         """One line: the model, the groups, the network and its size."""
@@ -101,6 +120,21 @@ class NCPPrior:
     def reweighted_blocks(self) -> tuple[int, ...]:
         """Numbers of the blocks that have discriminators."""
         return tuple(b for b, params in enumerate(self.params) if params is not None)
+
+    @property
+    def reweighted_groups(self) -> tuple[int, ...]:
+        """Numbers of the groups that are reweighted, in blocks with discriminators."""
+        per_block = (self.reweighted_in(b) for b in self.reweighted_blocks)
+        return tuple(k for groups in per_block for k in groups)
+
+    def reweighted_in(self, block: int) -> tuple[int, ...]:
+        """Numbers, of 0 .. K-1, of a block's groups that are reweighted."""
+        if self.params[block] is None:
+            return ()
+        sizes = [each.num_groups for each in self.vae.blocks]
+        first = sum(sizes[:block])
+        groups = range(first, first + sizes[block])
+        return tuple(k for k in groups if self.groups is None or k in self.groups)
 
     def is_reweighted(self, block: int, k: Array | int) -> Array:
         """Whether r_k counts: [] bool."""
@@ -164,7 +198,7 @@ def ancestral(prior: NCPPrior, keys: Array, draw: DrawGroup) -> Draws:
         def step(
             carry: Carry, k: Array, b: int = b, block_keys: Array = block_keys
         ) -> tuple[Carry, tuple[Array, Any]]:
-            base, context = vae.prior(b, k, carry)
+            base, context = prior_of(vae, b, k, carry, len(keys))
             log_r = prior.log_ratio(b, k, context)
             target = Target(base, log_r, prior.number(b, k))
             group_keys = rng.at_step(block_keys, k)

@@ -57,6 +57,10 @@ class PaddedNormal(NamedTuple):
         each = -0.5 * ((value / std) ** 2 + LOG_2PI) - jnp.log(std)
         return sum_non_batch(jnp.where(is_there, each, 0.0))
 
+    def standardization(self) -> tuple[Array, Array]:
+        """(mean, std): mean + std * e with e ~ N(0, I) is a draw."""
+        return self.mean, self.std
+
     def tempered(self, temperature: float | Array) -> Self:
         """The standard deviation times `temperature`."""
         return self._replace(std=self.std * temperature)

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained
 
 PyTree = Any
 
@@ -29,6 +29,49 @@ class Restored(NamedTuple):
     metadata: dict[str, Any]
 
 
+class Weights(NamedTuple):
+    """Which checkpoint numbers are of: its step, and the `fingerprint` of its state."""
+
+    step: int
+    fingerprint: str
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint that holds something else than was written."""
+
+    def __init__(self, path: Path, reason: str):
+        self.reason = reason
+        stage = path.parents[1].name
+        super().__init__(
+            f"checkpoint {path} {reason}, and others are no substitute: run "
+            f"--stage={stage}, which moves it to {path.parents[1] / 'damaged'} and "
+            "trains again what is missing"
+        )
+
+
+def best_weights(directory: Path) -> Weights | None:
+    """Returns what `Checkpoints.restore_best` would restore, by the sealed records.
+
+    Args:
+      directory: of the checkpoints of one stage.
+
+    Returns:
+      The weights, whose arrays are not read; None if there is no checkpoint.
+
+    Raises:
+      DamagedCheckpoint: a record is damaged, so that the best is not known.
+    """
+    records = {}
+    for path in directory.glob("[0-9]*"):
+        if path.name.isdigit():
+            records[int(path.name)] = _checked_record(path)
+    if not records:
+        return None
+    losses = {step: record["valid_loss"] for step, record in records.items()}
+    step = _best_step(records, losses)
+    return Weights(step, _short_hash(records[step]["sha256"]))
+
+
 def digests(tree: PyTree) -> dict[str, str]:
     """Returns the sha256 of every array of `tree`, by its path."""
     return {
@@ -41,8 +84,12 @@ def digests(tree: PyTree) -> dict[str, str]:
 
 def fingerprint(tree: PyTree) -> str:
     """Returns one hash of all arrays of `tree` and of their paths."""
-    leaves = json.dumps(digests(tree), sort_keys=True)
-    return hashlib.sha256(leaves.encode()).hexdigest()[:16]
+    return _short_hash(digests(tree))
+
+
+def _short_hash(leaves: Mapping[str, str]) -> str:
+    content = json.dumps(leaves, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _paths(tree: PyTree) -> set[str]:
@@ -136,8 +183,8 @@ class Checkpoints:
     def restore_latest(self, like: PyTree) -> Restored | None:
         """Returns the newest checkpoint whose bytes are right; None if there is none.
 
-        Newer, damaged ones are named in a warning and moved aside, so that training
-        can write those steps again.
+        All are read.  Damaged ones are named in a warning and moved aside, so that
+        training can write those steps again and no reader meets them.
 
         Args:
           like: a pytree of the arrays' shapes and dtypes; NumPy arrays are restored.
@@ -145,27 +192,43 @@ class Checkpoints:
         Raises:
           InputError: if it was made with other metadata or by other code.
         """
+        newest = None
         for step in sorted(self._manager.all_steps(), reverse=True):
-            if restored := self._verified(step, like):
-                self._seconds_before = restored.metadata["wall_seconds"]
-                return restored
-            self._set_aside(step)
-        return None
+            try:
+                restored = self._verified(step, like)
+            except DamagedCheckpoint as damage:
+                self._set_aside(step, damage.reason)
+            else:
+                newest = newest or restored
+        if newest:
+            self._seconds_before = newest.metadata["wall_seconds"]
+        return newest
 
     def restore_best(self, like: PyTree) -> Restored:
-        """Returns the checkpoint of lowest validation loss whose bytes are right.
+        """Returns the checkpoint of lowest validation loss.
 
         Raises:
+          DamagedCheckpoint: it is damaged, or another is so that it may be the best.
           InputError: if there is none, or it was made with other metadata.
         """
         steps = self._manager.all_steps()
-        for step in sorted(steps, key=lambda s: (self._losses.get(s, np.inf), -s)):
-            if restored := self._verified(step, like):
-                return restored
-        raise InputError(
-            f"no usable checkpoint in {self._directory}: train this stage again "
-            "(remove the folder first)"
-        )
+        for step in steps:
+            _checked_record(self._directory / str(step))
+        if not steps:
+            raise InputError(
+                f"no usable checkpoint in {self._directory}: train this stage again "
+                "(remove the folder first)"
+            )
+        return self._verified(_best_step(steps, self._losses), like)
+
+    def restore(self, step: int, like: PyTree) -> Restored:
+        """Returns the checkpoint of a step.
+
+        Raises:
+          DamagedCheckpoint: it is damaged or not there.
+          InputError: it was made with other metadata.
+        """
+        return self._verified(step, like)
 
     def wait(self) -> None:
         """Waits for the save under way.
@@ -193,26 +256,16 @@ class Checkpoints:
                     shutil.rmtree(torn, ignore_errors=True)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
-            raise InputError(f"cannot use {self._directory}: {error}") from error
+            message = f"cannot use {self._directory}: {explained(error)}"
+            raise InputError(message) from error
         for step in self._manager.all_steps():
-            loss = (self._read_metadata(step) or {}).get("valid_loss")
+            record = _record(self._directory / str(step)) or {}
+            loss = record.get("valid_loss")
             if loss is not None:
                 self._losses[step] = loss
 
-    def _read_metadata(self, step: int) -> dict[str, Any] | None:
-        """Returns the metadata of a step, or None if they are not what was written."""
-        args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-        try:
-            metadata = dict(self._manager.restore(step, args=args).metadata)
-        except Exception:  # whatever a parser makes of damaged bytes
-            return None
-        return metadata if metadata.pop("seal", None) == _seal(metadata) else None
-
-    def _verified(self, step: int, like: PyTree) -> Restored | None:
-        metadata = self._read_metadata(step)
-        if metadata is None:
-            self._warn(step, "has damaged metadata")
-            return None
+    def _verified(self, step: int, like: PyTree) -> Restored:
+        metadata = _checked_record(self._directory / str(step))
         for name, value in self._metadata.items():
             if metadata.get(name) != value:
                 raise InputError(
@@ -226,29 +279,30 @@ class Checkpoints:
                 f"{self._directory / str(step)} holds other arrays than this code has: "
                 "it was saved by another version. Use that one, or another --workdir."
             )
+        _check_readable(self._directory / str(step))
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         try:
             state = self._manager.restore(step, args=args).state
         except Exception as error:  # tensorstore raises a bare Exception for bad bytes
-            self._warn(step, f"cannot be read ({_reason(error)})")
-            return None
+            path, reason = self._directory / str(step), _reason(error)
+            raise DamagedCheckpoint(path, f"cannot be read ({reason})") from error
         if digests(state) != metadata["sha256"]:
-            self._warn(step, "holds other bytes than were written")
-            return None
+            reason = "holds other bytes than were written"
+            raise DamagedCheckpoint(self._directory / str(step), reason)
         return Restored(step, state, metadata)
 
-    def _warn(self, step: int, reason: str) -> None:
-        path = self._directory / str(step)
-        _LOGGER.warning("checkpoint %s %s; using another", path, reason)
-
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, step: int, reason: str) -> None:
+        path, aside = (
+            self._directory / str(step),
+            self._directory.with_name("damaged") / str(step),
+        )
+        _LOGGER.warning("checkpoint %s %s: moved to %s", path, reason, aside.parent)
         self._manager.close()
         self._losses.pop(step, None)
-        aside = self._directory.with_name("damaged") / str(step)
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(exist_ok=True)
-        shutil.move(self._directory / str(step), aside)
+        shutil.move(path, aside)
         self._open()
 
     def _write(self, function: Any, *args: Any, **kwargs: Any) -> None:
@@ -277,6 +331,45 @@ class _LatestTwoAndBest(checkpoint_managers.PreservationPolicy):
         if scored := [step for step in steps if step in self._losses]:
             kept.add(min(scored, key=lambda step: (self._losses[step], -step)))
         return [step in kept for step in steps]
+
+
+def _best_step(steps: Iterable[int], losses: Mapping[int, float | None]) -> int:
+    """Of lowest loss; of equals the latest, and those without a loss come last."""
+
+    def loss(step: int) -> float:
+        found = losses.get(step)
+        return np.inf if found is None else found
+
+    return min(steps, key=lambda step: (loss(step), -step))
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """The metadata of the checkpoint at `path`; None if not what was written.
+
+    Raises:
+      OSError: the file is there and cannot be opened, which is no damage.
+    """
+    try:
+        record = json.loads((path / "metadata" / "metadata").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    return record if record.pop("seal", None) == _seal(record) else None
+
+
+def _check_readable(path: Path) -> None:
+    """Raises the system's error, lest a file of another user be taken for damage."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            file.open("rb").close()
+
+
+def _checked_record(path: Path) -> dict[str, Any]:
+    record = _record(path)
+    if record is None:
+        raise DamagedCheckpoint(path, "has damaged metadata")
+    return record
 
 
 def _seal(metadata: Mapping[str, Any]) -> str:

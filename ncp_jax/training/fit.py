@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ncp_jax import parallel, rng
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.models.check import check_discriminator
 from ncp_jax.models.discriminator_choice import discriminator_for
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.training import loop, optimizers, preparation, signal
@@ -120,6 +121,7 @@ def fit(
         found = f"{settings} {given.vae.directions.digest()[:16]}"
     model = signal.trained(given.vae)
     network = discriminator or discriminator_for(model.blocks)
+    check_discriminator(model, network)
     schedule = optimizers.schedule("cosine", learning_rate, num_steps)
     stage = StageTwo(
         network,

@@ -134,6 +134,15 @@ def test_a_chain_is_worth_what_its_memory_leaves():
     np.testing.assert_array_equal(chain_ess(np.ones((2, 50))), 1.0)
 
 
+def test_a_chain_is_worth_no_more_draws_than_it_has_visited():
+    course = np.zeros((3, 2_000))
+    course[0, -1] = 1.0  # moved once, at its last step
+    course[1, [500, 1_500]] = 1.0  # out and back, twice
+    course[2, :] = np.arange(2_000) % 2 - 0.5  # moves at every step
+    np.testing.assert_array_equal(chain_ess(course)[:2], [2.0, 5.0])
+    assert chain_ess(course)[2] == 2_000
+
+
 # --- samplers
 
 

@@ -83,6 +83,15 @@ def test_missing_files_list_every_place(tmp_path):
     assert "list_eval_partition.txt" in str(error.value)
 
 
+@pytest.mark.parametrize("split", [0, 2])
+def test_a_picture_that_is_listed_twice_is_refused_with_both_lines(tmp_path, split):
+    lay_out(tmp_path, False, partition=PARTITION + b"\n000002.jpg %d\n" % split)
+    with pytest.raises(
+        InputError, match=r"lists 000002\.jpg twice, in line 2 and in line 7,"
+    ):
+        celeba.find(tmp_path)
+
+
 def test_a_missing_split_file_is_named(tmp_path):
     lay_out(tmp_path, False, partition=None)
     with pytest.raises(InputError, match=f"^{tmp_path}/list_eval_partition.txt: the"):

@@ -295,3 +295,52 @@ def test_the_imitation_with_todays_module_is_read(tmp_path):
     content = python_2_batch(ROWS, module=b"numpy._core.multiarray")
     path = write(tmp_path, "python", False, broken("python", NAMES[0], content))
     np.testing.assert_array_equal(cifar.read(path)[0][:NUM, 0, 0, 0], ROWS[:, 0])
+
+
+def refused(tmp_path, content):
+    path = write(tmp_path, "python", False, broken("python", NAMES[0], content))
+    with pytest.raises(InputError) as error:
+        cifar.read(path)
+    assert str(error.value).startswith(f"{path}/{NAMES[0]}: ")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "memo", [b"r\xff\xff\xff\x7f", b"p2147483647\n", b"p99999999999999999999\n"]
+)
+def test_a_memo_of_a_huge_number_is_refused_before_it_is_made(tmp_path, memo):
+    """Python's reader would ask for memory for all numbers up to this one."""
+    content = b"\x80\2}" + memo + python_2_batch(ROWS)[3:]
+    assert "numbers an object" in refused(tmp_path, content)
+
+
+def test_a_shape_that_holds_itself_is_refused(tmp_path):
+    """To compare it with the right one never ends."""
+    content = python_2_batch(ROWS)
+    own = b"(]q\x7fh\x7fat"  # ([...],)
+    start = content.index(b"(K\1") + 3
+    end = content.index(b"cnumpy\ndtype")
+    refused(tmp_path, content[:start] + own + content[end:])
+
+
+IMPORTS = {
+    "broken after it": b"\x80\2cos\nsystem\n",
+    "names as bytes": b"\x80\4U\2osU\6system\x93.",
+    "names from the memo": b"\x80\4\x8c\2os\x940\x8c\6system\x940h\0h\1\x93.",
+    "an instance": b"(ios\nsystem\n.",
+    "never reached": b"\x80\2}.cos\nsystem\n.",
+}
+
+
+@pytest.mark.parametrize("kind", IMPORTS)
+def test_every_way_of_importing_is_named(tmp_path, kind):
+    content = IMPORTS[kind]
+    if kind == "never reached":  # what follows the end is never read
+        assert "no dict with an array" in refused(tmp_path, content)
+        return
+    assert "asks for os.system, " in refused(tmp_path, content)
+
+
+def test_a_class_by_its_registered_number_is_refused(tmp_path):
+    message = refused(tmp_path, b"\x80\2\x82\1.")
+    assert "asks for the registered class 1" in message

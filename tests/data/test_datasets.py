@@ -66,7 +66,9 @@ def test_binarize_leaves_black_and_white_alone_and_works_on_odd_sizes(key):
 
 
 def test_binarize_refuses_what_is_no_picture(key):
-    with pytest.raises(TypeError, match="uint8 images, got float32"):
+    with pytest.raises(
+        InputError, match=r"type float32: .* uint8 pictures, .*\(255 \*"
+    ):
         datasets.binarize(key, jnp.ones((2, 2)))
 
 

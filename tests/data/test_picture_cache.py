@@ -2,6 +2,8 @@
 
 import contextlib
 import fcntl
+import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -77,6 +79,9 @@ def suffixes(cache):
     return sorted(path.suffix for path in cache.iterdir())
 
 
+COMPLETE = [".npy", ".sha256"]
+
+
 # --- sound pictures
 
 
@@ -90,7 +95,7 @@ def test_pictures_are_decoded_once_and_mapped(source, cache, decoded_names):
     again = load(source, cache)
     assert len(decoded_names) == NUM
     assert_sound(source, again)
-    assert suffixes(cache) == [".npy"]
+    assert suffixes(cache) == COMPLETE
 
 
 @pytest.mark.parametrize("change", ["shape", "box", "order", "file", "size"])
@@ -112,7 +117,7 @@ def test_whatever_changes_the_pictures_changes_the_cache(source, cache, change):
         assert_sound(source, load(source, cache))
     else:
         load(source, cache, size=(16, 16))
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.npy"))) == 2
 
 
 def test_an_equal_folder_elsewhere_shares_no_cache(source, cache, tmp_path):
@@ -171,7 +176,7 @@ def test_an_interrupted_run_is_continued(source, cache, monkeypatch, decoded_nam
     assert_sound(source, load(source, cache))
     assert not set(first) & set(decoded_names)
     assert len(decoded_names) == NUM - 32
-    assert suffixes(cache) == [".npy"]
+    assert suffixes(cache) == COMPLETE
 
 
 def test_a_killed_process_is_continued(source, cache, decoded_names):
@@ -232,7 +237,7 @@ def test_two_at_once_decode_once(source, cache, decoded_names):
 
 def test_who_finds_another_at_work_waits_and_says_so(source, cache, capsys):
     load(source, cache)
-    (complete,) = cache.iterdir()
+    (complete,) = cache.glob("*.npy")
     aside = complete.rename(complete.with_suffix(".aside"))
     lock = complete.with_suffix(".lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -346,19 +351,58 @@ def test_a_full_disk_is_explained_and_the_run_can_continue(
     assert len(decoded_names) == NUM - 12
 
 
-@pytest.mark.parametrize("kind", ["short", "text", "another"])
-def test_a_broken_cache_is_named(source, cache, kind):
+def saved(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def with_header(text):
+    """A header of Python that is no header, in a file of the right format."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+BROKEN = {
+    "empty": lambda content: b"",
+    "short": lambda content: content[:-1],
+    "text": lambda content: b"hello",
+    "flipped": lambda content: content[:-5] + bytes([content[-5] ^ 4]) + content[-4:],
+    "flipped header": lambda content: content[:20] + b"\0" + content[21:],
+    "no header": lambda content: with_header(b"{'descr': ("),
+    "a huge shape": lambda content: with_header(
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d,)}" % 10**15
+    ),
+    "another": lambda content: saved(np.zeros((NUM, *SHAPE), np.float32)),
+    "npz": lambda content: b"PK\x03\x04" + content,
+}
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_cache_is_named(source, cache, kind, is_sealed):
     load(source, cache)
-    (path,) = cache.iterdir()
-    if kind == "short":
-        path.write_bytes(path.read_bytes()[:-1])
-    elif kind == "text":
-        path.write_text("hello")
-    else:
-        np.save(path, np.zeros((NUM, *SHAPE), np.float32))
-    message = "holds float32" if kind == "another" else "a broken cache"
+    (path,), (seal,) = cache.glob("*.npy"), cache.glob("*.sha256")
+    path.write_bytes(BROKEN[kind](path.read_bytes()))
+    message = "a broken cache"
+    if not is_sealed:  # a flipped pixel cannot be told, and is what is sealed
+        seal.unlink()
+        message = "holds float32" if kind == "another" else message
+    if kind == "flipped" and not is_sealed:
+        load(source, cache)
+        return
     with pytest.raises(InputError, match=f"^{path}: {message}.* delete it"):
         load(source, cache)
+
+
+def test_a_cache_without_a_seal_is_sealed_at_its_next_use(source, cache):
+    load(source, cache)
+    (path,), (seal,) = cache.glob("*.npy"), cache.glob("*.sha256")
+    content = seal.read_text()
+    assert content == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+    for before in (None, ""):
+        seal.unlink() if before is None else seal.write_text(before)
+        assert_sound(source, load(source, cache))
+        assert seal.read_text() == content
 
 
 # --- where
@@ -381,7 +425,7 @@ def test_a_folder_that_cannot_be_written_is_passed_over(source, tmp_path):
     (tmp_path / "file").touch()
     blocked, free = tmp_path / "file" / "cache", tmp_path / "free"
     picture_cache.load("faces", splits, SHAPE, [blocked, free])
-    assert suffixes(free) == [".npy"]
+    assert suffixes(free) == COMPLETE
     with pytest.raises(InputError, match=f"tried {blocked}; set data.cache_dir to"):
         picture_cache.load("faces", splits, SHAPE, [blocked])
 

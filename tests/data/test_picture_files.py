@@ -80,6 +80,41 @@ def test_linked_folders_are_followed(tmp_path):
     assert list(picture_files.find(tmp_path / "folder").stamps) == ["link/a.png"]
 
 
+def test_no_folder_is_listed_twice(tmp_path, capsys):
+    """Links to the folder itself, around it, beside, to each other, and a chain."""
+    folder = write(tmp_path / "x" / "folder", {"a/1.png": b"1", "b/c/2.png": b"2"})
+    folder.joinpath("0").symlink_to("b")  # before b by name, after it by kind
+    folder.joinpath("a", "self").symlink_to(folder)
+    folder.joinpath("a", "up").symlink_to("..")
+    folder.joinpath("b", "around").symlink_to(tmp_path)
+    write(tmp_path / "other", {"3.png": b"3"})
+    folder.joinpath("one").symlink_to(tmp_path / "other")
+    folder.joinpath("two").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "back").symlink_to(folder)
+    found = list(picture_files.find(folder).stamps)
+    assert found == ["a/1.png", "b/c/2.png", "one/3.png"]
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{folder}: skipped ") and "and 2 more" in shown
+    assert f"(the folder {folder} once more)" in shown
+    assert f"{folder}/0 (the folder {folder}/b once more)" in shown
+
+
+def test_a_link_that_leads_to_itself_is_no_folder(tmp_path):
+    write(tmp_path, {"a.png": b"1"})
+    (tmp_path / "b").symlink_to("b")
+    assert list(picture_files.find(tmp_path).stamps) == ["a.png"]
+    (tmp_path / "c.png").symlink_to("c.png")
+    with pytest.raises(InputError, match=rf"^{tmp_path}/c\.png: cannot be read"):
+        picture_files.find(tmp_path)
+
+
+def test_what_is_no_regular_file_is_skipped(tmp_path, capsys):
+    write(tmp_path, {"a.png": b"1", "folder.png/b.png": b"2"})
+    os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
+    assert list(picture_files.find(tmp_path).stamps) == ["a.png", "folder.png/b.png"]
+    assert f"skipped {tmp_path}/pipe.png (no regular file)" in capsys.readouterr().out
+
+
 def test_stamps_tell_another_content(tmp_path):
     def stamps(content, time):
         write(tmp_path, {"a.png": content})
@@ -108,6 +143,26 @@ def test_a_broken_archive_is_named(tmp_path, content):
         content = write_zip(path, CONTENTS).read_bytes()[:-30]
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"^{path}: no zip archive, or truncated"):
+        picture_files.find(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        (8, 9, "deflate64"),
+        (8, 93, "zstandard"),
+        (8, 77, "unknown"),
+        (6, 1, "encrypted"),
+        (4, 255, "no zip archive, or truncated"),  # the version that is needed
+    ],
+)
+def test_an_archive_that_python_cannot_read_is_named(tmp_path, field, value, reason):
+    path = write_zip(tmp_path / "a.zip", {"readme.txt": b"", "a.png": PNG})
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\1\2")  # of the last member, in the directory
+    content[entry + 2 + field] = value
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"^{path}: .*{reason}"):
         picture_files.find(path)
 
 

@@ -39,6 +39,58 @@ def test_sub_folders_are_taken_at_their_word(tmp_path, valid):
     assert splits.test == names(("test", 1))
 
 
+@pytest.mark.parametrize(
+    ("train", "valid", "test"),
+    [
+        ("Train", "Val", "Test"),
+        ("training", "validation", "testing"),
+        ("TRAIN", "DEV", "TEST"),
+        ("train2017", "val2017", "test2017"),
+        ("train_set", "valid-set", "test set"),
+        ("train_images", "Validate", "testset"),
+    ],
+)
+def test_split_folders_have_their_usual_names(tmp_path, capsys, train, valid, test):
+    parts = (
+        (train, 4),
+        (f"{train}/test", 1),
+        (valid, 2),
+        (test, 1),
+        (f"{test}/train", 2),
+    )
+    splits = divided(tmp_path, *parts, ("elsewhere", 3), ("", 1))
+    assert sorted(splits.train) == sorted(names((train, 4), (f"{train}/test", 1)))
+    assert splits.valid == names((valid, 2))
+    assert sorted(splits.test) == sorted(names((test, 1), (f"{test}/train", 2)))
+    assert capsys.readouterr().out == (
+        f"{tmp_path}: train from {train}/ (5); valid from {valid}/ (2); test from "
+        f"{test}/ (3); left out 4: loose pictures, elsewhere/\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["Train", "testing", "val2017", "dev", "trn"])
+def test_a_class_of_a_split_s_name_drops_no_other(tmp_path, capsys, name):
+    """Only train/ can be a class at the top level: without it nothing trains."""
+    parts = ("car", 20), (name, 10), ("ship", 30)
+    if picture_folder.split_of(name) != "train":
+        with pytest.raises(InputError, match=r"no pictures in train/"):
+            divided(tmp_path, *parts)
+        return
+    splits = divided(tmp_path, *parts)
+    assert sorted(splits.names) == sorted(names(*parts))
+    shown = capsys.readouterr().out
+    assert f"60 pictures to be divided; {name}/ taken for a class" in shown
+
+
+@pytest.mark.parametrize(
+    "name", ["trains", "contest", "valley", "tester", "retrain", "test_drive", "tt"]
+)
+def test_other_words_are_no_splits(tmp_path, name):
+    assert not picture_folder.split_of(name)
+    parts = (name, 10), ("other", 10)
+    assert sorted(divided(tmp_path, *parts).names) == sorted(names(*parts))
+
+
 def test_without_a_test_folder_half_the_validation_part_tests(tmp_path):
     splits = divided(tmp_path, ("train", 3), ("valid", 41))
     assert splits.train == names(("train", 3))
@@ -126,7 +178,7 @@ def test_celebahq_is_found_under_every_name(tmp_path, place, is_zip):
     assert [split.shape for split in dataset] == [(n, *SHAPE) for n in (4, 1, 1)]
 
 
-@pytest.mark.parametrize("folder", ["", "train"])
+@pytest.mark.parametrize("folder", ["", "train", "Training"])
 def test_celebahq_may_be_the_data_folder_itself(tmp_path, folder):
     write(tmp_path, dict.fromkeys(names((folder, 24)), PNG))
     assert len(picture_folder.find_celebahq(tmp_path).names) == 24

@@ -115,6 +115,29 @@ def test_packed_bits_of_another_size_are_refused(tmp_path):
         readers.read_packed_bits(tmp_path / "b.npz", (28, 28, 1))
 
 
+@pytest.mark.parametrize("kind", ["method", "encrypted", "version", "header"])
+def test_an_npz_that_python_cannot_read_is_named(tmp_path, kind):
+    """Flips that make zipfile and NumPy raise what no corrupt file should."""
+    path, (_, arrays) = tmp_path / "b.npz", packed()
+    np.savez(path, **arrays)
+    content = bytearray(path.read_bytes())
+    if kind == "header":  # Python that is no header
+        start = content.index(b"{'descr'")
+        content[start : start + 8] = b"{'de(cr'"
+        content = content.replace(b"'|u1'", b"((((('")
+    else:
+        offset, value = {"method": (10, 99), "encrypted": (8, 1), "version": (6, 255)}[
+            kind
+        ]
+        local, entry = content.index(b"PK\3\4"), content.index(b"PK\1\2")
+        content[entry + offset] = value
+        if kind != "version":
+            content[local + offset - 2] = value
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"b\.npz: corrupt npz"):
+        readers.read_packed_bits(path, SHAPE)
+
+
 @pytest.mark.parametrize("kind", ["text", "truncated", "flipped", "pickled"])
 def test_a_corrupt_npz_is_named(tmp_path, kind):
     path = tmp_path / "b.npz"

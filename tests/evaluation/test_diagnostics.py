@@ -161,6 +161,31 @@ def test_sampler_diagnostics():
     assert diagnostics.sampler_diagnostics("base", None) == {}
 
 
+def test_log_z_of_few_effective_proposals_has_no_interval():
+    """Every chain's is too low, so that their spread says nothing of the error."""
+    sir = samplers.SIRInfo(
+        ess=np.array([[8.0, 9.0], [100.0, 102.0]]), log_z=np.array([[0.0, 1.0]] * 2)
+    )
+    found = diagnostics.sampler_diagnostics("sir", sir)
+    assert found["sir_log_z/0"].stderr is None
+    assert found["sir_log_z/1"].stderr == pytest.approx(0.5)
+    assert all(found[f"sir_ess/{k}"].stderr > 0 for k in (0, 1))
+
+
+def test_a_calibration_error_of_few_examples_has_no_interval(x, key, capsys):
+    """Of three it was 0 +- 0: nine of ten bins had no sign."""
+    for num, is_enough in ((3, False), (19, False), (20, True)):
+        batches = datasets.padded_batches(np.asarray(x[:num]), num)
+        found, _ = diagnostics.contrast_on_held_out(
+            NCP, batches, as_it_is, key, num_passes=1
+        )
+        assert (found["calibration_error"].stderr is not None) == is_enough
+        said = (
+            f"calibration_error: {num} examples are too few" in capsys.readouterr().out
+        )
+        assert said != is_enough
+
+
 def test_sampler_diagnostics_takes_the_infos_of_generate(key):
     """Groups are counted over all blocks."""
     out = generation.generate(

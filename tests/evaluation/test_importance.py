@@ -67,7 +67,7 @@ def test_weights_of_zero_count_as_draws():
 
 
 def test_equal_weights_have_no_error_and_one_weight_an_unknown_one():
-    sums = WeightSums().add(np.full(10, 7.0))
+    sums = WeightSums().add(np.full(100, 7.0))
     assert sums.log_mean.value == pytest.approx(7.0)
     assert sums.log_mean.stderr == pytest.approx(0.0, abs=1e-7)
     assert sums.ess_fraction.value == pytest.approx(1.0)
@@ -75,6 +75,20 @@ def test_equal_weights_have_no_error_and_one_weight_an_unknown_one():
     one = WeightSums().add(np.zeros(1))
     assert one.log_mean == Estimate(0.0, None, 1, "nats")
     assert one.ess_fraction == Estimate(1.0, None, 1, "fraction")
+
+
+def test_few_effective_weights_have_no_error():
+    """One weight of 1,000 carries all but a tenth: how rare it is nobody knows."""
+    log_w = np.zeros(1_000)
+    log_w[3] = np.log(9_000.0)
+    sums = WeightSums().add(log_w)
+    assert sums.ess < 2
+    assert sums.log_mean.stderr is None is sums.ess_fraction.stderr
+    assert math.isfinite(sums.log_mean.value)
+    for n, is_enough in ((99, False), (101, True)):
+        sums = WeightSums().add(np.full(n, 7.0))
+        assert (sums.log_mean.stderr is not None) == is_enough
+        assert (sums.ess_fraction.stderr is not None) == is_enough
 
 
 def test_standard_errors_are_the_spread_over_repeats():

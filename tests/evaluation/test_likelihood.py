@@ -13,7 +13,7 @@ import pytest
 from ncp_jax.data import datasets
 from ncp_jax.evaluation import likelihood
 from ncp_jax.evaluation.importance import WeightSums
-from tests.oracles import ChainVAE
+from tests.oracles import ChainVAE, tilted
 from tests.tilted_gaussian import (
     LOG_Z,
     NCP,
@@ -145,6 +145,32 @@ def test_no_nll_where_log_z_is_not_known_well_enough(x, key):
     enough = measure(num_log_z_draws=number, max_log_z_stderr=0.01 * 1.15)
     assert "nll_ncp" in enough
     assert f"num_log_z_draws={number}" in line
+
+
+def test_log_z_of_few_effective_draws_has_no_interval(x, key):
+    """The standard error of 1,000 such draws was several times too small."""
+    far = tilted(VAE, np.array([2.5, 0.0], np.float32))  # an ESS of about 2 in 1,000
+    batches = list(datasets.padded_batches(np.asarray(x[:20]), 20))
+    refused, _ = likelihood.measure(far, batches, as_it_is, key, **SETTINGS)
+    assert not {"nll_ncp", "gain_nats"} & refused.keys()
+    assert refused["log_z"].stderr is None and refused["log_z"].n == 1_000
+    assert refused["log_z_draws_missing"].value > 100
+    line = likelihood.refusal(refused, 0.1)
+    assert "effective draws of 1,000, and below 100 no standard error" in line
+    given, arrays = likelihood.measure(
+        far, batches, as_it_is, key, **SETTINGS, max_log_z_stderr=0.0
+    )
+    for name in ("nll_ncp", "gain_nats", "log_z", "ess_fraction"):
+        assert given[name].stderr is None
+    assert likelihood.refusal(given, 0.0).startswith("no interval of nll_ncp")
+    assert np.isnan(arrays["log_z_curve"][-1, 2])
+
+
+def test_equal_weights_need_draws_too():
+    """Half of MIN_ESS of them would pass any bound on the error."""
+    missing = likelihood.missing_draws(WeightSums().add(np.zeros(50)), 0.1)
+    assert missing.value == pytest.approx(50)
+    assert likelihood.missing_draws(WeightSums().add(np.zeros(100)), 0.1) is None
 
 
 def test_an_example_with_other_noise_is_the_same_example(x, key):

@@ -19,6 +19,7 @@ from ncp_jax.evaluation.metrics import feature_scores, frechet, latent_mmd
 from ncp_jax.evaluation.metrics.extractor import FeatureNet, Outputs
 from ncp_jax.evaluation.metrics.moments import Moments
 from ncp_jax.experiment import (
+    chosen_rows,
     picture_audit,
     picture_scores,
     sample_measures,
@@ -90,10 +91,14 @@ def test_every_source_is_scored_with_its_count(opened, workdir):
     assert counts.items() >= {f"fd_lenet_{name}": 40 for name in sources}.items()
     # Subsets of a fifth of the fewer: 40 drawn pictures, 50 of the reference.
     assert counts.items() >= {f"kid_lenet_{name}": 40 for name in sources}.items()
-    assert counts["mmd_base"] == counts["mmd_sir"] == counts["mmd_p_sir"] == 20
+    mmd = {f"mmd_{name}" for name in ("base", "sir", "floor")}
+    assert {name: n for name, n in counts.items() if n == 20} == {
+        **dict.fromkeys(mmd, 20),
+        **{name.replace("mmd", "mmd_p"): 20 for name in mmd},
+    }
     near = {f"nearer_than_held_out_{name}": 12 for name in sources[:3]}
     assert counts.items() >= {**near, "nearer_than_held_out_floor": 30}.items()
-    assert len(counts) == 5 + 5 + 4 + 4
+    assert len(counts) == 5 + 5 + 6 + 4
     for source in sources[:4]:
         real = estimates["fd_lenet_real"]
         assert estimates[f"fd_lenet_{source}"].value > 10 * real.value > 0
@@ -201,16 +206,51 @@ def test_mmd_compares_encodings_of_the_test_set(opened, monkeypatch):
     assert q.shape == (20, 3) and {n: g[0].shape for n, g in priors.items()} == {
         "base": (20, 3),
         "sir": (20, 3),
+        "floor": (20, 3),
     }
     np.testing.assert_array_equal(
         priors["sir"][0][:12], drawn["sir"]["latents_0"][:, 0]
     )
-    with_others = run.dataset._replace(test=run.dataset.test[::-1])
-    other = types.SimpleNamespace(
-        config=run.config, prepare=run.prepare, key=run.key, dataset=with_others
-    )
-    (of_others,) = sample_measures._posterior(other, ncp.vae, with_others.test[:20])
-    assert not np.array_equal(q, of_others)
+    assert not np.array_equal(q, priors["floor"][0])
+
+    def encoded(split, **changed):
+        dataset = run.dataset._replace(**changed)
+        other = types.SimpleNamespace(
+            config=run.config, prepare=run.prepare, key=run.key, dataset=dataset
+        )
+        return sample_measures._posterior(other, ncp.vae, split, 20)[0]
+
+    data = run.dataset
+    np.testing.assert_array_equal(encoded("test"), q)
+    assert not np.array_equal(encoded("test", test=data.test[::-1]), q)
+    np.testing.assert_array_equal(encoded("train"), priors["floor"][0])
+    of_others = encoded("train", train=data.train[::-1])
+    assert not np.array_equal(of_others, priors["floor"][0])
+
+
+def test_no_measure_takes_the_first_examples_of_a_file(opened, monkeypatch):
+    """The first and the second half of a test set may be of other writers."""
+    run, seen = opened(**{"evaluate.num_mmd_samples": 0}), []
+    size = len(run.dataset.test)
+    for most in (20, 60):
+        rows = chosen_rows.rows(run, "test", most)
+        assert len(set(rows)) == most
+        # Were they the first, or of one half: chance 2^-most at the most.
+        assert rows.max() > size // 2 > rows.min()
+        stored = run.dataset.test[rows]
+        np.testing.assert_array_equal(chosen_rows.held_out(run, most), stored)
+    np.testing.assert_array_equal(rows[:20], chosen_rows.rows(run, "test", 20))
+    assert sorted(chosen_rows.rows(run, "test")) == list(range(size))
+    other = types.SimpleNamespace(dataset=run.dataset, key=lambda _: jax.random.key(7))
+    assert not np.array_equal(chosen_rows.rows(other, "test", 60), rows)
+
+    def reconstructions(run, vae, split, rows):
+        seen.append(rows)
+        yield np.zeros((len(rows), 8, 8, 1), np.uint8)
+
+    monkeypatch.setattr(picture_scores, "reconstructions", reconstructions)
+    sample_measures.measure(run, run.load_ncp(), load_samples(run), None)
+    np.testing.assert_array_equal(seen, [chosen_rows.rows(run, "test", 30)])
 
 
 # ---- real pictures

@@ -1037,3 +1037,11 @@ def test_what_is_no_discriminator_is_named():
     assert_named(found, [("the discriminator", "it is a function")])
     found = sentences(check_discriminator, wrong(blocks=None), MLPDiscriminator())
     assert_named(found, [("blocks", "has no `blocks`")])
+
+
+def test_a_vae_that_is_only_drawn_from_needs_no_x():
+    """Then `encode` is not asked; what is drawn and decoded is."""
+    check(ladder())
+    check(wrong(encode=lambda self, x, key: None))
+    with pytest.raises(InputError, match="decode: it returns"):
+        check(wrong(decode=lambda self, carry: carry["z"]))

@@ -177,8 +177,8 @@ def test_numbers_are_labelled_grouped_and_have_intervals(minimal):
 
 def test_a_number_without_an_interval_is_not_printed(minimal):
     html, page = page_of(minimal)
-    assert "123.4" not in html and "nll_point" not in html
-    assert "only in results.json: 1." in page.text
+    assert "123.4" not in html
+    assert "only in results.json: nll_point." in page.text
 
 
 @pytest.mark.parametrize(
@@ -196,11 +196,21 @@ def test_a_number_without_an_interval_is_not_printed(minimal):
             metric(0.05, 0.05102),
             "level with the base prior: a gain of 0.05 ± 0.10 nats",
         ),
+        (metric(-1.77636e-15, 0.0), "The NCP prior is the base prior: no likelihood"),
+        (metric(2e-4, 1e-6), "gains 0.0002000 ± 0.0000020 nats over the base prior"),
     ],
 )
 def test_the_headline_claims_what_the_interval_allows(minimal, gain, claim):
     save_results(minimal, {"gain_nats": gain})
     assert claim in page_of(minimal)[1].text
+
+
+def test_a_gain_that_is_not_known_is_not_passed_over(minimal):
+    few = {"log_z": metric(-1.29, None, 1_000), "ess_fraction": metric(0.008, None)}
+    save_results(minimal, {"nll_base": METRICS["nll_base"], **few})
+    text = page_of(minimal)[1].text
+    assert "log Z rests on 8 effective draws of 1,000, too few" in text
+    assert "only in results.json: log_z, ess_fraction." in text
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
@@ -237,7 +247,7 @@ def test_summary_table_lines_up():
     assert not any(line.startswith("nll_point") for line in lines)
     assert lines[-2:] == [
         "(1 more per group: results.json)",
-        "(1 more without an interval: results.json)",
+        "(too few for an interval, so in results.json: nll_point)",
     ]
 
 

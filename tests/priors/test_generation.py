@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax.models.base import FrozenVAE
+from ncp_jax.errors import InputError
+from ncp_jax.models.base import FrozenVAE, GroupPrior
 from ncp_jax.models.discriminator import MLPDiscriminator
+from ncp_jax.models.distributions import Normal
 from ncp_jax.priors import generation, ncp_prior
 from ncp_jax.priors.group_samplers import SIR, Base, Langevin
 from ncp_jax.training import ncp_update
-from tests.oracles import ThreeGroupVAE
+from tests.oracles import LinearGaussianVAE, ThreeGroupVAE, tilted
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +133,38 @@ def test_chunks_divide_the_proposals_where_that_costs_little(ncp):
     ]
     assert 5_000 % sizes[0] == 0
     assert sizes[1] > 1  # 4,999 is prime
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OfBatchOne(LinearGaussianVAE):
+    """Its base prior is [1, L] whatever the batch."""
+
+    def prior(self, block, k, carry):
+        standard = Normal(jnp.zeros((1, 2)), jnp.ones((1, 2)))
+        return GroupPrior(standard, jnp.zeros((carry.shape[0], 0)))
+
+
+def test_a_vae_that_cannot_be_drawn_from_is_named(key):
+    """By `check`, and once only for each kind of model."""
+    weights = jnp.array([[1.0, 0.0], [0.0, 0.8], [0.2, 0.0]])
+    right, wrong = (
+        tilted(kind(weights), np.zeros(2, np.float32))
+        for kind in (LinearGaussianVAE, OfBatchOne)
+    )
+    generation._check_kind.cache_clear()
+    for _ in range(2):
+        generation.sample(right, key, 2, Base())
+    assert generation._check_kind.cache_info().misses == 1
+    with pytest.raises(InputError, match=r"OfBatchOne cannot be used.*\n.*of batch 1"):
+        generation.sample(wrong, key, 2, Base())
+    with pytest.raises(InputError, match=r"prior of block 0: \.mean .* is \[1, 2\]"):
+        generation.generate(wrong, key, 2, 2, Base())
+
+
+@pytest.mark.parametrize("groups", [(7,), (0, 3), (-1,)])
+def test_groups_that_the_model_lacks_are_refused(ncp, groups):
+    with pytest.raises(InputError, match="has the groups 0 to 2; name some of them"):
+        dataclasses.replace(ncp, groups=groups)
+    chosen = dataclasses.replace(ncp, groups=(2,))
+    assert jax.tree.map(lambda leaf: leaf, chosen).groups == (2,)

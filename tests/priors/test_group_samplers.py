@@ -1,13 +1,18 @@
 """`group_samplers.py`: what one group's draws are, where the answer is known."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
-from ncp_jax.models.distributions import Normal
+from ncp_jax.errors import InputError
+from ncp_jax.models.distributions import Normal, Standardizable
 from ncp_jax.priors.group_samplers import MALA, SIR, IteratedSIR, Langevin, SIRThenMALA
 from ncp_jax.priors.ncp_prior import Target
+from ncp_jax.priors.signal_space import PaddedNormal
 from tests.statistics import assert_mean
 
 MEAN, STD, TILT = -3.0, 0.05, 10.0  # log r = TILT z moves the mean by TILT STD^2
@@ -74,3 +79,73 @@ def test_a_group_takes_the_step_of_its_number(key):
 def test_samplers_are_values():
     assert SIR(5, 2) == SIR(5, 2) and hash(SIR(5, 2)) == hash(SIR(5, 2))
     assert len({SIR(5, 2), SIR(5, 3), MALA(), MALA(), Langevin((0.1, 0.2), 3)}) == 4
+
+
+CENTRE, WIDTH = 3.0, 0.5
+
+
+class TwoModes(NamedTuple):
+    """N(-CENTRE, WIDTH^2) and N(CENTRE, WIDTH^2), half and half; with their moments."""
+
+    mean: jax.Array  # zeros [B, 1]
+    std: jax.Array
+
+    def sample(self, key):
+        sign_key, noise_key = jax.random.split(key)
+        sign = jax.random.rademacher(sign_key, self.mean.shape, self.mean.dtype)
+        return CENTRE * sign + WIDTH * jax.random.normal(noise_key, self.mean.shape)
+
+    def log_prob(self, value):
+        parts = [-0.5 * ((value - c) / WIDTH) ** 2 for c in (-CENTRE, CENTRE)]
+        return jnp.sum(jnp.logaddexp(*parts), 1)
+
+
+def two_modes():
+    shape = (NUM_CHAINS, 1)
+    std = (CENTRE**2 + WIDTH**2) ** 0.5
+    return TwoModes(jnp.zeros(shape), jnp.full(shape, std))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        SIR(64, 64),
+        IteratedSIR(8, 20, 8),
+        Langevin(0.01, 200),
+        MALA(0.1, 60, 20, in_noise=False),
+        SIRThenMALA(16, 16, 0.1, 20, 0, in_noise=False),
+    ],
+)
+def test_every_sampler_keeps_a_base_prior_that_is_not_normal(key, draw):
+    """log r = -z^2 / 8 leaves two modes: N(+-centre, variance) below."""
+    z, _ = draw_from(draw, key, two_modes(), lambda z: -(z[:, 0] ** 2) / 8)
+    variance = 1 / (1 / WIDTH**2 + 1 / 4)
+    centre = CENTRE * variance / WIDTH**2
+    second = centre**2 + variance
+    assert_mean(z[:, 0] ** 2, second, std=2.9, bias=0.02)
+    with pytest.raises(AssertionError):
+        assert_mean(z[:, 0] ** 2, 0.9 * second, std=2.9, bias=0.02)
+    between = scipy.stats.norm.cdf((1.5 - centre) / variance**0.5)
+    assert_mean(np.abs(z[:, 0]) < 1.5, between, std=between**0.5, bias=0.02)
+    assert_mean(z[:, 0] > 0, 0.5, std=0.5)
+
+
+@pytest.mark.parametrize(
+    "draw", [Langevin(0.01, 20, in_noise=True), MALA(0.1, 20), SIRThenMALA(4, 4)]
+)
+def test_noise_is_not_moved_where_the_base_prior_is_not_normal(key, draw):
+    """A mean and a std are no promise: MALA left both modes, 0.4 of it for 0.001."""
+    with pytest.raises(InputError, match=r"TwoModes .* in_noise=False, .* SIR"):
+        draw_from(draw, key, two_modes(), lambda z: jnp.zeros(NUM_CHAINS))
+
+
+def test_what_can_be_standardised_says_so():
+    shape = (4, 3)
+    normal = Normal(jnp.full(shape, MEAN), jnp.full(shape, STD))
+    padded = PaddedNormal(jnp.ones(shape).at[:, 2].set(0.0))
+    for base in (normal, padded):
+        assert isinstance(base, Standardizable)
+        mean, std = base.standardization()
+        np.testing.assert_array_equal(mean, base.mean)
+        np.testing.assert_array_equal(std, base.std)
+    assert not isinstance(two_modes(), Standardizable)

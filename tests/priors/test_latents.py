@@ -3,13 +3,17 @@
 `walk` and `contrastive_draws` are tested with the contract of VAEs.
 """
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax.models.base import FrozenVAE
+from ncp_jax.errors import InputError
+from ncp_jax.models.base import FrozenVAE, GroupPrior
+from ncp_jax.models.distributions import Normal
 from ncp_jax.priors import latents
 from tests.oracles import ChainVAE, InterleavedVAE, ThreeGroupVAE
 from tests.statistics import assert_mean
@@ -52,3 +56,25 @@ def test_what_is_drawn_follows_the_prior_given_what_is_kept(is_split, key):
     assert_mean(first, 0.0, 1.0)
     assert_mean(first**2, 1.0, 2**0.5)
     assert_mean(first * second, 0.9, (1.0**2 * 1.45 + 0.9**2) ** 0.5)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OfOne(ChainVAE):
+    """Its base prior is [1, 1] whatever the batch."""
+
+    def prior(self, block, k, carry):
+        standard = Normal(jnp.zeros((1, 1)), jnp.ones((1, 1)))
+        return GroupPrior(standard, carry[0])
+
+
+def test_a_base_prior_of_batch_one_is_refused_in_stage_2(key):
+    """It was NaN losses and no error."""
+    vae, z = OfOne(), jnp.zeros((2, 5, 1))
+    for call in (
+        lambda: latents.log_prior(vae, (z,)),
+        lambda: hybrid(vae, (z,), 1, key),
+        lambda: latents.contrastive_draws(vae, jnp.zeros((5, 1)), key),
+    ):
+        with pytest.raises(InputError, match=r"\.mean .* is \[1, 1\] for a batch of 5"):
+            call()

@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 
 from ncp_jax.errors import InputError
-from ncp_jax.training.checkpoints import Checkpoints, digests
+from ncp_jax.training.checkpoints import (
+    Checkpoints,
+    DamagedCheckpoint,
+    best_weights,
+    digests,
+    fingerprint,
+)
 
 # tensorstore reports to an event loop that Orbax has closed after an error.
 pytestmark = pytest.mark.filterwarnings(
@@ -231,7 +237,53 @@ def test_a_changed_loss_does_not_change_what_is_best(tmp_path):
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"valid_loss": 0.5}))
     with Checkpoints(tmp_path / "c", METADATA) as checkpoints:
+        with pytest.raises(DamagedCheckpoint, match=r"c/10 has damaged metadata"):
+            checkpoints.restore_best(LIKE)
+        assert checkpoints.restore_latest(LIKE).step == 20  # training moves 10 aside
         assert checkpoints.restore_best(LIKE).step == 20
+    assert steps_on_disk(tmp_path / "damaged") == [10]
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+OF_THE_BEST = {
+    "metadata flipped": lambda best: flip(best / "metadata" / "metadata"),
+    "metadata deleted": lambda best: shutil.rmtree(best / "metadata"),
+    "arrays flipped": damage_arrays,
+    "arrays deleted": lambda best: shutil.rmtree(best / "state"),
+    "emptied": empty,
+}
+
+
+@pytest.mark.parametrize("kind", OF_THE_BEST)
+@pytest.mark.parametrize("best", [10, 20])
+def test_a_reader_names_the_damaged_best_and_takes_no_other(tmp_path, kind, best):
+    losses = {step: 1.0 if step == best else 2.0 for step in (10, 20)}
+    path = saved(tmp_path / "vae" / "checkpoints", losses)
+    OF_THE_BEST[kind](path / str(best))
+    message = rf"checkpoints/{best} .*run --stage=vae, which moves it to"
+    with Checkpoints(path, METADATA) as checkpoints:
+        with pytest.raises(DamagedCheckpoint, match=message):
+            checkpoints.restore_best(LIKE)
+        left = checkpoints.restore_latest(LIKE)  # what training does
+        assert left.step == checkpoints.restore_best(LIKE).step == 30 - best
+    assert steps_on_disk(path) == [30 - best]
+    assert steps_on_disk(tmp_path / "vae" / "damaged") == [best]
+
+
+def test_the_best_weights_are_known_without_their_arrays(tmp_path):
+    assert best_weights(tmp_path / "nowhere") is None
+    path = saved(tmp_path / "vae" / "checkpoints", {10: 1.0, 20: 1.0, 30: None})
+    assert best_weights(path) == (20, fingerprint(state_at(20)))
+    with Checkpoints(path, METADATA) as checkpoints:
+        restored = checkpoints.restore_best(LIKE)
+    assert best_weights(path) == (restored.step, fingerprint(restored.state))
+    (path / "30" / "metadata" / "metadata").unlink()
+    with pytest.raises(DamagedCheckpoint, match="checkpoints/30 has damaged metadata"):
+        best_weights(path)
 
 
 def test_all_damaged_means_a_fresh_start(tmp_path):

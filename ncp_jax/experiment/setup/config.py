@@ -106,6 +106,20 @@ COLOUR_NVAE: dict[str, Any] = {
     "likelihood": "normal",
     "dtype": "bfloat16",
 }
+# Stage 2 of an NVAE on its signal directions, instead of the paper's maps.
+ON_DIRECTIONS: dict[str, Any] = {
+    "ncp.discriminator.hidden_dims": (300, 300, 300),
+    "ncp.discriminator.activation": "swish",
+    "ncp.directions.cap": 32,
+    "ncp.directions.share": 0.99,
+    "ncp.num_steps": 4_000,
+    "ncp.learning_rate": 2e-3,
+    "ncp.weight_decay": 0.2,
+    "ncp.select_by": "gain",
+    "ncp.num_passes": 2,
+    "ncp.steps_per_dispatch": 100,
+    "ncp.steps_per_eval": 200,
+}
 DISCRIMINATORS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden_dims": (100, 100), "activation": "tanh", "dtype": "float32"},
     "residual": {
@@ -336,6 +350,9 @@ def _shrink_nvae(config: ConfigDict) -> None:
     if config.ncp.discriminator.name == "residual":
         blocks = "B" if is_large else "AB"
         config.ncp.discriminator.update(channels=8, blocks=blocks, dtype="float32")
+    if config.ncp.directions.cap:
+        config.ncp.discriminator.hidden_dims = (16, 16)
+        config.ncp.directions.update(cap=4, context_size=2, num_encodings=1)
     config.sample.update(
         num_images=4,
         batch_size=4,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -178,12 +179,20 @@ class Experiment:
             return StandardizedVAE(vae) if self.config.ncp.standardize else vae
         return signal.model(self, vae, fingerprint(vae.variables))
 
-    def checkpoints(self, stage: str, vae: FrozenVAE | None = None) -> Checkpoints:
-        """Opens the checkpoints of "vae", or of "ncp" on `vae`; to use in a `with`."""
+    def checkpoints(
+        self, stage: str, vae: FrozenVAE | None = None, folder: Path | None = None
+    ) -> Checkpoints:
+        """Opens the checkpoints of "vae", or of "ncp" on `vae`; to use in a `with`.
+
+        Args:
+          stage: whose.
+          vae: that stage "ncp" reweights.
+          folder: that they are in, if not where the stage keeps its own.
+        """
         started = time.monotonic()  # finding directions is part of the stage
         metadata = {"config": self.workdir.fingerprint(stage)}
         if self.config.vae.checkpoint and stage == "vae":
-            with open(self.config.vae.checkpoint, "rb") as file:
+            with open(os.path.expanduser(self.config.vae.checkpoint), "rb") as file:
                 digest = hashlib.file_digest(file, "sha256")
             metadata["vae.checkpoint"] = digest.hexdigest()[:16]
         if vae is not None:  # its discriminators fit no other
@@ -191,7 +200,7 @@ class Experiment:
             model = self.in_signal_space(vae)
             if isinstance(model, SignalVAE):
                 metadata["directions"] = model.directions.digest()[:16]
-        folder = self.path / stage / "checkpoints"
+        folder = folder or self.path / stage / "checkpoints"
         return Checkpoints(folder, metadata, started)
 
     @property
@@ -207,6 +216,16 @@ class Experiment:
     def load_vae(self) -> FrozenVAE:
         """Returns the stage-1 model of lowest validation loss."""
         return vae_update.freeze(self.vae_module, self._best("vae", self._vae_shapes))
+
+    def check_stage_1(self, folder: Path) -> None:
+        """Reads the best and the last stage 1 of a folder of checkpoints.
+
+        Raises:
+          InputError: they are damaged, or of other settings.
+        """
+        with self.checkpoints("vae", folder=folder) as saved:
+            saved.restore_best(self._vae_shapes)
+            saved.restore(self.config.vae.num_steps, self._vae_shapes)
 
     def load_ncp(self) -> ncp_prior.NCPPrior:
         """Returns the prior of lowest held-out NCE losses, on its frozen VAE."""
@@ -297,6 +316,13 @@ def check_networks(config: ConfigDict) -> None:
       InputError: naming what does not fit.
     """
     settings = config.data
+    likelihood, shape = config.vae.model.likelihood, tuple(settings.shape)
+    if likelihood == "logistic_mixture" and (len(shape) != 3 or shape[-1] != 3):
+        raise InputError(
+            "config.vae.model.likelihood = 'logistic_mixture' is of red, green and "
+            f"blue: config.data.shape is {shape}, it must end in 3; for grey pictures "
+            "choose 'bernoulli', or 'normal' with config.data.binarization='none'"
+        )
     module = architectures.build_vae(
         config.vae.model, settings.shape, settings.num_bits
     )

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import data_seal
+from ncp_jax.training import checkpoints
 
 # A stage's output depends on these sections of the config.
 SECTIONS = {
@@ -22,6 +24,7 @@ SECTIONS = {
 _CURES = {
     "config.json": "delete it; the checkpoints know which config made them",
     "results.json": "delete it and run --stage=sample and --stage=evaluate again",
+    data_seal.FILE: "delete it, and what the data are now is taken for what they were",
 }
 
 
@@ -60,7 +63,8 @@ class Workdir:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("a+")
         except OSError as error:
-            raise InputError(f"cannot write to --workdir={path}: {error}") from error
+            reason = explained(error)
+            raise InputError(f"cannot write to --workdir={path}: {reason}") from error
         try:
             if is_writer:
                 self._take_lock()
@@ -78,12 +82,29 @@ class Workdir:
         return config_lib.fingerprint(self._config, SECTIONS[stage])
 
     def is_done(self, stage: str) -> bool:
-        """Whether `stage` has ended with just these settings and left its files."""
+        """Whether `stage` has ended, with these settings and weights, and is whole."""
         record = self.results()["run"].get("stages", {}).get(stage, {})
         is_same = record.get("fingerprint") == self.fingerprint(stage)
-        return is_same and all(
+        if not is_same or not all(
             (self.path / name).exists() for name in self._files(stage)
-        )
+        ):
+            return False
+        weights = self.weights(stage)  # of old records it is not known
+        return record.get("weights", weights) == weights
+
+    def weights(self, stage: str) -> dict[str, dict[str, Any]]:
+        """Returns step and hash of the checkpoints that `stage` gives or reads.
+
+        Raises:
+          InputError: one of them is damaged.
+        """
+        found = {}
+        for name in self._pinning_stages:
+            if name in SECTIONS[stage]:
+                best = checkpoints.best_weights(self.path / name / "checkpoints")
+                if best:
+                    found[name] = best._asdict()
+        return found
 
     def _files(self, stage: str) -> list[str]:
         """Without them a stage is not done, whatever the records say."""
@@ -102,12 +123,48 @@ class Workdir:
             )
         return results
 
+    def seal_data(self, seal: Mapping[str, Any]) -> None:
+        """Refuses other data than trained stages have read, else records them.
+
+        Args:
+          seal: of the data of this call, from `data_seal.of`.
+
+        Raises:
+          InputError: naming what differs.
+        """
+        before = self._read_json(data_seal.FILE)
+        if before is not None and not data_seal.is_seal(before):
+            raise InputError(
+                f"{self.path / data_seal.FILE} is not one of ours: "
+                + _CURES[data_seal.FILE]
+            )
+        if before == seal:
+            return
+        if before and self._started():
+            raise InputError(
+                f"--workdir={self.path} was made with other data:\n  "
+                + "\n  ".join(data_seal.differences(before, seal))
+                + "\nBring the old files back (config.data.dir), or give another "
+                f"--workdir. To go on with these, delete {data_seal.FILE} there."
+            )
+        self.write_json(data_seal.FILE, seal)
+
+    def _started(self) -> list[str]:
+        """The pinning stages that have left a checkpoint."""
+        found = []
+        for stage in self._pinning_stages:
+            saved = (self.path / stage / "checkpoints").glob("[0-9]*")
+            if any(path.name.isdigit() for path in saved):
+                found.append(stage)
+        return found
+
     def add_results(
         self,
         stage: str,
         metrics: Mapping[str, Estimate],
         wall_seconds: float,
         environment: Mapping[str, Any] | None = None,
+        weights: Mapping[str, Any] | None = None,
     ) -> None:
         """Replaces a stage's metrics in results.json and marks the stage as done.
 
@@ -116,6 +173,7 @@ class Workdir:
           metrics: what it measured.
           wall_seconds: what it took.
           environment: where it ran, if not here and now.
+          weights: which its numbers are of, if not those that are in the folder.
         """
         results = self.results()
         names = results["run"].get("metric_names", {})
@@ -130,8 +188,11 @@ class Workdir:
         stages[stage] = {  # each may have run with other settings and elsewhere
             "fingerprint": self.fingerprint(stage),
             "config": {name: self._config[name] for name in SECTIONS[stage]},
+            "weights": self.weights(stage) if weights is None else dict(weights),
             "environment": environment or self._environment,
         }
+        if stage in self._pinning_stages:  # trained: who knows what others measured
+            _drop_unweighted(stages, stage)
         results["run"] = {
             **self._environment,  # of the last call, as is the config
             "config": self._config,
@@ -143,11 +204,14 @@ class Workdir:
         self.write_json("results.json", results)
 
     def unmark(self, stage: str) -> None:
-        """Forgets that `stage`, and what builds on it, has ended."""
+        """Forgets that `stage`, and what builds on it, has ended.
+
+        The numbers stay until others replace them, and so do the settings of theirs.
+        """
         results = self.results()
         order = list(SECTIONS)
         for name in order[order.index(stage) :]:
-            results["run"].get("stages", {}).pop(name, None)
+            results["run"].get("stages", {}).get(name, {}).pop("fingerprint", None)
         self.write_json("results.json", results)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -159,17 +223,7 @@ class Workdir:
         os.replace(temporary, self.path / name)
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
-        """Returns the content of a JSON file, None if there is no such file."""
-        path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            content = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{path} is damaged ({error}): {_CURES[name]}") from error
-        if not isinstance(content, dict):
-            raise InputError(f"{path} is not a JSON object: {_CURES[name]}")
-        return content
+        return read_json(self.path, name)
 
     def _take_lock(self) -> None:
         """Locks until the file is closed, which the death of the process does too."""
@@ -190,10 +244,8 @@ class Workdir:
         """Refuses a config that trained stages contradict, else records it."""
         if before := self._read_json("config.json"):
             pinned: set[str] = set()
-            for stage in self._pinning_stages:
-                saved = (self.path / stage / "checkpoints").glob("[0-9]*")
-                if any(path.name.isdigit() for path in saved):
-                    pinned.update(SECTIONS[stage])
+            for stage in self._started():
+                pinned.update(SECTIONS[stage])
             lines = config_lib.differences(before, self._config, tuple(pinned))
             if lines:
                 raise InputError(
@@ -203,6 +255,36 @@ class Workdir:
                 )
         self.write_json("config.json", self._config)
         self.write_json("environment.json", self._environment)
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any] | None:
+    """Returns the content of one of a run's JSON files, None if there is no such file.
+
+    Args:
+      folder: of the run.
+      name: "config.json", "results.json" or "data.json".
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    path = folder / name
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}): {_CURES[name]}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object: {_CURES[name]}")
+    return content
+
+
+def _drop_unweighted(stages: dict[str, Any], trained: str) -> None:
+    """Forgets later stages whose records are too old to say which weights they read."""
+    order = list(SECTIONS)
+    for name in order[order.index(trained) + 1 :]:
+        if "weights" not in stages.get(name, {}):
+            stages.pop(name, None)
 
 
 def _or_null(value: Any) -> Any:

@@ -35,7 +35,7 @@ class Subject(NamedTuple):
     is_pytree: bool
     blocks: tuple[Block, ...]
     batch_size: int  # one that occurs nowhere else
-    x: Any  # [its own B, *data_shape]
+    x: Any  # [its own B, *data_shape]; None where there is none
 
     def has(self, method: str) -> bool:
         """Whether the model, or the module of a `FrozenVAE`, has a method."""
@@ -143,7 +143,8 @@ def decode(subject: Subject, carry: PyTree) -> Outcome:
 
     def body(vae: Any, carry: PyTree, key: Array) -> tuple[list[Fault], Array | None]:
         faults, out = side_effects.call("decode", vae, "decode", carry)
-        more, mean = likelihood_faults(out, subject.x.shape, subject.batch_size, key)
+        shape = None if subject.x is None else subject.x.shape
+        more, mean = likelihood_faults(out, shape, subject.batch_size, key)
         return [*faults, *more, *_pixel_faults(out, subject.x)], mean
 
     if not subject.has("decode"):
@@ -191,7 +192,7 @@ def _only_arrays(
 def _pixel_faults(likelihood: Any, x: Any) -> Iterator[Fault]:
     """Whether x has a place in Bernoulli pixels, where x is more than a shape."""
     is_abstract = isinstance(x, jax.ShapeDtypeStruct | jax.core.Tracer)
-    if is_abstract or not isinstance(likelihood, Bernoulli):
+    if x is None or is_abstract or not isinstance(likelihood, Bernoulli):
         return
     values = np.asarray(x)
     if values.size and not (values.min() >= 0 and values.max() <= 1):

@@ -18,13 +18,13 @@ Array = jax.Array
 
 
 def likelihood_faults(
-    out: Any, x_shape: tuple[int, ...], batch_size: int, key: Array
+    out: Any, x_shape: tuple[int, ...] | None, batch_size: int, key: Array
 ) -> tuple[list[Fault], Array | None]:
     """Compares what `decode` returned with x.
 
     Args:
       out: what was returned, inside the trace.
-      x_shape: of the x that `check` was given.
+      x_shape: of the x that `check` was given; None where it was given none.
       batch_size: B.
       key: PRNG key; nothing is drawn.
 
@@ -34,6 +34,7 @@ def likelihood_faults(
     where = "decode"
     if fault := _likelihood_member_fault(out, batch_size):
         return [fault], None
+    x_shape = out.mean.shape if x_shape is None else x_shape
     if out.mean.shape == (batch_size, *x_shape):  # then x is one example
         found, remedy = f"its shape is {x_shape}, without a batch axis", "pass x[None]"
         expected = f"{shown_shape(out.mean.shape, batch_size)}, as `decode` makes it"

@@ -10,6 +10,7 @@ import pytest
 from ncp_jax.data import cifar
 from ncp_jax.experiment import stages
 from ncp_jax.experiment.setup import architectures, validation
+from ncp_jax.experiment.setup import config as config_lib
 from tests.data.test_picture_files import encoded, picture, write, write_zip
 from tests.experiment.test_stages import CONFIGS, METRICS, load
 
@@ -45,11 +46,40 @@ def test_the_groups_are_the_papers(name):
     config = load(name, "")
     validation.validate(config)
     assert sizes(config) == GROUPS[name]
-    assert config.ncp.discriminator.blocks == "AAABAAAB"
+    assert config.ncp.discriminator.name == "mlp" and config.ncp.directions.cap
     assert config.sample.num_proposals == 5_000
     assert config.sample.chunk_size == 0  # what memory takes
     for stage in (config.vae, config.ncp):  # else another program is compiled for it
         assert stage.steps_per_eval % stage.steps_per_dispatch == 0
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_the_papers_discriminators_are_a_word_away(name):
+    """Everything but stage 2 is the same; its blocks are the paper's."""
+    here, there = load(name, ""), load(name, "residual")
+    validation.validate(there)
+    assert there.ncp.discriminator.blocks == "AAABAAAB" and not there.ncp.directions.cap
+    assert here.vae == there.vae and here.sample == there.sample
+    assert here.data == there.data and here.evaluate == there.evaluate
+    small = load(name, "smoke_residual")
+    validation.validate(small)
+    assert small.ncp.discriminator.name == "residual"
+    assert small.ncp.discriminator.channels < there.ncp.discriminator.channels
+
+
+# Of runs that were begun when the paper's discriminators were the only ones: they can
+# still be gone on with.
+FINGERPRINTS = {
+    "cifar10_nvae": "7bd9e69584135727",
+    "celeba64_nvae": "5d802d3110f7fe73",
+    "celebahq256_nvae": "963a0aba9ae421dc",
+}
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_runs_of_the_papers_discriminators_can_be_gone_on_with(name):
+    settings = config_lib.as_json(load(name, "residual"))
+    assert config_lib.fingerprint(settings, ("ncp",)) == FINGERPRINTS[name]
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -110,11 +140,14 @@ FILES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", GROUPS)
-def test_all_stages_pass(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [*((name, "smoke") for name in GROUPS), ("celeba64_nvae", "smoke_residual")],
+)
+def test_all_stages_pass(name, variant, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "PICTURES_PER_BATCH", 12)  # not 10,000
     FILES[name](tmp_path / "data")
-    config, workdir = load(name, "smoke"), tmp_path / "run"
+    config, workdir = load(name, variant), tmp_path / "run"
     config.data.dir = str(tmp_path / "data")
     if name == "cifar10_nvae":  # one of them as it is meant to be, though slowly
         config.vae.model.dtype = config.ncp.discriminator.dtype = "bfloat16"

@@ -125,7 +125,7 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from tests.experiment.test_workdir import CONFIG, Workdir
+from tests.experiment.setup.test_workdir import CONFIG, Workdir
 workdir = Workdir(Path(sys.argv[1]), CONFIG, {})
 print("held", flush=True)
 time.sleep(600)
@@ -223,7 +223,10 @@ def test_a_stage_that_starts_anew_is_not_done_nor_what_builds_on_it(tmp_path):
             assert workdir.is_done(stage)
         workdir.unmark("sample")
         done = [s for s in ("ncp", "sample", "evaluate") if workdir.is_done(s)]
+        stages = workdir.results()["run"]["stages"]
     assert done == ["ncp"]
+    for name in ("sample", "evaluate"):  # of the numbers that are still there
+        assert stages[name]["config"]["sample"] == CONFIG["sample"]
 
 
 @pytest.mark.parametrize("name", ["samples/sir.npz", "evaluation/arrays.npz"])
