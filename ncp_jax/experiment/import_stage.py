@@ -176,7 +176,7 @@ def _check_source(experiment: Experiment, source: Path) -> None:
         )
     seal = data_seal.of(experiment.config.data.name, experiment.dataset)
     trained_on = read_json(source, data_seal.FILE)
-    if data_seal.is_seal(trained_on) and trained_on != seal:
+    if trained_on and data_seal.is_seal(trained_on) and trained_on != seal:
         raise InputError(
             f"config.vae.workdir={source} was trained on other data:\n  "
             + "\n  ".join(data_seal.differences(trained_on, seal))
