@@ -158,3 +158,27 @@ def test_half_told_processes_are_refused(monkeypatch, values):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="NCP_JAX_COORDINATOR=HOST:PORT"):
         parallel.join_processes()
+
+
+@pytest.mark.parametrize(
+    ("process_id", "num_processes"), [(5, 2), (2, 2), (0, 0), (1, 0)]
+)
+def test_a_process_that_cannot_be_is_refused(monkeypatch, process_id, num_processes):
+    monkeypatch.setenv("NCP_JAX_COORDINATOR", "localhost:1")
+    monkeypatch.setenv("NCP_JAX_NUM_PROCESSES", str(num_processes))
+    monkeypatch.setenv("NCP_JAX_PROCESS_ID", str(process_id))
+    message = f"NCP_JAX_PROCESS_ID={process_id} of NCP_JAX_NUM_PROCESSES="
+    with pytest.raises(InputError, match=message):
+        parallel.join_processes()
+
+
+def test_others_that_cannot_be_joined_are_named(monkeypatch):
+    def initialize(*arguments):
+        raise RuntimeError("DEADLINE_EXCEEDED: nobody there\nand a stack")
+
+    monkeypatch.setattr(parallel.jax.distributed, "initialize", initialize)
+    monkeypatch.setenv("NCP_JAX_COORDINATOR", "host:1")
+    monkeypatch.setenv("NCP_JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("NCP_JAX_PROCESS_ID", "1")
+    with pytest.raises(InputError, match=r"1 of 2 .*=host:1: .*nobody there$"):
+        parallel.join_processes()

@@ -172,6 +172,7 @@ def _check_operations(content: bytes) -> None:
     """
     names: list[Any] = ["?", "?"]  # the last two strings
     memo: dict[int, Any] = {}
+    value: Any
     for operation, value, _ in pickletools.genops(content):
         if operation.name in ("PUT", "BINPUT", "LONG_BINPUT"):
             if not 0 <= value <= len(content):
@@ -192,9 +193,10 @@ def _check_operations(content: bytes) -> None:
             raise InputError(
                 f"the pickle asks for the registered class {value}: {_WHY}"
             )
-        elif isinstance(value, (str, bytes)):
-            is_text = isinstance(value, str)
-            names = [names[-1], value if is_text else value[:100].decode("latin1")]
+        elif isinstance(value, str):
+            names = [names[-1], value]
+        elif isinstance(value, bytes):
+            names = [names[-1], value[:100].decode("latin1")]
 
 
 def _check_import(module: str, name: str) -> None:

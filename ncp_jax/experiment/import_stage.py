@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 from ncp_jax.errors import InputError
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import data_seal
+from ncp_jax.experiment.setup.run_files import read_json
 from ncp_jax.experiment.setup.wiring import Experiment
-from ncp_jax.experiment.setup.workdir import SECTIONS, read_json
+from ncp_jax.experiment.setup.workdir import SECTIONS
 from ncp_jax.models.nvae import checkpoint, torch_file
 from ncp_jax.models.nvae.model import NVAE
-from ncp_jax.training.checkpoints import DamagedCheckpoint, best_weights
+from ncp_jax.training.checkpoint_records import DamagedCheckpoint, best_weights
 from ncp_jax.training.run_log import RunLog, read_metrics
 
 ORIGIN = "taken_over.json"  # within the folder of a stage 1: from which run it came
@@ -176,7 +177,7 @@ def _check_source(experiment: Experiment, source: Path) -> None:
         )
     seal = data_seal.of(experiment.config.data.name, experiment.dataset)
     trained_on = read_json(source, data_seal.FILE)
-    if data_seal.is_seal(trained_on) and trained_on != seal:
+    if trained_on and data_seal.is_seal(trained_on) and trained_on != seal:
         raise InputError(
             f"config.vae.workdir={source} was trained on other data:\n  "
             + "\n  ".join(data_seal.differences(trained_on, seal))

@@ -1,11 +1,10 @@
 """Checkpoints that survive kills and notice damage (Orbax plus a hash per array)."""
 
 import hashlib
-import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -15,6 +14,14 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from ncp_jax.errors import InputError, explained
+from ncp_jax.training.checkpoint_records import (
+    DamagedCheckpoint,
+    best_step,
+    checked_record,
+    read_record,
+    seal_of,
+    short_hash,
+)
 
 PyTree = Any
 
@@ -29,49 +36,6 @@ class Restored(NamedTuple):
     metadata: dict[str, Any]
 
 
-class Weights(NamedTuple):
-    """Which checkpoint numbers are of: its step, and the `fingerprint` of its state."""
-
-    step: int
-    fingerprint: str
-
-
-class DamagedCheckpoint(InputError):
-    """A checkpoint that holds something else than was written."""
-
-    def __init__(self, path: Path, reason: str):
-        self.reason = reason
-        stage = path.parents[1].name
-        super().__init__(
-            f"checkpoint {path} {reason}, and others are no substitute: run "
-            f"--stage={stage}, which moves it to {path.parents[1] / 'damaged'} and "
-            "trains again what is missing"
-        )
-
-
-def best_weights(directory: Path) -> Weights | None:
-    """Returns what `Checkpoints.restore_best` would restore, by the sealed records.
-
-    Args:
-      directory: of the checkpoints of one stage.
-
-    Returns:
-      The weights, whose arrays are not read; None if there is no checkpoint.
-
-    Raises:
-      DamagedCheckpoint: a record is damaged, so that the best is not known.
-    """
-    records = {}
-    for path in directory.glob("[0-9]*"):
-        if path.name.isdigit():
-            records[int(path.name)] = _checked_record(path)
-    if not records:
-        return None
-    losses = {step: record["valid_loss"] for step, record in records.items()}
-    step = _best_step(records, losses)
-    return Weights(step, _short_hash(records[step]["sha256"]))
-
-
 def digests(tree: PyTree) -> dict[str, str]:
     """Returns the sha256 of every array of `tree`, by its path."""
     return {
@@ -84,12 +48,7 @@ def digests(tree: PyTree) -> dict[str, str]:
 
 def fingerprint(tree: PyTree) -> str:
     """Returns one hash of all arrays of `tree` and of their paths."""
-    return _short_hash(digests(tree))
-
-
-def _short_hash(leaves: Mapping[str, str]) -> str:
-    content = json.dumps(leaves, sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return short_hash(digests(tree))
 
 
 def _paths(tree: PyTree) -> set[str]:
@@ -176,7 +135,7 @@ class Checkpoints:
             force=True,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                metadata=ocp.args.JsonSave(metadata | {"seal": _seal(metadata)}),
+                metadata=ocp.args.JsonSave(metadata | {"seal": seal_of(metadata)}),
             ),
         )
 
@@ -213,13 +172,13 @@ class Checkpoints:
         """
         steps = self._manager.all_steps()
         for step in steps:
-            _checked_record(self._directory / str(step))
+            checked_record(self._directory / str(step))
         if not steps:
             raise InputError(
                 f"no usable checkpoint in {self._directory}: train this stage again "
                 "(remove the folder first)"
             )
-        return self._verified(_best_step(steps, self._losses), like)
+        return self._verified(best_step(steps, self._losses), like)
 
     def restore(self, step: int, like: PyTree) -> Restored:
         """Returns the checkpoint of a step.
@@ -259,13 +218,13 @@ class Checkpoints:
             message = f"cannot use {self._directory}: {explained(error)}"
             raise InputError(message) from error
         for step in self._manager.all_steps():
-            record = _record(self._directory / str(step)) or {}
+            record = read_record(self._directory / str(step)) or {}
             loss = record.get("valid_loss")
             if loss is not None:
                 self._losses[step] = loss
 
     def _verified(self, step: int, like: PyTree) -> Restored:
-        metadata = _checked_record(self._directory / str(step))
+        metadata = checked_record(self._directory / str(step))
         for name, value in self._metadata.items():
             if metadata.get(name) != value:
                 raise InputError(
@@ -333,47 +292,11 @@ class _LatestTwoAndBest(checkpoint_managers.PreservationPolicy):
         return [step in kept for step in steps]
 
 
-def _best_step(steps: Iterable[int], losses: Mapping[int, float | None]) -> int:
-    """Of lowest loss; of equals the latest, and those without a loss come last."""
-
-    def loss(step: int) -> float:
-        found = losses.get(step)
-        return np.inf if found is None else found
-
-    return min(steps, key=lambda step: (loss(step), -step))
-
-
-def _record(path: Path) -> dict[str, Any] | None:
-    """The metadata of the checkpoint at `path`; None if not what was written.
-
-    Raises:
-      OSError: the file is there and cannot be opened, which is no damage.
-    """
-    try:
-        record = json.loads((path / "metadata" / "metadata").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict):
-        return None
-    return record if record.pop("seal", None) == _seal(record) else None
-
-
 def _check_readable(path: Path) -> None:
     """Raises the system's error, lest a file of another user be taken for damage."""
     for file in path.rglob("*"):
         if file.is_file():
             file.open("rb").close()
-
-
-def _checked_record(path: Path) -> dict[str, Any]:
-    record = _record(path)
-    if record is None:
-        raise DamagedCheckpoint(path, "has damaged metadata")
-    return record
-
-
-def _seal(metadata: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def _reason(error: Exception) -> str:

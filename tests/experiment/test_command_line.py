@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ncp_jax.data import datasets
+from ncp_jax.data import datasets, picture_cache
+from ncp_jax.errors import InputError
 from ncp_jax.experiment import command_line, stages
 from ncp_jax.experiment.setup import config_files
 from ncp_jax.training import loop
@@ -188,6 +189,40 @@ def test_the_program_starts_in_a_checkout(start):
     command = [sys.executable, *start, "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0 and "python main.py --config=" in shown.stdout
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, call, tmp_path):
+    """Of the run, of the data, of their cache and of runs side by side."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    calls = []
+    monkeypatch.setattr(stages, "run", lambda *arguments: calls.append(arguments))
+    assert call(SMOKE, workdir="~/x")[0] == 0
+    assert calls[0][1] == tmp_path / "x"
+    with pytest.raises(InputError, match=f"data folder {tmp_path}/y does not exist"):
+        datasets.load("folder", (8, 8, 3), "~/y")
+    monkeypatch.setenv("NCP_JAX_DATA", "~/z")
+    with pytest.raises(InputError, match=f"data folder {tmp_path}/z does not exist"):
+        datasets.load("folder", (8, 8, 3))
+    assert picture_cache.folders("~/c", tmp_path) == [tmp_path / "c"]
+
+
+def test_runs_side_by_side_may_be_in_the_home_folder(monkeypatch, refused, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    message = refused(SMOKE, "--stage=report", "--config.report.workdirs=~/a, ~/b")
+    assert f"{tmp_path}/a" in message
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_devices_that_are_not_there_are_one_sentence(tmp_path, platform):
+    command = [sys.executable, "main.py", SMOKE, f"--workdir={tmp_path / 'run'}"]
+    environment = os.environ | {"JAX_PLATFORMS": platform}
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    *_, message = ended.stderr.strip().splitlines()  # CUDA's own words come first
+    assert message.startswith("error: JAX finds no device, with JAX_PLATFORMS=")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unwritable_workdir_is_bad_input(refused, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import stages
 from ncp_jax.experiment.setup import wiring
-from ncp_jax.training.checkpoints import best_weights
+from ncp_jax.training.checkpoint_records import best_weights
 from tests import tiny
 from tests.training.test_checkpoints import damage_arrays, empty
 

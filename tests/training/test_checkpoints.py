@@ -13,13 +13,8 @@ import numpy as np
 import pytest
 
 from ncp_jax.errors import InputError
-from ncp_jax.training.checkpoints import (
-    Checkpoints,
-    DamagedCheckpoint,
-    best_weights,
-    digests,
-    fingerprint,
-)
+from ncp_jax.training.checkpoint_records import DamagedCheckpoint, best_weights
+from ncp_jax.training.checkpoints import Checkpoints, digests, fingerprint
 
 # tensorstore reports to an event loop that Orbax has closed after an error.
 pytestmark = pytest.mark.filterwarnings(

@@ -12,7 +12,8 @@ from ncp_jax.errors import InputError, explained
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import data_seal
-from ncp_jax.training import checkpoints
+from ncp_jax.experiment.setup.run_files import CURES, read_json
+from ncp_jax.training.checkpoint_records import best_weights
 
 # A stage's output depends on these sections of the config.
 SECTIONS = {
@@ -20,11 +21,6 @@ SECTIONS = {
     "ncp": ("seed", "data", "vae", "ncp"),
     "sample": ("seed", "data", "vae", "ncp", "sample"),
     "evaluate": ("seed", "data", "vae", "ncp", "sample", "evaluate"),
-}
-_CURES = {
-    "config.json": "delete it; the checkpoints know which config made them",
-    "results.json": "delete it and run --stage=sample and --stage=evaluate again",
-    data_seal.FILE: "delete it, and what the data are now is taken for what they were",
 }
 
 
@@ -101,7 +97,7 @@ class Workdir:
         found = {}
         for name in self._pinning_stages:
             if name in SECTIONS[stage]:
-                best = checkpoints.best_weights(self.path / name / "checkpoints")
+                best = best_weights(self.path / name / "checkpoints")
                 if best:
                     found[name] = best._asdict()
         return found
@@ -119,7 +115,7 @@ class Workdir:
         if not all(isinstance(part, dict) for part in results.values()):
             raise InputError(
                 f"{self.path / 'results.json'} is not one of ours: "
-                + _CURES["results.json"]
+                + CURES["results.json"]
             )
         return results
 
@@ -136,7 +132,7 @@ class Workdir:
         if before is not None and not data_seal.is_seal(before):
             raise InputError(
                 f"{self.path / data_seal.FILE} is not one of ours: "
-                + _CURES[data_seal.FILE]
+                + CURES[data_seal.FILE]
             )
         if before == seal:
             return
@@ -255,28 +251,6 @@ class Workdir:
                 )
         self.write_json("config.json", self._config)
         self.write_json("environment.json", self._environment)
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any] | None:
-    """Returns the content of one of a run's JSON files, None if there is no such file.
-
-    Args:
-      folder: of the run.
-      name: "config.json", "results.json" or "data.json".
-
-    Raises:
-      InputError: the file is damaged.
-    """
-    path = folder / name
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}): {_CURES[name]}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object: {_CURES[name]}")
-    return content
 
 
 def _drop_unweighted(stages: dict[str, Any], trained: str) -> None:
