@@ -1,8 +1,9 @@
 """The samplers as one would first write them, on the same weights, to compare with.
 
-Every group in a Python loop, those with r = 1 from the base prior; all proposals at once, each with the whole discriminator;
-every Langevin step a call.  The parts are compiled: what these versions lack is the
-streaming and the loops inside one program, not `jit`.
+Every group in a Python loop, those with r = 1 from the base prior; all proposals at
+once, each with the whole discriminator; every Langevin step a call.  The parts are
+compiled: what these versions lack is the streaming and the loops inside one program,
+not `jit`.
 """
 
 from collections.abc import Iterator

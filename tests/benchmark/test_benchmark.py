@@ -1,5 +1,7 @@
 """The benchmark times what it says, counts what is there, and shows it."""
 
+import contextlib
+import dataclasses
 import importlib.util
 import json
 import math
@@ -21,7 +23,7 @@ from ncp_jax.benchmark import (
     training_loop,
 )
 from ncp_jax.evaluation.importance import chain_ess
-from ncp_jax.experiment import stages
+from ncp_jax.experiment import benchmark_stage, stages
 from ncp_jax.experiment.setup import wiring
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.convolution import convolve
@@ -29,8 +31,9 @@ from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.residual_discriminator import ResidualDiscriminator
 from ncp_jax.models.stacks import Stack
 from ncp_jax.pages import benchmark_page
-from ncp_jax.priors import ncp_prior
-from ncp_jax.priors.group_samplers import SIR
+from ncp_jax.priors import directions, ncp_prior
+from ncp_jax.priors.group_samplers import MALA, SIR, Langevin
+from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.training import ncp_update
 from tests import tiny
 from tests.oracles import ThreeGroupVAE
@@ -157,6 +160,89 @@ def ncp():
     )
 
 
+@pytest.fixture(scope="module")
+def in_signal(ncp):
+    """The same VAE on a direction of each group but the second, which has none."""
+    found = directions.random_directions(ncp.vae, jax.random.key(2), 1)
+    found = dataclasses.replace(found, widths=(1, 0, 1))
+    vae = SignalVAE(ncp.vae, found, context_size=1)
+    params = ncp_update.init_params(
+        ncp.discriminator, vae.coordinates, jax.random.key(3)
+    )
+    params = jax.tree.map(lambda leaf: leaf + 0.7, params)
+    rest = (None,) * (len(vae.blocks) - 1)
+    return ncp_prior.NCPPrior(
+        vae, ncp.discriminator, (*params, *rest), vae.chosen(None)
+    )
+
+
+def test_on_signal_directions_the_reweighted_groups_alone_count(in_signal, key):
+    assert in_signal.reweighted_blocks == (0,)
+    assert in_signal.reweighted_groups == in_signal.reweighted_in(0) == (0, 2)
+    assert in_signal.reweighted_in(1) == ()
+    settings = sampling.Settings(
+        num_images=(2,),
+        num_proposals=(4, 8),
+        num_steps=(4, 8),
+        num_repeats=1,
+        memory_bytes=10**6,
+    )
+    rows = list(sampling.rows(in_signal, key, settings, ceiling=1e12))
+    few, many = rows[:2]
+    of_one_proposal = (many["flops"] - few["flops"]) / (2 * (8 - 4))
+    assert of_one_proposal == 2 * 2 * (1 * 8 + 8 * 1)  # u of 1, 8 wide, 2 groups
+    assert all(row["groups"] == [0, 2] for row in rows)
+    for row in (few, many, *(r for r in rows if r["sampler"] == "isir")):
+        assert len(row["ess"]) == 2 and min(row["ess"]) >= 1  # no zeros of others
+    assert few["plain"]["ratio"] > 0 and few["plain"]["num_bytes"] > 0
+    advice = sampling.recommendations(rows)
+    assert [row["group"] for row in advice] == [0, 2]
+    half = sampling.bfloat16_effect(in_signal, key, rows, 3.0, max_proposals=20)
+    assert [row["group"] for row in half] == [0, 2]
+    assert all(row["deviation_of_log_r"] > 0 for row in half)
+    json.dumps(rows)
+
+
+def test_chains_in_signal_space_compute_ratios_and_no_decoder(in_signal, key):
+    """A step costs what it costs where there is no VAE at all."""
+    keys = jax.random.split(key, 2)
+    coordinates = dataclasses.replace(
+        in_signal, vae=in_signal.vae.coordinates, params=in_signal.params[:1]
+    )
+
+    def of_steps(ncp, make):
+        def draw(ncp, draw):
+            return ncp_prior.ancestral(ncp, keys, draw).latents
+
+        few, many = (
+            arithmetic.count_flops(partial(draw, draw=make(n)), ncp) for n in (10, 20)
+        )
+        return many - few
+
+    for make in (partial(Langevin, 0.1), partial(MALA, 0.1, num_adapt_steps=2)):
+        found = of_steps(in_signal, lambda n, make=make: make(num_steps=n))
+        alone = of_steps(coordinates, lambda n, make=make: make(num_steps=n))
+        assert found == alone > 0
+
+
+def test_a_run_on_directions_is_timed_in_them(tmp_path):
+    settings = tiny.config()
+    settings.ncp.directions.update(cap=2, context_size=1)
+    experiment = tiny.experiment(tmp_path, settings)
+    with contextlib.closing(experiment.workdir):
+        ncp, weights = benchmark_stage._prior(experiment)
+    assert weights == "random" and isinstance(ncp.vae, SignalVAE)
+    assert ncp.vae.directions.widths == (2,)
+    assert [params is None for params in ncp.params] == [False, True]
+    assert benchmark_stage._first_stack(ncp) == Stack((0,), 1, (2,), (0,))
+    log_r = ncp.log_ratio(0, 0, jnp.zeros((4, 0)))(jnp.arange(8.0).reshape(4, 2))
+    assert np.std(log_r) > 0  # shaken: a discriminator starts as r = 1
+    whole, _ = benchmark_stage._prior(
+        tiny.experiment(tmp_path / "whole", tiny.config())
+    )
+    assert benchmark_stage._first_stack(whole) == Stack((0,), 1, (3,), (0,))
+
+
 def test_every_sampler_has_a_row_and_long_calls_are_left_out(ncp, key, monkeypatch):
     settings = sampling.Settings(
         num_images=(2,),
@@ -184,8 +270,10 @@ def test_every_sampler_has_a_row_and_long_calls_are_left_out(ncp, key, monkeypat
     assert "SIR, then MALA" in text and "not run" in text
 
 
-def test_the_plain_versions_draw_from_the_same_prior(ncp, key):
+@pytest.mark.parametrize("where", ["ncp", "in_signal"])
+def test_the_plain_versions_draw_from_the_same_prior(where, request, key):
     """The means of pictures, ours and theirs, at M = 20 proposals."""
+    ncp = request.getfixturevalue(where)
     n = 4_000
     theirs = plain.Plain(ncp).sir(key, n, 20)
     keys = jax.random.split(jax.random.key(5), n)
