@@ -28,7 +28,7 @@ from .priors.group_samplers import IteratedSIR as IteratedSIR
 from .priors.group_samplers import Langevin as Langevin
 from .priors.group_samplers import SIRThenMALA as SIRThenMALA
 from .priors.ncp_prior import NCPPrior as NCPPrior
-from .training.fit import fit as fit
-from .training.signal import SignalSettings as SignalSettings
+from .training.ncp.fit import fit as fit
+from .training.ncp.signal import SignalSettings as SignalSettings
 
 __version__: str

@@ -27,8 +27,9 @@ from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.priors import generation, group_samplers, ncp_prior
 from ncp_jax.priors.latents import ContrastiveDraws
-from ncp_jax.training import loop, nce, ncp_update
+from ncp_jax.training import loop
 from ncp_jax.training.checkpoints import Checkpoints
+from ncp_jax.training.ncp import nce, ncp_update
 from ncp_jax.training.run_log import SilentLog
 from tests.oracles import InterleavedVAE
 

@@ -13,7 +13,8 @@ import pytest
 
 import ncp_jax
 from ncp_jax.experiment import stages
-from ncp_jax.pages import benchmark_page, quantities, run_page
+from ncp_jax.pages import benchmark_page, run_page
+from ncp_jax.pages.parts import quantities
 from ncp_jax.priors import ncp_prior
 from tests.test_layering import FLOORS
 

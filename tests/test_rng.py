@@ -22,7 +22,8 @@ from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.models.nvae.layers import Conv
 from ncp_jax.priors import ncp_prior
 from ncp_jax.priors.group_samplers import SIR, Base, Langevin
-from ncp_jax.training import ncp_update, vae_update
+from ncp_jax.training import vae_update
+from ncp_jax.training.ncp import ncp_update
 from tests import tiny
 from tests.oracles import (
     ChainVAE,

@@ -15,7 +15,7 @@ from ncp_jax.benchmark import timing
 from ncp_jax.models import stacks
 from ncp_jax.models.stacks import Stack
 from ncp_jax.priors.latents import ContrastiveDraws
-from ncp_jax.training import nce
+from ncp_jax.training.ncp import nce
 
 Array = jax.Array
 Row = dict[str, Any]

@@ -15,7 +15,7 @@ from ncp_jax.models.base import Latents, LatentVariableModel
 from ncp_jax.priors.latents import contrastive_draws, log_prior
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.training.loop import Prepare
-from ncp_jax.training.ncp_update import contrast
+from ncp_jax.training.ncp.ncp_update import contrast
 
 Array = jax.Array
 T = TypeVar("T")

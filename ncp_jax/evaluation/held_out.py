@@ -14,8 +14,8 @@ from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import itself
-from ncp_jax.training import preparation
 from ncp_jax.training.loop import Prepare
+from ncp_jax.training.ncp import preparation
 
 Array = jax.Array
 

@@ -17,7 +17,8 @@ from ncp_jax import rng
 from ncp_jax.evaluation import importance
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.models.convolution import convolve
-from ncp_jax.training import loop, nce, optimizers
+from ncp_jax.training import loop, optimizers
+from ncp_jax.training.ncp import nce
 
 Array = jax.Array
 PyTree = Any

@@ -16,7 +16,7 @@ from ncp_jax.models.base import FrozenVAE, LatentVariableModel
 from ncp_jax.pages import benchmark_page
 from ncp_jax.priors import directions, generation, ncp_prior
 from ncp_jax.priors.signal_space import SignalVAE
-from ncp_jax.training import ncp_update
+from ncp_jax.training.ncp import ncp_update
 
 Array = jax.Array
 NAME = "benchmark"  # of benchmark.json and benchmark.html

@@ -14,7 +14,7 @@ from ncp_jax.experiment import chosen_rows, picture_scores, sample_measures
 from ncp_jax.experiment.sample_stage import LANGEVIN_FIELDS, load_samples
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
-from ncp_jax.pages import pictures
+from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import ncp_prior
 from ncp_jax.priors.standardized import itself
 

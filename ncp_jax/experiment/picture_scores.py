@@ -18,7 +18,7 @@ from ncp_jax.evaluation.metrics.feature_scores import Reference
 from ncp_jax.experiment import chosen_rows
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
-from ncp_jax.pages import pictures
+from ncp_jax.pages.parts import pictures
 
 Array = jax.Array
 

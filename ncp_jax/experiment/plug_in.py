@@ -13,8 +13,8 @@ from ncp_jax import parallel, rng
 from ncp_jax.data.datasets import Dataset
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.priors.standardized import itself
-from ncp_jax.training import preparation
 from ncp_jax.training.loop import Prepare
+from ncp_jax.training.ncp import preparation
 
 Array = jax.Array
 

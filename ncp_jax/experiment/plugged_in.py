@@ -27,8 +27,8 @@ from ncp_jax.nested import flatten
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import itself
-from ncp_jax.training import signal
 from ncp_jax.training.loop import Prepare
+from ncp_jax.training.ncp import signal
 
 Array = jax.Array
 

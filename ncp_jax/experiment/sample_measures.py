@@ -21,7 +21,7 @@ from ncp_jax.experiment import (
 )
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import Block, LatentVariableModel
-from ncp_jax.pages import pictures
+from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import generation, group_samplers, ncp_prior
 from ncp_jax.priors.standardized import itself
 

@@ -16,8 +16,8 @@ from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.nvae.readjust import readjust_batch_norm
-from ncp_jax.pages import pictures, plots
-from ncp_jax.pages.quantities import SAMPLERS
+from ncp_jax.pages.parts import pictures, plots
+from ncp_jax.pages.parts.quantities import SAMPLERS
 from ncp_jax.priors import generation, group_samplers, ncp_prior
 from ncp_jax.priors.standardized import itself, with_vae
 

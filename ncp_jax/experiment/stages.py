@@ -32,7 +32,7 @@ from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.pages import comparison_page, run_page
 from ncp_jax.training import loop
 from ncp_jax.training.loop import TrainState
-from ncp_jax.training.ncp_update import NCPState
+from ncp_jax.training.ncp.ncp_update import NCPState
 from ncp_jax.training.run_log import Progress, RunLog, SilentLog
 
 STAGES = ("all", "vae", "import", "ncp", "sample", "evaluate", "report", "benchmark")

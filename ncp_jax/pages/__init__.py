@@ -1,4 +1,4 @@
-"""Pages, tables and plots from the files of a run.
+"""Pages from the files of a run: of one run, of several, of a benchmark.
 
-Knows files, NumPy and matplotlib; imports no JAX, so that a laptop can show any run.
+Knows files and the parts of pages; imports no JAX, so that a laptop can show any run.
 """

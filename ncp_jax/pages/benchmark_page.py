@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 
-from ncp_jax.pages import page, plots
+from ncp_jax.pages.parts import page, plots
 
 Row = Mapping[str, Any]
 OURS, THEIRS = plots.NCP, plots.MUTED

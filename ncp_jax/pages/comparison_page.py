@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ncp_jax.errors import InputError
-from ncp_jax.pages import galleries, page, quantities, run_page, stage_settings
+from ncp_jax.pages import galleries, run_page, stage_settings
+from ncp_jax.pages.parts import page, quantities
 
 Run = tuple[Mapping[str, Any], Mapping[str, Any]]  # config.json, results.json
 

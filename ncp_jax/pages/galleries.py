@@ -8,8 +8,8 @@ from typing import Any
 from PIL import UnidentifiedImageError
 
 from ncp_jax.errors import InputError
-from ncp_jax.pages import distance_plots, page, quantities
-from ncp_jax.pages.plots import Arrays, Panel
+from ncp_jax.pages.parts import distance_plots, page, quantities
+from ncp_jax.pages.parts.plots import Arrays, Panel
 
 REMEDY = "run main.py on this workdir first, without --stage or with --stage=evaluate"
 TEMPERATURE = re.compile(r"base_at_([0-9.]+)\.png")

@@ -17,20 +17,17 @@ from numpy.typing import NDArray
 
 from ncp_jax.errors import InputError
 from ncp_jax.nested import flatten
-from ncp_jax.pages import (
+from ncp_jax.pages import galleries, stage_settings, summary, tables
+from ncp_jax.pages.galleries import REMEDY
+from ncp_jax.pages.parts import (
     distance_plots,
-    galleries,
     group_curves,
     group_plots,
     page,
     plots,
     quantities,
     signal_plots,
-    stage_settings,
-    summary,
-    tables,
 )
-from ncp_jax.pages.galleries import REMEDY
 
 LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
 noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling

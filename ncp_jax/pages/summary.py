@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ncp_jax.pages import page, published, quantities
-from ncp_jax.pages.quantities import FAMILIES, SAMPLERS
+from ncp_jax.pages.parts import page, published, quantities
+from ncp_jax.pages.parts.quantities import FAMILIES, SAMPLERS
 
 Metrics = Mapping[str, Mapping[str, Any]]
 

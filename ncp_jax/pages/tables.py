@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ncp_jax.pages import page, quantities, summary
-from ncp_jax.pages.quantities import Quantity
+from ncp_jax.pages import summary
+from ncp_jax.pages.parts import page, quantities
+from ncp_jax.pages.parts.quantities import Quantity
 
 
 def numbers(results: Mapping[str, Any]) -> str:

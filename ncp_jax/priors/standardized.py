@@ -21,12 +21,7 @@ from ncp_jax.models.base import (
     Latents,
     LatentVariableModel,
 )
-from ncp_jax.models.distributions import (
-    Distribution,
-    Likelihood,
-    Normal,
-    sum_non_batch,
-)
+from ncp_jax.models.distributions import Distribution, Likelihood, Normal, sum_non_batch
 from ncp_jax.priors.latents import walk
 
 Array = jax.Array

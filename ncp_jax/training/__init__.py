@@ -1,4 +1,4 @@
-"""The loop that both stages share, and the update that each of them repeats.
+"""The loop that both stages share, checkpoints, logs, optimisers, and stage 1's update.
 
-Knows models, latents and devices; no config, and not what a run measures or shows.
+Knows models and devices; no config, and not what a run measures or shows.
 """

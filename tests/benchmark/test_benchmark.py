@@ -34,7 +34,7 @@ from ncp_jax.pages import benchmark_page
 from ncp_jax.priors import directions, ncp_prior
 from ncp_jax.priors.group_samplers import MALA, SIR, Langevin
 from ncp_jax.priors.signal_space import SignalVAE
-from ncp_jax.training import ncp_update
+from ncp_jax.training.ncp import ncp_update
 from tests import tiny
 from tests.oracles import ThreeGroupVAE
 from tests.statistics import assert_mean

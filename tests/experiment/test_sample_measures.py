@@ -26,7 +26,7 @@ from ncp_jax.experiment import (
     stages,
 )
 from ncp_jax.experiment.sample_stage import load_samples
-from ncp_jax.pages import pictures
+from ncp_jax.pages.parts import pictures
 from tests import tiny
 
 

@@ -14,10 +14,11 @@ from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.priors.directions import Directions
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import StandardizedVAE
-from ncp_jax.training import encodings, loop
+from ncp_jax.training import loop
 from ncp_jax.training.checkpoints import digests
+from ncp_jax.training.ncp import encodings
+from ncp_jax.training.ncp.signal import SignalSettings
 from ncp_jax.training.run_log import RunLog
-from ncp_jax.training.signal import SignalSettings
 from tests import tiny
 
 DIRECTIONS = {"cap": 2, "context_size": 1, "num_examples": 200, "num_encodings": 2}

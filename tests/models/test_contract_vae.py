@@ -22,7 +22,7 @@ from ncp_jax.models.ladder_vae import LadderVAE
 from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.priors import generation, latents, ncp_prior
 from ncp_jax.priors.group_samplers import SIR, Base, Langevin
-from ncp_jax.training import ncp_update
+from ncp_jax.training.ncp import ncp_update
 from tests.oracles import InterleavedVAE, ThreeGroupVAE, TwoBlockVAE
 from tests.statistics import assert_mean
 

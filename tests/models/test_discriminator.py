@@ -21,7 +21,7 @@ from ncp_jax.models.residual_discriminator import (
     num_norm_groups,
 )
 from ncp_jax.models.squeeze_excite import SqueezeExcite
-from ncp_jax.training.nce import nce_loss
+from ncp_jax.training.ncp.nce import nce_loss
 from tests.random_variables import random_variables
 
 SMALL = ResidualDiscriminator(channels=4, blocks="B")

@@ -15,7 +15,8 @@ from PIL import Image
 
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import stages
-from ncp_jax.pages import quantities, run_page
+from ncp_jax.pages import run_page
+from ncp_jax.pages.parts import quantities
 from tests.experiment.test_stages import load
 from tests.pages import browser
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.pages import published, quantities, summary
+from ncp_jax.pages import summary
+from ncp_jax.pages.parts import published, quantities
 from tests.experiment.test_stages import CONFIGS, load
 from tests.pages.test_run_page import HOSTILE, Page, metric
 

@@ -14,7 +14,7 @@ from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.distributions import Normal
 from ncp_jax.priors import generation, ncp_prior
 from ncp_jax.priors.group_samplers import SIR, Base, Langevin
-from ncp_jax.training import ncp_update
+from ncp_jax.training.ncp import ncp_update
 from tests.oracles import LinearGaussianVAE, ThreeGroupVAE, tilted
 
 

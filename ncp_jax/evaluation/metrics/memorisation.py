@@ -10,7 +10,7 @@ import numpy as np
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import neighbours
 from ncp_jax.evaluation.metrics.neighbours import Neighbours
-from ncp_jax.pages import pictures
+from ncp_jax.pages.parts import pictures
 
 TRAINING_AT_A_TIME = 16_384  # pictures; CelebA's centres: 315 MB
 GAP = 3  # white pixels between samples and neighbours

@@ -16,8 +16,8 @@ from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.priors.directions import Directions
 from ncp_jax.priors.signal_space import SignalVAE
-from ncp_jax.training import signal
-from ncp_jax.training.signal import SignalSettings
+from ncp_jax.training.ncp import signal
+from ncp_jax.training.ncp.signal import SignalSettings
 
 Array = jax.Array
 

@@ -11,8 +11,9 @@ from ncp_jax.evaluation.picture_classifier import LEAST_PICTURES
 from ncp_jax.experiment.setup.config import DISCRIMINATORS, VAES
 from ncp_jax.models import stacks
 from ncp_jax.nested import flatten
-from ncp_jax.pages.quantities import SAMPLERS
-from ncp_jax.training import held_out, optimizers
+from ncp_jax.pages.parts.quantities import SAMPLERS
+from ncp_jax.training import optimizers
+from ncp_jax.training.ncp import held_out
 
 PARTS = ("training", "samplers", "alone", "stage_two")  # of the benchmark
 DTYPES = ("float32", "bfloat16")

@@ -27,12 +27,13 @@ from ncp_jax.models.base import Block, FrozenVAE, LatentVariableModel
 from ncp_jax.priors import ncp_prior
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import StandardizedVAE
-from ncp_jax.training import batches, preparation, vae_update
-from ncp_jax.training import signal as signal_training
+from ncp_jax.training import batches, vae_update
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
 from ncp_jax.training.loop import Task, TrainState
-from ncp_jax.training.ncp_update import NCPState
-from ncp_jax.training.stage_two import StageTwo
+from ncp_jax.training.ncp import preparation
+from ncp_jax.training.ncp import signal as signal_training
+from ncp_jax.training.ncp.ncp_update import NCPState
+from ncp_jax.training.ncp.stage_two import StageTwo
 
 Array = jax.Array
 

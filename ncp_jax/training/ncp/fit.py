@@ -21,13 +21,14 @@ from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check_discriminator
 from ncp_jax.models.discriminator_choice import discriminator_for
 from ncp_jax.priors.ncp_prior import NCPPrior
-from ncp_jax.training import loop, optimizers, preparation, signal
+from ncp_jax.training import loop, optimizers
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
 from ncp_jax.training.loop import Preempted, Prepare, Task
-from ncp_jax.training.ncp_update import NCPState
+from ncp_jax.training.ncp import preparation, signal
+from ncp_jax.training.ncp.ncp_update import NCPState
+from ncp_jax.training.ncp.signal import SignalSettings
+from ncp_jax.training.ncp.stage_two import Given, StageTwo
 from ncp_jax.training.run_log import Progress, RunLog, SilentLog
-from ncp_jax.training.signal import SignalSettings
-from ncp_jax.training.stage_two import Given, StageTwo
 
 Array = jax.Array
 

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from ncp_jax.pages.group_curves import Curves
-from ncp_jax.pages.plots import (
+from ncp_jax.pages.parts.group_curves import Curves
+from ncp_jax.pages.parts.plots import (
     BASE,
     INK,
     MUTED,
@@ -28,7 +28,7 @@ from ncp_jax.pages.plots import (
     spread,
     to_png,
 )
-from ncp_jax.pages.quantities import Z95
+from ncp_jax.pages.parts.quantities import Z95
 
 MAX_GROUPS = 12  # with a picture of their own
 GOOD_OVERLAP = 0.4  # nats of loss, the line that Sec. 5.4 draws

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from ncp_jax.pages.quantities import Z95
+from ncp_jax.pages.parts.quantities import Z95
 
 Arrays = Mapping[str, NDArray[Any]]
 Limits = tuple[float, float]

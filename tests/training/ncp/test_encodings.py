@@ -14,7 +14,7 @@ import pytest
 from ncp_jax import parallel, rng
 from ncp_jax.priors import directions
 from ncp_jax.priors.signal_space import SignalVAE
-from ncp_jax.training import encodings
+from ncp_jax.training.ncp import encodings
 from tests.signal_toy import SignalVAE as SignalToy
 from tests.signal_toy import examples, planes
 

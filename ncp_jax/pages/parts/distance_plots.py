@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ncp_jax.pages import plots
-from ncp_jax.pages.plots import INK, MUTED, Arrays, Panel
-from ncp_jax.pages.quantities import SAMPLERS, Z95
+from ncp_jax.pages.parts import plots
+from ncp_jax.pages.parts.plots import INK, MUTED, Arrays, Panel
+from ncp_jax.pages.parts.quantities import SAMPLERS, Z95
 
 COLOURS = {
     "base": plots.BASE,

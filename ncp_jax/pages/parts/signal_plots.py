@@ -6,8 +6,8 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from ncp_jax.pages.group_plots import MAX_GROUPS
-from ncp_jax.pages.plots import (
+from ncp_jax.pages.parts.group_plots import MAX_GROUPS
+from ncp_jax.pages.parts.plots import (
     INK,
     MUTED,
     NCP,

@@ -15,7 +15,8 @@ from ncp_jax.models import stacks
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.priors.latents import ContrastiveDraws
-from ncp_jax.training import nce, ncp_update, optimizers
+from ncp_jax.training import optimizers
+from ncp_jax.training.ncp import nce, ncp_update
 from tests.oracles import (
     InterleavedVAE,
     QuadraticRatio,

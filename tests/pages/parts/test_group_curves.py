@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from ncp_jax.pages import group_curves, group_plots, plots
+from ncp_jax.pages.parts import group_curves, group_plots, plots
 
 
 def record(step, gain, split="train", stage="ncp"):

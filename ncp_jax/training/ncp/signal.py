@@ -19,8 +19,8 @@ from ncp_jax.models.distributions import Normal
 from ncp_jax.priors.directions import Directions, fit_directions
 from ncp_jax.priors.ncp_prior import NCPPrior, PyTree
 from ncp_jax.priors.signal_space import SignalVAE
-from ncp_jax.training import encodings
 from ncp_jax.training.loop import Prepare
+from ncp_jax.training.ncp import encodings
 
 Array = jax.Array
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax.training import held_out
+from ncp_jax.training.ncp import held_out
 
 NUM_BATCHES, B, M = 3, 8, 2
 

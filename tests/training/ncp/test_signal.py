@@ -15,7 +15,8 @@ from ncp_jax.models.base import FrozenVAE
 from ncp_jax.priors.latents import log_prior
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import StandardizedVAE
-from ncp_jax.training import encodings, run_log, signal
+from ncp_jax.training import run_log
+from ncp_jax.training.ncp import encodings, signal
 from tests.oracles import LinearGaussianVAE, ThreeGroupVAE
 from tests.signal_toy import SignalVAE as SignalToy
 from tests.signal_toy import examples, planes

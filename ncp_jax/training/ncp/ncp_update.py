@@ -16,10 +16,11 @@ from ncp_jax import parallel, rng
 from ncp_jax.models import stacks
 from ncp_jax.models.base import Block, LatentVariableModel
 from ncp_jax.priors.latents import ContrastiveDraws, contrastive_draws
-from ncp_jax.training import held_out, loop, nce
-from ncp_jax.training.held_out import Sums
+from ncp_jax.training import loop
 from ncp_jax.training.loop import Metrics, Prepare, PyTree
-from ncp_jax.training.nce import GroupState, Turn
+from ncp_jax.training.ncp import held_out, nce
+from ncp_jax.training.ncp.held_out import Sums
+from ncp_jax.training.ncp.nce import GroupState, Turn
 
 Array = jax.Array
 

@@ -9,7 +9,7 @@ import pytest
 
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.priors.latents import ContrastiveDraws
-from ncp_jax.training import nce
+from ncp_jax.training.ncp import nce
 
 LOG_R = jnp.linspace(-8.0, 8.0, 65)  # f, nats
 

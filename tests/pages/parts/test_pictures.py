@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ncp_jax.pages import pictures
+from ncp_jax.pages.parts import pictures
 
 
 def test_to_uint8_rounds_and_clips():

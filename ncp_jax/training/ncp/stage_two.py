@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
 from ncp_jax.models.base import LatentVariableModel
-from ncp_jax.training import batches, held_out, ncp_update, preparation, signal
+from ncp_jax.training import batches
 from ncp_jax.training.loop import Prepare, Task
-from ncp_jax.training.ncp_update import NCPState
-from ncp_jax.training.signal import SignalSettings
+from ncp_jax.training.ncp import held_out, ncp_update, preparation, signal
+from ncp_jax.training.ncp.ncp_update import NCPState
+from ncp_jax.training.ncp.signal import SignalSettings
 
 Array = jax.Array
 
