@@ -191,8 +191,8 @@ def test_without_signal_the_prior_is_the_base_prior(capsys, key):
         chunk_size=2,
         num_snis_proposals=2,
         num_snis_samples=1,
-        num_log_z_draws=50,
-        log_z_batch_size=50,
+        num_log_z_draws=200,
+        log_z_batch_size=200,
         num_passes=1,
     )
     assert numbers["gain_nats"].value == numbers["log_z"].value == 0.0
