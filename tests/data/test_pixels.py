@@ -125,10 +125,13 @@ def test_updates_flip_and_validations_do_not(tmp_path, monkeypatch):
 
 
 def test_nothing_but_the_two_training_tasks_prepares_to_train():
-    """What measures and samples takes `prepare`."""
+    """What measures and samples takes `prepare`; encodings to train on are training."""
     package = Path(ncp_jax.__file__).parent
     found = {
         path.stem: path.read_text().count("prepare_to_train")
         for path in package.rglob("*.py")
     }
-    assert {name: count for name, count in found.items() if count} == {"wiring": 3}
+    assert {name: count for name, count in found.items() if count} == {
+        "wiring": 3,
+        "signal": 2,  # what it asks of a run, and the pool of encodings
+    }
