@@ -237,9 +237,9 @@ def test_a_run_on_directions_is_timed_in_them(tmp_path):
     assert benchmark_stage._first_stack(ncp) == Stack((0,), 1, (2,), (0,))
     log_r = ncp.log_ratio(0, 0, jnp.zeros((4, 0)))(jnp.arange(8.0).reshape(4, 2))
     assert np.std(log_r) > 0  # shaken: a discriminator starts as r = 1
-    whole, _ = benchmark_stage._prior(
-        tiny.experiment(tmp_path / "whole", tiny.config())
-    )
+    other = tiny.experiment(tmp_path / "whole", tiny.config())
+    with contextlib.closing(other.workdir):
+        whole, _ = benchmark_stage._prior(other)
     assert benchmark_stage._first_stack(whole) == Stack((0,), 1, (3,), (0,))
 
 
