@@ -217,7 +217,7 @@ def test_the_sdist_holds_what_its_tests_read(sdist):
         assert {p for p in here if "__pycache__" not in p} == there
     run(
         *(sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider"),
-        *("tests/test_layering.py", "tests/experiment/test_config.py"),
+        *("tests/test_layering.py", "tests/experiment/setup/test_config.py"),
         cwd=sdist,
     )
 
@@ -230,7 +230,7 @@ def test_the_wheel_holds_rooms_configs_and_the_type_marker(wheel):
         text = packed.read(metadata).decode()
     modules = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*.py")}
     configs = {f"ncp_jax/configs/{name}.py" for name in config_files.names()}
-    assert held == modules | configs | {"ncp_jax/py.typed"}
+    assert held == modules | configs | {"ncp_jax/py.typed", "ncp_jax/__init__.pyi"}
     assert f"\nVersion: {ncp_jax.__version__}\n" in text
     assert "\nLicense-Expression: Apache-2.0\n" in text
 
