@@ -218,14 +218,41 @@ def test_the_readme_s_results_are_those_of_the_recorded_runs():
 
 
 def test_the_groups_table_is_that_of_the_recorded_run():
-    nvae = _records("mnist_nvae")
-    (row,) = re.findall(r"^\| `mnist_nvae.py:cpu.*", DOCS, re.MULTILINE)
-    for metric in ("nll_base", "nll_ncp", "gain_nats", "log_z"):
-        assert _interval(nvae, metric) in row, metric
+    nvae = _records("mnist_nvae_residual")
+    for name, record in (("cpu", _records("mnist_nvae")), ("cpu_residual", nvae)):
+        (row,) = re.findall(rf"^\| `mnist_nvae.py:{name}`.*", DOCS, re.MULTILINE)
+        for metric in ("nll_base", "nll_ncp", "gain_nats", "log_z"):
+            assert _interval(record, metric) in row, metric
     for k in range(10):
         names = (f"nce_loss/{k}", f"sir_ess/{k}", f"sir_log_z/{k}")
         cells = " | ".join(_interval(nvae, name) for name in names)
         assert f"| {k} | {cells} |" in DOCS
+
+
+def test_the_tables_of_signal_directions_are_those_of_the_recorded_run():
+    record = _records("mnist_nvae")
+    metrics = record["metrics"]
+    for source in ("base", "sir", "langevin", "floor", "real"):
+        names = (f"fd_lenet_{source}", f"kid_lenet_{source}")
+        assert f"| {' | '.join(_interval(record, name) for name in names)} |" in DOCS
+    for k in range(5):
+        gain = f"{metrics[f'nce_gain/{k}']['value']:.3f}"  # of group 4, too few draws
+        if metrics[f"nce_gain/{k}"]["stderr"] is not None:
+            gain = _interval(record, f"nce_gain/{k}")
+        loss, ess = (
+            _interval(record, f"{name}/{k}") for name in ("nce_loss", "sir_ess")
+        )
+        cells = f"{loss} | {gain} | {ess}"
+        number = metrics[f"num_directions/{k}"]["value"]
+        assert f"| {k} | {number:.0f} | {cells} |" in DOCS
+    assert [metrics[f"num_directions/{k}"]["value"] for k in range(5, 10)] == [0] * 5
+    curve = [name for name in metrics if name.startswith("audit_jsd_hybrid/")]
+    assert f"| {' | '.join(_interval(record, name) for name in curve)} |" in DOCS
+    assert _interval(record, "gain_snis_nats") in DOCS
+    gains = sum(metrics[f"nce_gain/{k}"]["value"] for k in range(5))
+    assert f"add up to {gains:.2f} nats" in DOCS
+    settings = record["run"]["config"]["evaluate"]
+    assert (settings["feature_net"], settings["fid_num_images"]) == ("lenet5", 2_500)
 
 
 def test_the_prior_hole_table_is_that_of_the_recorded_run():
