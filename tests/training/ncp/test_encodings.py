@@ -18,7 +18,7 @@ from ncp_jax.training.ncp import encodings
 from tests.signal_toy import SignalVAE as SignalToy
 from tests.signal_toy import examples, planes
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NUM = 10
 
 
@@ -83,7 +83,7 @@ if __name__ == "__main__":
 def test_any_number_of_devices_makes_the_same_pool():
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
     out = subprocess.run(
-        [sys.executable, "-m", "tests.training.test_encodings"],
+        [sys.executable, "-m", "tests.training.ncp.test_encodings"],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
