@@ -95,7 +95,7 @@ def measured_elsewhere():
     run = subprocess.run(
         command,
         env=environment,
-        cwd=FILE.parent.parent,
+        cwd=FILE.parents[2],
         capture_output=True,
         text=True,
         check=True,
