@@ -55,18 +55,8 @@ def get_config(variant: str = "") -> ConfigDict:
             steps_per_eval=500,
         )
     else:
-        config.ncp.discriminator.update(hidden_dims=(300,) * 3, activation="swish")
-        config.ncp.directions.update(cap=32, share=0.99)
-        config.ncp.update(
-            batch_size=512,
-            num_steps=4_000,
-            learning_rate=2e-3,
-            weight_decay=0.2,
-            select_by="gain",
-            num_passes=2,
-            steps_per_dispatch=100,
-            steps_per_eval=200,
-        )
+        config.update_from_flattened_dict(config_lib.ON_DIRECTIONS)
+        config.ncp.batch_size = 512
     config.sample.update(langevin_num_steps=500, langevin_in_noise=True)
     config.evaluate.update(
         num_importance_samples=1_000,
