@@ -108,13 +108,14 @@ COLOUR_NVAE: dict[str, Any] = {
 }
 # Stage 2 of an NVAE on its signal directions, instead of the paper's maps.
 ON_DIRECTIONS: dict[str, Any] = {
-    "ncp.discriminator.hidden_dims": (300, 300, 300),
+    "ncp.discriminator.hidden_dims": (200, 200, 200),
     "ncp.discriminator.activation": "swish",
     "ncp.directions.cap": 32,
     "ncp.directions.share": 0.99,
-    "ncp.num_steps": 4_000,
-    "ncp.learning_rate": 2e-3,
-    "ncp.weight_decay": 0.2,
+    "ncp.directions.num_encodings": 8,
+    "ncp.num_steps": 8_000,
+    "ncp.learning_rate": 3e-3,
+    "ncp.weight_decay": 0.05,
     "ncp.select_by": "gain",
     "ncp.num_passes": 2,
     "ncp.steps_per_dispatch": 100,
