@@ -95,7 +95,8 @@ def take_over(experiment: Experiment) -> None:
         this one, has not ended its own, or is damaged.
     """
     source = Path(os.path.expanduser(experiment.config.vae.workdir))
-    if (experiment.path / "vae").exists():
+    path, copy = experiment.path, experiment.path / "vae.tmp"
+    if any((path / "vae" / "checkpoints").glob("[0-9]*")):
         check_taken(experiment)
         return
     if jax.process_count() > 1:
@@ -104,7 +105,6 @@ def take_over(experiment: Experiment) -> None:
             "variables that join several"
         )
     _check_source(experiment, source)
-    path, copy = experiment.path, experiment.path / "vae.tmp"
     try:
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(source / "vae", copy)
@@ -117,6 +117,7 @@ def take_over(experiment: Experiment) -> None:
             f"{str(error).replace(str(copy), str(source / 'vae'))}"
         ) from error
     _take_records(experiment, source, copy)
+    shutil.rmtree(path / "vae", ignore_errors=True)  # a folder without a checkpoint
     os.replace(copy, path / "vae")  # last: it says that all is here
     print(f"vae: taken over from {source}")
 

@@ -94,12 +94,12 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
         experiment = Experiment(config, folder, dataset)
         if stage == "import" or (stage == "all" and config.vae.checkpoint):
             import_stage.import_vae(experiment)
-        elif stage in ("all", "vae"):
-            if config.vae.workdir:
-                import_stage.take_over(experiment)
-            train(experiment, "vae")
+        elif config.vae.workdir and stage in ("all", "vae", "ncp"):
+            import_stage.take_over(experiment)
         elif config.vae.workdir and stage != "benchmark":
             import_stage.check_taken(experiment)
+        if stage == "vae" or (stage == "all" and not config.vae.checkpoint):
+            train(experiment, "vae")
         if stage in ("all", "ncp"):
             train(experiment, "ncp")
         for name in MEASURING:
