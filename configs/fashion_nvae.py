@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.vae.update(
         config_lib.NVAE_TRAINING,
         batch_size=64,
-        num_steps=6_000,
+        num_steps=3_000,
         warmup_steps=200,
         penalty_weight=1e-2,
         steps_per_dispatch=25,

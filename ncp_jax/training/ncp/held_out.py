@@ -1,6 +1,6 @@
 """What a validation says of each group, gathered over its batches; pure functions."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -97,13 +97,18 @@ def mean_of_steps(metrics: Recorded) -> Recorded:
     return means | {"gain": means["log_r_q"] - means["log_z"]}
 
 
-def remarks(metrics: Recorded) -> Sequence[str]:
-    """A line for each group whose held-out log r is constant, from the metrics [K]."""
+def remarks(metrics: Recorded, groups: Collection[int] | None = None) -> Sequence[str]:
+    """A line for each group whose held-out log r is constant.
+
+    Args:
+      metrics: of the last validation, values [K].
+      groups: the numbers of those that have something to read; None for all.
+    """
     return [
         f"stage ncp: log r of group {k} is constant on held-out draws (standard "
         f"deviation {std:.2g} nats): its discriminator has learned nothing. If q and p "
         "differ there, weight decay may be why: lower config.ncp.weight_decay, or "
         "this group's alone by config.ncp.weight_decays"
         for k, std in enumerate(metrics["log_r_std"])
-        if std < CONSTANT_STD
+        if std < CONSTANT_STD and (groups is None or k in groups)
     ]

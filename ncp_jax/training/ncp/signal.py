@@ -18,7 +18,7 @@ from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.distributions import Normal
 from ncp_jax.priors.directions import Directions, fit_directions
 from ncp_jax.priors.ncp_prior import NCPPrior, PyTree
-from ncp_jax.priors.signal_space import SignalVAE
+from ncp_jax.priors.signal_space import SignalCoordinates, SignalVAE
 from ncp_jax.training.loop import Prepare
 from ncp_jax.training.ncp import encodings
 
@@ -226,6 +226,13 @@ def encoded(
         valid, prepare_held_out, rng.stream(key, "valid"), num_passes=num_passes
     )
     return of_train, of_valid
+
+
+def groups_that_read(vae: LatentVariableModel) -> tuple[int, ...] | None:
+    """Numbers of the groups with a signal direction; None where all read z itself."""
+    if not isinstance(vae, SignalCoordinates):
+        return None
+    return tuple(np.flatnonzero(np.any(vae.is_used, axis=1)).tolist())
 
 
 def trained(model: LatentVariableModel) -> LatentVariableModel:

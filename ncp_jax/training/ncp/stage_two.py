@@ -115,7 +115,7 @@ class StageTwo:
                 **shared,
             ),
             average=held_out.mean_of_steps,
-            remarks=held_out.remarks,
+            remarks=partial(held_out.remarks, groups=signal.groups_that_read(vae)),
             place=partial(ncp_update.place, mesh),
             collect=partial(ncp_update.collect, vae.blocks),
         )

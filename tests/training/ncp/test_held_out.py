@@ -78,6 +78,7 @@ def test_a_constant_log_r_is_told_from_a_small_one(level):
         assert len(lines) == (std < held_out.CONSTANT_STD)
         for line in lines:
             assert "group 1 is constant" in line and "config.ncp.weight_decay," in line
+        assert not held_out.remarks(metrics, groups=(0,))  # group 1 reads nothing
 
 
 def test_the_score_is_the_loss_or_minus_the_gain():
