@@ -93,7 +93,7 @@ def _shrink_to_an_hour(config: ConfigDict) -> None:
         num_importance_samples=50,
         num_snis_proposals=32,
         num_snis_samples=4,
-        num_log_z_draws=100_000,
+        num_log_z_draws=1_000_000,
         fid_num_images=num_images,
         fid_num_reference=20_000,
         num_mmd_samples=500,
