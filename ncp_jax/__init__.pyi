@@ -23,6 +23,7 @@ from .priors.generation import Generated as Generated
 from .priors.generation import sample as sample
 from .priors.group_samplers import MALA as MALA
 from .priors.group_samplers import SIR as SIR
+from .priors.group_samplers import AdaptiveSIR as AdaptiveSIR
 from .priors.group_samplers import Base as Base
 from .priors.group_samplers import IteratedSIR as IteratedSIR
 from .priors.group_samplers import Langevin as Langevin

@@ -195,14 +195,20 @@ def sampler_diagnostics(
         last = info.gradient_norm[..., -1]  # [K, N]
         unit = f"nats per unit of {moved}"
         return per_group(f"{name}_gradient_norm", last, unit, groups)
-    units = {"ess": "proposals", "log_z": "nats", "acceptance": "fraction"}
+    units = {
+        "ess": "proposals",
+        "num_proposals": "proposals",
+        "bias": "fraction",
+        "log_z": "nats",
+        "acceptance": "fraction",
+    }
     fields = getattr(info, "_fields", ())
     estimates = {
         field: per_group(f"{name}_{field}", getattr(info, field), unit, groups)
         for field, unit in units.items()
         if field in fields
     }
-    if isinstance(info, samplers.SIRInfo):
+    if isinstance(info, samplers.SIRInfo | samplers.AdaptiveSIRInfo):
         estimates["log_z"] = {
             log_z: e if ess.value >= importance.MIN_ESS else e._replace(stderr=None)
             for (log_z, e), ess in zip(

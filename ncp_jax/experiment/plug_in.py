@@ -49,7 +49,7 @@ def report(
       key: PRNG key; consumed here.
       valid: [M', *data_shape], for `{"evaluate.split": "valid"}`.
       prepare: (key, stored) -> x; the same as that of `fit`.
-      samplers: of "sir", "langevin", "mala", "isir", "sirmala".
+      samplers: of "sir", "langevin", "mala", "asir", "isir", "sirmala".
       name: of the data, for the page; "" for that of the VAE.
       settings: others than the defaults of `experiment.config`'s sections "sample",
         "evaluate" and "benchmark", e.g. {"sample.num_proposals": 100}.

@@ -107,6 +107,7 @@ def sampler_of(
     makers: dict[str, Callable[[], ncp_prior.DrawGroup]] = {
         "base": lambda: group_samplers.Base(settings.temperature),
         "sir": lambda: group_samplers.SIR(**of_proposals(num_proposals)),
+        "asir": lambda: group_samplers.AdaptiveSIR(settings.tolerance, num_proposals),
         "isir": lambda: group_samplers.IteratedSIR(
             **of_proposals(max(num_proposals // settings.num_iterations, 2)),
             num_steps=settings.num_iterations,

@@ -13,6 +13,7 @@ OURS, THEIRS = plots.NCP, plots.MUTED
 NAMES = {
     "sir": "SIR",
     "langevin": "Langevin",
+    "asir": "adaptive SIR",
     "isir": "iterated SIR",
     "mala": "MALA",
     "sirmala": "SIR, then MALA",

@@ -57,6 +57,34 @@ class SIR:
 
 
 @dataclasses.dataclass(frozen=True)
+class AdaptiveSIR:
+    """SIR with as many proposals as each draw needs; see `samplers.adaptive_sir`.
+
+    Attributes:
+      tolerance: of the bias, chi^2 / M.
+      max_proposals: M at most.
+      min_proposals: M at least, and by how much it grows.
+    """
+
+    tolerance: float = 3e-3
+    max_proposals: int = 5_000
+    min_proposals: int = 64
+
+    def __call__(
+        self, keys: Array, target: Target
+    ) -> tuple[Array, samplers.AdaptiveSIRInfo]:
+        """Keeps one of the proposals from p(z_k | z_<k)."""
+        return samplers.adaptive_sir(
+            keys,
+            lambda keys: sample_each(keys, target.base),
+            target.log_r,
+            tolerance=self.tolerance,
+            max_proposals=self.max_proposals,
+            min_proposals=self.min_proposals,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class IteratedSIR:
     """SIR repeated with the current z among the proposals: exact in the limit."""
 

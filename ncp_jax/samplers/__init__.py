@@ -14,14 +14,23 @@ from ncp_jax.samplers.dynamics import (
     mala,
     sir_then_mala,
 )
-from ncp_jax.samplers.resampling import IteratedSIRInfo, SIRInfo, iterated_sir, sir
+from ncp_jax.samplers.resampling import (
+    AdaptiveSIRInfo,
+    IteratedSIRInfo,
+    SIRInfo,
+    adaptive_sir,
+    iterated_sir,
+    sir,
+)
 
 __all__ = [
+    "AdaptiveSIRInfo",
     "IteratedSIRInfo",
     "LangevinInfo",
     "MALAInfo",
     "SIRInfo",
     "SIRThenMALAInfo",
+    "adaptive_sir",
     "iterated_sir",
     "langevin",
     "mala",

@@ -10,7 +10,14 @@ import scipy.stats
 
 from ncp_jax.errors import InputError
 from ncp_jax.models.distributions import Normal, Standardizable
-from ncp_jax.priors.group_samplers import MALA, SIR, IteratedSIR, Langevin, SIRThenMALA
+from ncp_jax.priors.group_samplers import (
+    MALA,
+    SIR,
+    AdaptiveSIR,
+    IteratedSIR,
+    Langevin,
+    SIRThenMALA,
+)
 from ncp_jax.priors.ncp_prior import Target
 from ncp_jax.priors.signal_space import PaddedNormal
 from tests.statistics import assert_mean
@@ -51,6 +58,7 @@ def test_langevin_in_noise_without_a_ratio_stays_in_the_prior(key):
     "draw",
     [
         SIR(64, 64),
+        AdaptiveSIR(1e-3, 512),
         IteratedSIR(8, 20, 8),
         MALA(0.5, 60, 20),
         SIRThenMALA(16, 16, 0.5, 20, 0),
@@ -110,6 +118,7 @@ def two_modes():
     "draw",
     [
         SIR(64, 64),
+        AdaptiveSIR(1e-3, 512),
         IteratedSIR(8, 20, 8),
         Langevin(0.01, 200),
         MALA(0.1, 60, 20, in_noise=False),

@@ -35,6 +35,12 @@ def sir(keys, log_r, num_proposals=PROPOSALS):
     return samplers.sir(keys, sample, log_r, num_proposals=num_proposals, chunk_size=16)
 
 
+def adaptive_sir(keys, log_r):
+    return samplers.adaptive_sir(
+        keys, sample, log_r, tolerance=2e-3, max_proposals=1_024
+    )
+
+
 def iterated_sir(keys, log_r):
     return samplers.iterated_sir(
         rng.stream(keys, "chain"),
@@ -69,6 +75,7 @@ def sir_then_mala(keys, log_r):
 # Langevin's that of its step (its variance is 1 / (1 - step / 4) of a normal's).
 SAMPLERS = {
     "sir": (partial(sir, num_proposals=512), 0.02),
+    "adaptive_sir": (adaptive_sir, 0.02),
     "iterated_sir": (iterated_sir, 1e-3),
     "langevin": (
         partial(dynamics, samplers.langevin, step_size=0.05, num_steps=400),

@@ -266,3 +266,45 @@ def test_langevin_does_not_recompile(key):
     first, second = run(key, jnp.zeros(3)), run(rng.at_step(key, 1), jnp.zeros(3))
     assert len(traces) == 1
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(("slope", "tolerance"), [(0.5, 1e-3), (1.0, 5e-3)])
+def test_adaptive_sir_weighs_as_many_proposals_as_the_ratio_needs(
+    key, slope, tolerance
+):
+    """log r = a z has chi^2 = exp(a^2) - 1 under N(0, 1): M is chi^2 / tolerance."""
+    keys = jax.random.split(key, 2_000)
+    _, info = samplers.adaptive_sir(
+        keys,
+        lambda keys: jax.vmap(jax.random.normal)(keys),
+        lambda z: slope * z,
+        tolerance=tolerance,
+        max_proposals=10_000,
+    )
+    expected = np.expm1(slope**2) / tolerance
+    assert (info.bias <= tolerance).all()
+    assert (np.asarray(info.num_proposals) % 64 == 0).all()
+    assert abs(np.median(info.num_proposals) / expected - 1) < 0.2
+
+
+def test_adaptive_sir_ends_at_once_where_r_is_constant_and_at_the_most_elsewhere(key):
+    keys = jax.random.split(key, 5)
+    draw = partial(samplers.adaptive_sir, keys, jax.vmap(jax.random.normal))
+    _, at_once = draw(lambda z: 0.0 * z + 3.0, tolerance=1e-3, max_proposals=256)
+    np.testing.assert_array_equal(at_once.num_proposals, 64)
+    np.testing.assert_allclose(at_once.log_z, 3.0, rtol=1e-5)
+    _, at_most = draw(lambda z: 9.0 * z, tolerance=1e-3, max_proposals=128)
+    np.testing.assert_array_equal(at_most.num_proposals, 128)
+    z, nowhere = draw(lambda z: z * jnp.nan, tolerance=0.1, max_proposals=128)
+    np.testing.assert_array_equal(nowhere.num_proposals, 128)
+    assert np.isfinite(z).all()
+
+
+def test_adaptive_sir_keeps_the_weights_of_plain_sir(key):
+    """The same proposals: with a bias that none reaches, the same sums of weights."""
+    keys = jax.random.split(key, 5)
+    both = keys, jax.vmap(jax.random.normal), lambda z: z
+    _, plain = samplers.sir(*both, num_proposals=64, chunk_size=8)
+    _, adaptive = samplers.adaptive_sir(*both, tolerance=0.0, max_proposals=64)
+    np.testing.assert_allclose(adaptive.ess, plain.ess, rtol=1e-5)
+    np.testing.assert_allclose(adaptive.log_z, plain.log_z, rtol=1e-4, atol=1e-5)

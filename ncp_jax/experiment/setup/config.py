@@ -192,9 +192,10 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "num_readjust_iterations": 0,  # of batch norm, for the temperature
                 "temperature": 1.0,  # of the base prior's own samples
                 "temperatures": (0.7, 0.8, 1.0),  # of more of them, pictures to look at
-                "samplers": ("sir", "langevin"),  # also "mala", "isir", "sirmala"
+                "samplers": ("sir", "langevin"),  # "mala", "asir", "isir", "sirmala"
                 "dtype": "float32",  # of the discriminators' activations; "bfloat16"
-                "num_proposals": 5_000,  # of "sir", "isir" and "sirmala"
+                "num_proposals": 5_000,  # of "sir", "isir", "sirmala"; most of "asir"
+                "tolerance": 3e-3,  # chi^2 / M at which "asir" ends
                 "chunk_size": 0,  # of them, per chain at a time; 0: what memory takes
                 "memory_mib": 0,  # for a chunk; 0: half of what the device has free
                 "num_iterations": 10,  # that "isir" shares its proposals between

@@ -116,6 +116,7 @@ SAMPLERS = {  # their names in settings and files, and to a reader
     "sir": "NCP by SIR",
     "langevin": "NCP by Langevin",
     "mala": "NCP by MALA",
+    "asir": "NCP by adaptive SIR",
     "isir": "NCP by iterated SIR",
     "sirmala": "NCP by SIR, then MALA",
 }
@@ -150,6 +151,8 @@ FAMILIES = {  # metrics of one kind, one per source of samples
 }
 OF_CHAINS = {  # what samplers tell of their chains, after their name
     "ess": ("ESS", "effective proposals per draw; near 1 is degenerate"),
+    "num_proposals": ("proposals", "weighed for a draw"),
+    "bias": ("chi^2 / M", "about how far SIR's law is from its target"),
     "log_z": ("log Z", "as the sampler saw it"),
     "gradient_norm": ("gradient norm", "of the energy, at the last step"),
     "acceptance": ("acceptance", "share of steps that moved"),
