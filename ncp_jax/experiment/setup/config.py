@@ -34,6 +34,8 @@ WITHOUT_EFFECT = (
     "vae.workdir",
     "sample.chunk_size",
     "sample.memory_mib",
+    "vae.extend",  # that a schedule may change; the length says how
+    "ncp.extend",
 )
 # Settings that came later, with the value that means what runs did without them: at
 # that value they do not tell a run from one that was begun before.
@@ -263,6 +265,7 @@ def _training(**settings: Any) -> dict[str, Any]:
         "ema_decay": 0.0,  # of the average of the weights; 0 for none
         "steps_per_dispatch": 500,
         "steps_per_eval": 1_000,
+        "extend": False,  # a trained stage, though its schedule then changes
         **settings,
     }
 
@@ -384,14 +387,24 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], sections: tuple[str, ...]
 ) -> list[str]:
     """Returns a line per field of `sections` that differs and has an effect."""
-    before, after = (ADDED | dict(flatten(config)) for config in (old, new))
     return [
-        f"config.{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        f"config.{name}: {before} -> {after}"
+        for name, (before, after) in changes(old, new, sections).items()
+    ]
+
+
+def changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], sections: tuple[str, ...]
+) -> dict[str, tuple[Any, Any]]:
+    """Returns (before, after) of those fields by name; "absent" where one has none."""
+    before, after = (ADDED | dict(flatten(config)) for config in (old, new))
+    return {
+        name: (before.get(name, "absent"), after.get(name, "absent"))
         for name in sorted(before.keys() | after.keys())
         if name.split(".")[0] in sections
         and name not in WITHOUT_EFFECT
         and before.get(name) != after.get(name)
-    ]
+    }
 
 
 def fingerprint(config: Mapping[str, Any], sections: tuple[str, ...]) -> str:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ncp_jax import parallel, rng
 from ncp_jax.data import datasets, pixels
 from ncp_jax.errors import InputError
-from ncp_jax.experiment.setup import architectures, signal
+from ncp_jax.experiment.setup import architectures, extension, signal
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import Block, FrozenVAE, LatentVariableModel
 from ncp_jax.priors import ncp_prior
@@ -202,7 +202,9 @@ class Experiment:
             if isinstance(model, SignalVAE):
                 metadata["directions"] = model.directions.digest()[:16]
         folder = folder or self.path / stage / "checkpoints"
-        return Checkpoints(folder, metadata, started)
+        lengths = [*extension.earlier(folder.parent), *self.workdir.earlier(stage)]
+        also = {"config": {length["fingerprint"] for length in lengths}}
+        return Checkpoints(folder, metadata, started, also)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -301,6 +303,11 @@ class Experiment:
 
     def _best(self, stage: str, like: Any, vae: FrozenVAE | None = None) -> Any:
         num_steps = self.config[stage].num_steps
+        if vae and extension.is_outdated(self.path, fingerprint(vae.variables)):
+            raise InputError(
+                f"stage 2 in {self.path} is of stage 1 as it was before it became "
+                "longer: run --stage=ncp first"
+            )
         with self.checkpoints(stage, vae) as saved:
             if saved.latest_step() != num_steps:
                 raise InputError(
