@@ -13,7 +13,7 @@ import numpy as np
 
 from ncp_jax.data import catalogue
 from ncp_jax.data.splits import pseudo_random_order
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, local_path
 
 Array = jax.Array
 
@@ -64,7 +64,8 @@ def load(
       InputError: an unknown name, missing or broken files, or another `shape`.
     """
     shape = tuple(shape)
-    folder = os.path.expanduser(data_dir or os.environ.get("NCP_JAX_DATA", ""))
+    where = "data.dir" if data_dir else "NCP_JAX_DATA"
+    folder = local_path(where, data_dir or os.environ.get("NCP_JAX_DATA", ""))
     if name == "digits":
         dataset = _digits()
     elif name == "toy25":

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 import ncp_jax
 from ncp_jax import parallel
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, local_path
 from ncp_jax.experiment import (
     benchmark_stage,
     evaluate_stage,
@@ -54,7 +54,7 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
     if stage == "report":  # needs files only: neither the data nor the workdir's lock
         if config.report.workdirs:
             names = config.report.workdirs.split(",")
-            workdirs = [os.path.expanduser(name.strip()) for name in names]
+            workdirs = [local_path("report.workdirs", name.strip()) for name in names]
             print(f"report: {comparison_page.write(workdirs, workdir)}")
         else:
             print(f"report: {run_page.write(workdir)}")

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ncp_jax import parallel, rng
 from ncp_jax.data import datasets, pixels
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, local_path
 from ncp_jax.experiment.setup import architectures, extension, signal
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import Block, FrozenVAE, LatentVariableModel
@@ -193,7 +192,8 @@ class Experiment:
         started = time.monotonic()  # finding directions is part of the stage
         metadata = {"config": self.workdir.fingerprint(stage)}
         if self.config.vae.checkpoint and stage == "vae":
-            with open(os.path.expanduser(self.config.vae.checkpoint), "rb") as file:
+            path = local_path("config.vae.checkpoint", self.config.vae.checkpoint)
+            with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256")
             metadata["vae.checkpoint"] = digest.hexdigest()[:16]
         if vae is not None:  # its discriminators fit no other

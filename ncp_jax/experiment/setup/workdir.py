@@ -39,7 +39,7 @@ class Workdir:
       may_extend: those of them that may become longer by this call.
 
     Raises:
-      InputError: if the folder cannot be written, another process holds it, or it was
+      InputError: if the folder cannot be written or named in UTF-8, another process holds it, or it was
         made with another config (the fields that differ are listed).
     """
 
@@ -58,6 +58,13 @@ class Workdir:
         self._config = config
         self._environment = environment
         self._extended: dict[str, list[dict[str, Any]]] = {}  # by this call
+        try:
+            os.fsencode(path.absolute()).decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"--workdir={os.fsencode(path)!r} is not valid UTF-8, and no checkpoint "
+                f"can be written into such a folder ({error.reason}): rename it"
+            ) from error
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("a+")
