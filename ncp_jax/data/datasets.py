@@ -48,10 +48,10 @@ def load(
 
     Args:
       name: one of `NAMES`, or "tfds:NAME" for what tensorflow-datasets has prepared.
-      shape: of one example, (H, W, C) or (2,). The pictures of "celeba", "celebahq"
-        and "folder" are resized to it.
-      data_dir: folder of the files, of "folder" the pictures' own; "" means the
-        environment variable NCP_JAX_DATA.
+      shape: of one example, (H, W, C) or (2,). The pictures of "celeba", "celebahq",
+        "folder" and "parquet" are resized to it.
+      data_dir: folder of the files, of "folder", "arrays" and "parquet" their own, or
+        one file; "" means the environment variable NCP_JAX_DATA.
       download: whether tensorflow-datasets may download what is missing.
       seed: of the points of "toy25"; nothing else depends on it.
       crop: of "celeba", one of `celeba.CROPS`.
@@ -234,7 +234,13 @@ def _existing(name: str, folder: str) -> Path:
             f"{name} is read from files: set data.dir or the environment variable "
             "NCP_JAX_DATA to their folder"
         )
-    if not Path(folder).is_dir():
+    if Path(folder).is_file() and name not in catalogue.FROM_FILE:
+        raise InputError(
+            f"{name}: {folder} is a file, and data.dir the folder around it; a file "
+            "is what data.name = 'folder' (a zip), 'arrays' (.npy, .npz) or 'parquet' "
+            "takes"
+        )
+    if not Path(folder).exists():
         raise InputError(f"{name}: the data folder {folder} does not exist")
     return Path(folder)
 

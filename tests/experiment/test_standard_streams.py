@@ -68,7 +68,7 @@ print("y", flush=True)
 
 def test_names_that_are_no_utf_8_are_printed_by_their_bytes():
     name = os.fsdecode(b"run\xff")
-    ended = shell(f"{STARTS}print({ascii(name)})", "")
+    ended = shell(f"{STARTS}print({name!a})", "")
     assert (ended.returncode, ended.stdout) == (0, "run\\udcff\n")
 
 

@@ -39,8 +39,9 @@ class Workdir:
       may_extend: those of them that may become longer by this call.
 
     Raises:
-      InputError: if the folder cannot be written or named in UTF-8, another process holds it, or it was
-        made with another config (the fields that differ are listed).
+      InputError: if the folder cannot be written, its name is no UTF-8, another
+        process holds it, or it was made with another config (the fields that differ
+        are listed).
     """
 
     def __init__(
@@ -62,8 +63,8 @@ class Workdir:
             os.fsencode(path.absolute()).decode()
         except UnicodeDecodeError as error:
             raise InputError(
-                f"--workdir={os.fsencode(path)!r} is not valid UTF-8, and no checkpoint "
-                f"can be written into such a folder ({error.reason}): rename it"
+                f"--workdir={os.fsencode(path)!r} is not valid UTF-8, and checkpoints "
+                "cannot be written into such a folder: rename it"
             ) from error
         try:
             path.mkdir(parents=True, exist_ok=True)
