@@ -21,6 +21,7 @@ from ncp_jax.errors import InputError, local_path
 from ncp_jax.experiment import (
     benchmark_stage,
     evaluate_stage,
+    export_stage,
     import_stage,
     sample_stage,
     train_stage,
@@ -31,7 +32,10 @@ from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.pages import comparison_page, run_page
 
-STAGES = ("all", "vae", "import", "ncp", "sample", "evaluate", "report", "benchmark")
+STAGES = (
+    *("all", "vae", "import", "ncp", "sample", "evaluate"),
+    *("report", "export", "benchmark"),
+)
 MEASURING = {"sample": sample_stage.sample, "evaluate": evaluate_stage.evaluate}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -109,6 +113,8 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
             print(run_page.summary_table(folder.results()))
         if stage == "benchmark":
             benchmark(experiment)
+        if stage == "export":
+            export_stage.export(experiment)
         if stage == "all":
             print(f"report: {run_page.write(workdir)}")
 

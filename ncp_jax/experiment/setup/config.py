@@ -234,6 +234,12 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "audit_num_draws": 0,  # of each sampler that is audited, too; 0: none
                 "audit_samplers": (),  # those; () for all of sample.samplers
             },
+            "export": {  # of pictures for other programs
+                "sampler": "sir",  # or "base", or another of sample.samplers' kinds
+                "num_images": 50_000,
+                "format": "png",  # numbered files; or "npz", one archive
+                "latents": False,  # z of each, too
+            },
             "report": {"workdirs": ""},  # A,B,C: those runs side by side
             "benchmark": {
                 "parts": ("training", "samplers", "alone", "stage_two"),
@@ -291,6 +297,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
             langevin_num_steps=20,
             mala_num_steps=20,
         )
+        config.export.num_images = 16
         config.benchmark.update(
             num_steps=60,
             num_repeats=1,

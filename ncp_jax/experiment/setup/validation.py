@@ -224,6 +224,8 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
         "evaluate.feature_net": ("", "inception", "lenet5", "resnet20", "resnet56"),
         "evaluate.fid_reference": ("train", "test"),
         "evaluate.split": ("test", "valid"),
+        "export.format": ("png", "npz"),
+        "export.sampler": tuple(SAMPLERS),
         "ncp.formulation": stacks.FORMULATIONS,
         "ncp.select_by": held_out.SELECT_BY,
         "sample.dtype": DTYPES,
