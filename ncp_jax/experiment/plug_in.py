@@ -64,6 +64,7 @@ def report(
         another run's.
     """
     # Only a page needs configs, plots and what they import.
+    from ncp_jax.errors import local_path
     from ncp_jax.experiment import plugged_in, stages
     from ncp_jax.pages import run_page
 
@@ -72,7 +73,7 @@ def report(
     prepare = preparation.checked(itself(ncp.vae), found["test"], prepare)
     experiment = plugged_in.open_folder(
         ncp,
-        Path(folder),
+        Path(local_path("folder", str(folder))),
         Dataset(**found),
         prepare,
         rng.typed(key),
