@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
 from ncp_jax.data.datasets import Dataset
+from ncp_jax.errors import local_path
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.priors.standardized import itself
 from ncp_jax.training.loop import Prepare
@@ -64,7 +65,6 @@ def report(
         another run's.
     """
     # Only a page needs configs, plots and what they import.
-    from ncp_jax.errors import local_path
     from ncp_jax.experiment import plugged_in, stages
     from ncp_jax.pages import run_page
 
