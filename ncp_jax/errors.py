@@ -1,8 +1,9 @@
-"""The one exception that a person at the keyboard can mend."""
+"""The one exception that a person at the keyboard can mend; paths and permissions."""
 
 import errno
 import os
 import pwd
+import re
 import stat
 from pathlib import Path
 
@@ -13,6 +14,31 @@ class InputError(Exception):
     The program prints the message, without a traceback, and exits with code 2; so the
     message names what was found, what was expected and what to do.
     """
+
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+
+
+def local_path(setting: str, path: str) -> str:
+    """Returns a path of this machine, `~` expanded and "file://" taken off.
+
+    Args:
+      setting: what names the path, for the error.
+      path: as a user writes it; "" stays what it is.
+
+    Raises:
+      InputError: it is an address of something else, as gs:// or s3://.
+    """
+    if not (address := _ADDRESS.fullmatch(path)):
+        return os.path.expanduser(path)
+    scheme, rest = address.groups()
+    here = rest.removeprefix("localhost")
+    if scheme.lower() == "file" and here.startswith("/"):
+        return here
+    raise InputError(
+        f"{setting}={path} is an address, and only files of this machine are read and "
+        "written: mount it as a folder (gcsfuse, s3fs) or copy it, and give that path"
+    )
 
 
 def explained(error: OSError) -> str:

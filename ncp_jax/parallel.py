@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ncp_jax import rendezvous
 from ncp_jax.errors import InputError
 
 PyTree = Any
@@ -29,8 +30,11 @@ COORDINATOR, NUM_PROCESSES, PROCESS_ID = (
 )
 
 
-def join_processes() -> None:
+def join_processes(seconds: float = rendezvous.SECONDS) -> None:
     """Joins this process to the others of its run, where the environment names them.
+
+    Args:
+      seconds: to wait for them.
 
     Raises:
       InputError: if only some of the three variables are set, they are no numbers, or
@@ -54,6 +58,7 @@ def join_processes() -> None:
             "processes are numbered from 0, and the last is one less than how many "
             "there are"
         )
+    rendezvous.meet(address, num_processes, process_id, seconds)
     try:
         jax.distributed.initialize(address, num_processes, process_id)
     except (RuntimeError, ValueError) as error:

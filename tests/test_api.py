@@ -215,6 +215,13 @@ def test_a_prior_says_what_it_is_in_one_line(fitted):
     )
 
 
+def test_an_address_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="workdir=gs://bucket/x is an address"):
+        fit(workdir="gs://bucket/x")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_stopped_fit_goes_on_to_the_same_bits(fitted, tmp_path, monkeypatch):
     progress = run_log.RunLog.progress
 

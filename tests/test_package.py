@@ -24,7 +24,11 @@ from ncp_jax.experiment.setup import config_files
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ncp_jax"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OPTIONAL = {"tensorflow_datasets": "tfds", "torch": "torch"}  # import -> extra
+OPTIONAL = {  # import -> extra
+    "tensorflow_datasets": "tfds",
+    "torch": "torch",
+    "pyarrow": "parquet",
+}
 DISTRIBUTIONS = {  # where an import is not called like what is installed
     "absl": "absl-py",
     "orbax": "orbax-checkpoint",

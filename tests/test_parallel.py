@@ -172,11 +172,20 @@ def test_a_process_that_cannot_be_is_refused(monkeypatch, process_id, num_proces
         parallel.join_processes()
 
 
+def test_a_coordinator_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("NCP_JAX_COORDINATOR", "localhost:9")
+    monkeypatch.setenv("NCP_JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("NCP_JAX_PROCESS_ID", "1")
+    with pytest.raises(InputError, match=r"not been met at localhost:9 in 0\.3 s: "):
+        parallel.join_processes(seconds=0.3)
+
+
 def test_others_that_cannot_be_joined_are_named(monkeypatch):
     def initialize(*arguments):
         raise RuntimeError("DEADLINE_EXCEEDED: nobody there\nand a stack")
 
     monkeypatch.setattr(parallel.jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(parallel.rendezvous, "meet", lambda *unused: None)
     monkeypatch.setenv("NCP_JAX_COORDINATOR", "host:1")
     monkeypatch.setenv("NCP_JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("NCP_JAX_PROCESS_ID", "1")

@@ -7,11 +7,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ncp_jax.data import (
+    array_files,
     celeba,
     cifar,
+    parquet_files,
     picture_cache,
+    picture_files,
     picture_folder,
     readers,
+    static_mnist,
 )
 from ncp_jax.data.picture_files import PictureSplits
 from ncp_jax.data.splits import hold_out
@@ -34,7 +38,7 @@ def load(name: str, folder: Path, options: Options) -> Parts:
 
     Args:
       name: a key of `READERS`.
-      folder: that exists.
+      folder: that exists; of those in `FROM_FILE` perhaps a file.
       options: those that do not concern this data set have no effect.
 
     Raises:
@@ -71,20 +75,33 @@ def prepared(
 
 def _mnist(name: str, folder: Path, options: Options) -> Parts:
     files = readers.find_mnist(name, folder)
-    if not files:
-        patterns = readers.mnist_patterns(name, folder)
-        return _prepared_instead(name, folder, options, patterns)
-    train, test = map(readers.read_idx, files)
-    return *hold_out(train, str(files[0])), test
+    if files:
+        train, test = map(readers.read_idx, files)
+        return *hold_out(train, str(files[0])), test
+    of_keras = [place / f"{name}.npz" for place in readers.mnist_folders(name, folder)]
+    for path in filter(Path.is_file, of_keras):
+        return _keras_mnist(path, options)
+    patterns = [*readers.mnist_patterns(name, folder), *map(str, of_keras)]
+    return _prepared_instead(name, folder, options, patterns)
+
+
+def _keras_mnist(path: Path, options: Options) -> Parts:
+    """The same pictures in the same order as in the idx files."""
+    arrays, keys = array_files.read_npz(path), ("x_train", "x_test")
+    if missing := [key for key in keys if key not in arrays]:
+        raise InputError(
+            f"{path}: no key {missing[0]!r} among {sorted(arrays)}; expected x_train "
+            "and x_test, as Keras has them; else give config.data.name='arrays'"
+        )
+    train, test = (
+        array_files.pictures_of(f"{path}: {key}", arrays[key], options.shape)
+        for key in keys
+    )
+    return *hold_out(train, str(path)), test
 
 
 def _binarized_mnist(name: str, folder: Path, options: Options) -> Parts:
-    pattern = folder / name / "*.npz"
-    paths = sorted(pattern.parent.glob(pattern.name))
-    if len(paths) != 1:
-        found = [path.name for path in paths] or "nothing"
-        raise InputError(f"{name}: one {pattern} is needed, found {found}")
-    splits = readers.read_packed_bits(paths[0], options.shape)
+    splits = static_mnist.load(name, folder, options.shape)
     return splits["train"], splits["valid"], splits["test"]
 
 
@@ -108,8 +125,18 @@ def _folder(name: str, folder: Path, options: Options) -> Parts:
     return _decoded(name, folder, options, picture_folder.divide(folder))
 
 
+def _arrays(name: str, folder: Path, options: Options) -> Parts:
+    picture_files.check_shape(name, options.shape)
+    return array_files.load(folder, options.shape)
+
+
+def _parquet(name: str, folder: Path, options: Options) -> Parts:
+    return _decoded(name, folder, options, parquet_files.divide(folder))
+
+
 def _decoded(name: str, folder: Path, options: Options, splits: PictureSplits) -> Parts:
-    folders = picture_cache.folders(options.cache_dir, folder)
+    place = folder if folder.is_dir() else folder.parent
+    folders = picture_cache.folders(options.cache_dir, place)
     return picture_cache.load(name, splits, options.shape, folders)
 
 
@@ -133,4 +160,7 @@ READERS: dict[str, Callable[[str, Path, Options], Parts]] = {
     "celeba": _celeba,
     "celebahq": _celebahq,
     "folder": _folder,
+    "arrays": _arrays,
+    "parquet": _parquet,
 }
+FROM_FILE = ("folder", "arrays", "parquet")  # whose data.dir may be one file

@@ -13,15 +13,16 @@ CROPS = {
     "rae": (19, 39, 159, 179),  # the central 140x140
 }
 PARTITION = "list_eval_partition.txt"
+KAGGLES = "list_eval_partition.csv"  # with a head, and commas
 
 
 def find(data_dir: Path, crop: str = "nvae") -> PictureSplits:
     """Finds the pictures and divides them as the official split file says.
 
     Args:
-      data_dir: holds img_align_celeba/ or img_align_celeba.zip, and `PARTITION` next
-        to it, themselves or in celeba/. Pictures that the split file does not list are
-        left out.
+      data_dir: holds img_align_celeba/ or img_align_celeba.zip, and `PARTITION` or
+        `KAGGLES` next to it, themselves or in celeba/. Pictures that the split file
+        does not list are left out.
       crop: one of `CROPS`: NVAE's or RAE's.
 
     Raises:
@@ -34,9 +35,14 @@ def find(data_dir: Path, crop: str = "nvae") -> PictureSplits:
     for folder in folders:
         for pictures in (folder / "img_align_celeba", folder / "img_align_celeba.zip"):
             if pictures.exists():
-                return _divided(pictures, folder / PARTITION, CROPS[crop])
+                partition = folder / PARTITION
+                if not partition.exists() and (folder / KAGGLES).exists():
+                    partition = folder / KAGGLES
+                return _divided(pictures, partition, CROPS[crop])
     places = "\n  ".join(f"{folder}/img_align_celeba{{,.zip}}" for folder in folders)
-    raise InputError(f"celeba: looked for\n  {places}\nwith {PARTITION} next to it")
+    raise InputError(
+        f"celeba: looked for\n  {places}\nwith {PARTITION} or {KAGGLES} next to it"
+    )
 
 
 def _divided(
@@ -44,7 +50,7 @@ def _divided(
 ) -> PictureSplits:
     splits = _read_partition(partition)
     files = picture_files.find(pictures)
-    # In an archive the pictures are within a folder, which the split file omits.
+    # In an archive, and in Kaggle's folder, they are within one that the file omits.
     located = {name.rsplit("/", 1)[-1]: name for name in files.stamps}
     missing = [name for split in splits for name in split if name not in located]
     if missing:
@@ -66,8 +72,11 @@ def _read_partition(path: Path) -> list[list[str]]:
         raise InputError(f"{path}: {reason}") from error
     splits: list[list[str]] = [[], [], []]
     lines: dict[str, int] = {}  # by picture, where it was listed
-    for i, line in enumerate(text.splitlines(), start=1):
-        match line.split():
+    is_csv = path.suffix == ".csv"
+    for i, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
+        match line.replace(",", " ").split() if is_csv else line.split():
+            case ["image_id", "partition"] if is_csv and i == 1:
+                pass
             case [name, "0" | "1" | "2" as split]:
                 if name in lines:
                     raise InputError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from ncp_jax.data import catalogue
 from ncp_jax.data.splits import pseudo_random_order
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, local_path
 
 Array = jax.Array
 
@@ -48,10 +48,10 @@ def load(
 
     Args:
       name: one of `NAMES`, or "tfds:NAME" for what tensorflow-datasets has prepared.
-      shape: of one example, (H, W, C) or (2,). The pictures of "celeba", "celebahq"
-        and "folder" are resized to it.
-      data_dir: folder of the files, of "folder" the pictures' own; "" means the
-        environment variable NCP_JAX_DATA.
+      shape: of one example, (H, W, C) or (2,). The pictures of "celeba", "celebahq",
+        "folder" and "parquet" are resized to it.
+      data_dir: folder of the files, of "folder", "arrays" and "parquet" their own, or
+        one file; "" means the environment variable NCP_JAX_DATA.
       download: whether tensorflow-datasets may download what is missing.
       seed: of the points of "toy25"; nothing else depends on it.
       crop: of "celeba", one of `celeba.CROPS`.
@@ -64,7 +64,8 @@ def load(
       InputError: an unknown name, missing or broken files, or another `shape`.
     """
     shape = tuple(shape)
-    folder = os.path.expanduser(data_dir or os.environ.get("NCP_JAX_DATA", ""))
+    where = "data.dir" if data_dir else "NCP_JAX_DATA"
+    folder = local_path(where, data_dir or os.environ.get("NCP_JAX_DATA", ""))
     if name == "digits":
         dataset = _digits()
     elif name == "toy25":
@@ -233,7 +234,13 @@ def _existing(name: str, folder: str) -> Path:
             f"{name} is read from files: set data.dir or the environment variable "
             "NCP_JAX_DATA to their folder"
         )
-    if not Path(folder).is_dir():
+    if Path(folder).is_file() and name not in catalogue.FROM_FILE:
+        raise InputError(
+            f"{name}: {folder} is a file, and data.dir the folder around it; a file "
+            "is what data.name = 'folder' (a zip), 'arrays' (.npy, .npz) or 'parquet' "
+            "takes"
+        )
+    if not Path(folder).exists():
         raise InputError(f"{name}: the data folder {folder} does not exist")
     return Path(folder)
 

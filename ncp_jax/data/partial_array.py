@@ -16,18 +16,21 @@ class PartialArray:
 
     Args:
       path: of the complete file, `.npy`.
-      shape: [N, ...] of the whole array, uint8; the same whenever the path is.
+      shape: [N, ...] of the whole array; the same whenever the path is.
+      dtype: of the array, likewise.
 
     Attributes:
       num_tried: the rows before this one are written or among `failed`.
       failed: rows that could not be made.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], dtype: np.typing.DTypeLike = np.uint8
+    ) -> None:
         self._path = path
         self._partial = path.with_suffix(".partial")
         self._record = path.with_suffix(".json")
-        self._row_bytes = math.prod(shape[1:])
+        self._row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
         try:
             record = json.loads(self._record.read_text())
             self.num_tried = int(record["num_tried"])
@@ -37,7 +40,7 @@ class PartialArray:
             self.num_tried, self.failed = 0, set()
             self._write_record()
             array = np.lib.format.open_memmap(
-                self._partial, mode="w+", dtype=np.uint8, shape=shape
+                self._partial, mode="w+", dtype=dtype, shape=shape
             )
         self._offset = array.offset
         # Not through the mapping: there, a full disk would kill the process.
@@ -50,7 +53,7 @@ class PartialArray:
         self._file.close()
 
     def write(self, row: int, value: np.ndarray) -> None:
-        """Writes one row, uint8 of the right shape."""
+        """Writes one row of the right shape and type."""
         self._file.seek(self._offset + row * self._row_bytes)
         self._file.write(value.tobytes())
 

@@ -25,7 +25,7 @@ import tqdm
 from ncp_jax.data import picture_files, sealed_file
 from ncp_jax.data.partial_array import PartialArray
 from ncp_jax.data.picture_files import PictureSplits
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, local_path
 
 FOLDER = "ncp_jax_cache"
 _VERSION = 1  # of what decoding does; another one makes old files unused
@@ -44,7 +44,7 @@ def folders(cache_dir: str, data_dir: Path) -> list[Path]:
       data_dir: where the pictures are.
     """
     if cache_dir:
-        return [Path(os.path.expanduser(cache_dir))]
+        return [Path(local_path("data.cache_dir", cache_dir))]
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return [data_dir / FOLDER, Path(home) / "ncp_jax"]
 

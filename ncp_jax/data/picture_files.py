@@ -5,9 +5,11 @@ import io
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import PIL
@@ -15,7 +17,28 @@ from PIL import Image, ImageOps
 
 from ncp_jax.errors import InputError, explained
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Pictures that are not read: they are named, lest a part of a data set be missed.
+NOT_READ = [
+    ".avif",
+    ".cr2",
+    ".dng",
+    ".exr",
+    ".heic",
+    ".heif",
+    ".jfif",
+    ".jp2",
+    ".jxl",
+    ".nef",
+    ".npy",
+    ".npz",
+    ".pbm",
+    ".pgm",
+    ".ppm",
+    ".psd",
+    ".svg",
+    ".tga",
+]
 # 16-bit and float pictures are not among them: Pillow would clip their levels.
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 _CHANNELS = {1: "L", 3: "RGB"}
@@ -60,6 +83,24 @@ class PictureFiles(NamedTuple):
                 yield archive.read  # verifies the checksum
 
 
+class Listed(Protocol):
+    """What `PictureFiles` offers, whatever the pictures lie in."""
+
+    @property
+    def path(self) -> Path:
+        """Of what they lie in."""
+        ...
+
+    @property
+    def stamps(self) -> dict[str, str]:
+        """By name, what changes with the content."""
+        ...
+
+    def reader(self) -> AbstractContextManager[Callable[[str], bytes]]:
+        """Lends a function that reads the bytes of a name."""
+        ...
+
+
 class PictureSplits(NamedTuple):
     """Which pictures make up a data set, and how they are cut.
 
@@ -72,7 +113,7 @@ class PictureSplits(NamedTuple):
       size: (width, height) that every picture must have; None means any.
     """
 
-    files: PictureFiles
+    files: Listed
     train: list[str]
     valid: list[str]
     test: list[str]
@@ -91,7 +132,8 @@ def find(path: Path) -> PictureFiles:
     A picture is what ends in one of `SUFFIXES`, in small or capital letters; hidden
     files and folders are left out. Links are followed, but no folder is listed twice: a
     link to one that is listed already, or that is around it, is skipped, as is what is
-    no regular file. What was skipped is printed.
+    no regular file. What was skipped is printed, pictures of formats that are not read
+    (`NOT_READ`), too.
 
     Args:
       path: the folder or the archive.
@@ -100,10 +142,31 @@ def find(path: Path) -> PictureFiles:
       InputError: the archive is corrupt, a folder cannot be read, or there is no
         picture.
     """
-    stamps = _in_folder(path) if path.is_dir() else _in_zip(path)
+    seen = Counter[str]()
+    stamps = _in_folder(path, seen) if path.is_dir() else _in_zip(path, seen)
     if not stamps:
-        raise InputError(f"{path}: no picture ({', '.join(SUFFIXES)}) in it")
+        held = ", ".join(
+            f"{n:,} {s or 'without suffix'}" for s, n in seen.most_common(5)
+        )
+        raise InputError(
+            f"{path}: no picture ({', '.join(SUFFIXES)}) in it; found "
+            f"{held or 'nothing'}{_hint(seen)}"
+        )
+    if named := [f"{n:,} {suffix}" for suffix, n in seen.items() if suffix in NOT_READ]:
+        print(
+            f"{path}: skipped {', '.join(sorted(named))}, which are not read; convert "
+            "them to .png"
+        )
     return PictureFiles(path, dict(sorted(stamps.items())))
+
+
+def _hint(seen: Iterable[str]) -> str:
+    """What else a folder without a picture may be."""
+    kinds = {".npy": "arrays", ".npz": "arrays", ".parquet": "parquet"}
+    if names := sorted({kinds[suffix] for suffix in seen if suffix in kinds}):
+        return f"; config.data.name='{names[0]}' reads those"
+    is_packed = {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"} & set(seen)
+    return "; give a .zip itself as config.data.dir, unpack others" * bool(is_packed)
 
 
 def is_picture(name: str) -> bool:
@@ -155,7 +218,11 @@ def decode(
         with Image.open(io.BytesIO(content)) as file:
             file.verify()  # PNG's checksums, which decoding does not look at
         with Image.open(io.BytesIO(content)) as file:
+            if (num_frames := getattr(file, "n_frames", 1)) > 1:
+                raise InputError(f"holds {num_frames} pictures, expected one: split it")
             picture = ImageOps.exif_transpose(file)
+    except InputError:
+        raise
     except PIL.UnidentifiedImageError as error:
         raise InputError("is no picture, or its header is broken") from error
     except MemoryError:
@@ -180,7 +247,7 @@ def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _in_folder(path: Path) -> dict[str, str]:
+def _in_folder(path: Path, seen_suffixes: Counter[str]) -> dict[str, str]:
     stamps, skipped = {}, list[str]()
     try:
         seen = {_identity(path.stat())}
@@ -202,6 +269,8 @@ def _in_folder(path: Path) -> dict[str, str]:
                         stamps[prefix + entry.name] = stamp
                     else:
                         skipped.append(f"{entry.path} (no regular file)")
+                elif not _is_hidden(entry.name):
+                    seen_suffixes[Path(entry.name).suffix.lower()] += 1
     except OSError as error:
         where = error.filename or path
         raise InputError(f"{where}: cannot be read ({explained(error)})") from error
@@ -221,7 +290,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _in_zip(path: Path) -> dict[str, str]:
+def _in_zip(path: Path, seen_suffixes: Counter[str]) -> dict[str, str]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -232,6 +301,10 @@ def _in_zip(path: Path) -> dict[str, str]:
             f"{path}: no zip archive, or truncated or corrupt ({error}); fetch it again"
         ) from error
     pictures = [member for member in members if is_picture(member.filename)]
+    for member in members:
+        is_hidden = any(map(_is_hidden, member.filename.split("/")))
+        if not (member.is_dir() or is_hidden or is_picture(member.filename)):
+            seen_suffixes[Path(member.filename).suffix.lower()] += 1
     for member in pictures:
         if reason := _unreadable(member):
             raise InputError(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ncp_jax.data import picture_files
 from ncp_jax.data.picture_files import PictureSplits
-from ncp_jax.data.splits import hold_out, pseudo_random_order
+from ncp_jax.data.splits import complete
 from ncp_jax.errors import InputError
 
 # What folders of a split are called, in small or capital letters; "val2017", too.
@@ -37,13 +37,8 @@ def divide(path: Path) -> PictureSplits:
     taken at their word, sorted by name, and what lies beside them is left out. Only the
     top level counts: a class may be called train/, too. So is a train/ that has neither
     valid/ nor test/ but other folders of pictures beside it. What was taken for what is
-    printed. What is lacking is made from the names in sorted order, shuffled by one
-    fixed permutation:
-
-    - without test/, half of valid/ becomes the test set, so that nothing is ever tuned
-      on it;
-    - without valid/, a sixth of train/ validates;
-    - without any, a tenth is held out, half of it for testing.
+    printed. What is lacking is made from the names in sorted order, see
+    `splits.complete`.
 
     Folders that contain everything, as archives often have one, do not count.
 
@@ -55,23 +50,8 @@ def divide(path: Path) -> PictureSplits:
     """
     files = picture_files.find(path)
     groups = _groups(path, list(files.stamps))
-    if not any(groups.values()):
-        return PictureSplits(files, *_three_parts(list(files.stamps), path))
-    train, valid, test = groups["train"], groups["valid"], groups["test"]
-    if not train:
-        beside = " and ".join(f"a {key} part" for key in groups if groups[key])
-        raise InputError(f"{path}: has {beside} but no pictures in train/")
-    if not valid:
-        train, valid = hold_out(_shuffled(train), str(path))
-    if not test:
-        if len(valid) < 2:
-            raise InputError(
-                f"{path}: has no test/, and {len(valid)} validation picture cannot be "
-                "halved; at least 2 are needed"
-            )
-        shuffled = _shuffled(valid)
-        valid, test = shuffled[: len(valid) // 2], shuffled[len(valid) // 2 :]
-    return PictureSplits(files, train, valid, test)
+    unnamed = [] if any(groups.values()) else list(files.stamps)
+    return PictureSplits(files, *complete(groups | {"": unnamed}, str(path)))
 
 
 def find_celebahq(data_dir: Path) -> PictureSplits:
@@ -152,28 +132,6 @@ def _tell(path: Path, counts: Counter[str], by_split: dict[str, list[str]]) -> N
         shown = ", ".join(names[:_NUM_NAMED]) + ", ..." * (len(names) > _NUM_NAMED)
         said.append(f"left out {left:,}: {shown}")
     print(f"{path}: {'; '.join(said)}")
-
-
-def _three_parts(
-    names: list[str], path: Path
-) -> tuple[list[str], list[str], list[str]]:
-    num_held_out = max(1, len(names) // 20)
-    first_valid = len(names) - 2 * num_held_out
-    if first_valid < 1:
-        raise InputError(
-            f"{path}: {len(names)} pictures are too few for training, validation and "
-            "test; at least 3 are needed"
-        )
-    names = _shuffled(names)
-    return (
-        names[:first_valid],
-        names[first_valid : first_valid + num_held_out],
-        names[first_valid + num_held_out :],
-    )
-
-
-def _shuffled(names: list[str]) -> list[str]:
-    return [names[i] for i in pseudo_random_order(len(names))]
 
 
 def _holds_pictures(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures from the file formats that data sets come in: idx, packed npz, tfds.
+"""Pictures from the file formats that data sets come in: idx, tfds.
 
 Every reader returns uint8 arrays or raises `InputError` with the file, what was found
 and what was expected.
@@ -7,9 +7,7 @@ and what was expected.
 import gzip
 import importlib.util
 import math
-import os
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
       InputError: the file is truncated, too long, empty, or something else.
     """
-    content = _read_maybe_gzipped(path)
+    content = read_maybe_gzipped(path)
     header_bytes = 4 + 4 * _IDX_NDIM
     if len(content) < header_bytes:
         raise InputError(
@@ -67,6 +65,23 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(*shape, 1)
 
 
+def read_maybe_gzipped(path: Path) -> bytes:
+    """Returns the bytes of a file, unpacked where its content is gzip's.
+
+    Raises:
+      InputError: it cannot be read, or is truncated or corrupt.
+    """
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read ({explained(error)})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{path}: cannot be read, truncated or corrupt ({error}); fetch it again"
+        ) from error
+
+
 def find_mnist(name: str, data_dir: Path) -> tuple[Path, Path] | None:
     """Finds the two idx files of pictures of MNIST or Fashion-MNIST.
 
@@ -78,7 +93,7 @@ def find_mnist(name: str, data_dir: Path) -> tuple[Path, Path] | None:
       Paths of the training and the test file, both from the first folder that has
       both, or None.
     """
-    for folder in _mnist_folders(name, data_dir):
+    for folder in mnist_folders(name, data_dir):
         found = [_first_idx(folder, part) for part in ("train", "t10k")]
         if found[0] and found[1]:
             return found[0], found[1]
@@ -89,46 +104,8 @@ def mnist_patterns(name: str, data_dir: Path) -> list[str]:
     """Names every file that `find_mnist` looks for, in the shell's brace notation."""
     return [
         f"{folder}/{{train,t10k}}-images{{-,.}}idx3-ubyte{{,.gz}}"
-        for folder in _mnist_folders(name, data_dir)
+        for folder in mnist_folders(name, data_dir)
     ]
-
-
-def read_packed_bits(path: Path, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Reads black-and-white pictures from an npz of `np.packbits(..., axis=1)` rows.
-
-    Args:
-      path: an npz with keys train, valid and test, each uint8 [N, ceil(H W C / 8)].
-      shape: (H, W, C) of a picture.
-
-    Returns:
-      For each key, uint8 [N, H, W, C] pictures of 0 and 255.
-
-    Raises:
-      InputError: the archive is corrupt, lacks a key, or packs another size.
-    """
-    if os.access(path, os.R_OK) and not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: corrupt or no npz archive; fetch it again")
-    num_pixels = math.prod(shape)
-    pictures = {}
-    try:
-        with path.open("rb") as file, np.load(file) as archive:
-            for key in ("train", "valid", "test"):
-                if key not in archive:
-                    raise InputError(
-                        f"{path}: no key {key!r} among {sorted(archive)}; expected "
-                        "train, valid and test"
-                    )
-                packed = archive[key]
-                _check_packed(path, key, packed, shape)
-                bits = np.unpackbits(packed, axis=1, count=num_pixels)
-                pictures[key] = (bits * np.uint8(255)).reshape(-1, *shape)
-    except InputError:
-        raise
-    except PermissionError as error:
-        raise InputError(f"{path}: cannot be read ({explained(error)})") from error
-    except Exception as error:  # of broken archives and headers NumPy raises many kinds
-        raise InputError(f"{path}: corrupt npz ({error}); fetch it again") from error
-    return pictures
 
 
 def read_tfds(
@@ -176,19 +153,8 @@ def read_tfds(
     return {split: _read_split(builder, split, shape) for split in wanted}
 
 
-def _read_maybe_gzipped(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except PermissionError as error:
-        raise InputError(f"{path}: cannot be read ({explained(error)})") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path}: cannot be read, truncated or corrupt ({error}); fetch it again"
-        ) from error
-
-
-def _mnist_folders(name: str, data_dir: Path) -> list[Path]:
+def mnist_folders(name: str, data_dir: Path) -> list[Path]:
+    """Returns where MNIST or Fashion-MNIST may be, best first."""
     torchvision = data_dir / _TORCHVISION_FOLDERS[name] / "raw"
     return [data_dir / name, data_dir, torchvision]
 
@@ -198,15 +164,6 @@ def _first_idx(folder: Path, part: str) -> Path | None:
     stems = (f"{part}-images-idx3-ubyte", f"{part}-images.idx3-ubyte")
     paths = (folder / (stem + suffix) for stem in stems for suffix in ("", ".gz"))
     return next((path for path in paths if path.is_file()), None)
-
-
-def _check_packed(path: Path, key: str, packed: np.ndarray, shape: tuple) -> None:
-    num_bytes = math.ceil(math.prod(shape) / 8)
-    if packed.dtype != np.uint8 or packed.shape[1:] != (num_bytes,):
-        raise InputError(
-            f"{path}: {key!r} is {packed.dtype} {list(packed.shape)}; pictures of "
-            f"shape {shape} pack into uint8 [N, {num_bytes}]"
-        )
 
 
 def _prepared_builder(name: str, data_dirs: tuple[str | Path | None, ...]) -> Any:

@@ -31,8 +31,8 @@ from ml_collections import config_flags
 
 from ncp_jax import parallel
 from ncp_jax.data import datasets
-from ncp_jax.errors import InputError, explained
-from ncp_jax.experiment import stages
+from ncp_jax.errors import InputError, explained, local_path
+from ncp_jax.experiment import stages, standard_streams
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import config_files
 from ncp_jax.training.loop import Preempted
@@ -42,9 +42,14 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 
 def run() -> NoReturn:
     """The program: runs on the command line's arguments and ends the process."""
+    standard_streams.outlive_readers()
     _quiet_orbax()
-    code = main(sys.argv)
-    sys.stdout.flush()
+    try:
+        code = main(sys.argv)
+        sys.stdout.flush()
+    except OSError as error:  # what it says goes to a full disk
+        print(f"error: standard output: {error}", file=sys.stderr)
+        code = 2
     sys.stderr.flush()
     if code > 128:  # stopped: XLA's threads may still compute, and abort a tidy exit
         os._exit(code)
@@ -60,7 +65,7 @@ def main(argv: list[str]) -> int:
         with _sigterm_raises():
             options = _parse(argv)
             parallel.join_processes()
-            workdir = Path(os.path.expanduser(options.workdir))
+            workdir = Path(local_path("--workdir", options.workdir))
             stages.run(options.config, workdir, options.stage)
     except (InputError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)

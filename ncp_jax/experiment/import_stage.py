@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, local_path
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import data_seal
 from ncp_jax.experiment.setup.run_files import read_json
@@ -94,7 +94,7 @@ def take_over(experiment: Experiment) -> None:
       InputError: if that run has other settings, other data or another stage 1 than
         this one, has not ended its own, or is damaged.
     """
-    source = Path(os.path.expanduser(experiment.config.vae.workdir))
+    source = Path(local_path("config.vae.workdir", experiment.config.vae.workdir))
     path, copy = experiment.path, experiment.path / "vae.tmp"
     if any((path / "vae" / "checkpoints").glob("[0-9]*")):
         check_taken(experiment)
@@ -128,7 +128,7 @@ def check_taken(experiment: Experiment) -> None:
     Raises:
       InputError: it is another, or there is none where `vae.workdir` says.
     """
-    source = Path(os.path.expanduser(experiment.config.vae.workdir))
+    source = Path(local_path("config.vae.workdir", experiment.config.vae.workdir))
     path = experiment.path / "vae"
     there = source / "vae" / "checkpoints"
     if not there.is_dir():
@@ -206,4 +206,6 @@ def _take_records(experiment: Experiment, source: Path, copy: Path) -> None:
 
 
 def _read(path: str) -> tuple[NVAE, dict[str, Any]]:
-    return checkpoint.from_checkpoint(torch_file.load(os.path.expanduser(path)))
+    return checkpoint.from_checkpoint(
+        torch_file.load(local_path("config.vae.checkpoint", path))
+    )

@@ -1,6 +1,5 @@
 """Pictures of a run against real ones by their features: FID or its kin, and KID."""
 
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.data import datasets, pixels
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, local_path
 from ncp_jax.evaluation import diagnostics
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import feature_scores
@@ -40,7 +39,7 @@ def load_net(experiment: Experiment) -> FeatureNet | None:
             "config.evaluate.feature_net is for pictures: "
             f"{experiment.config.data.name} has none"
         )
-    weights = os.path.expanduser(settings.feature_weights)
+    weights = local_path("config.evaluate.feature_weights", settings.feature_weights)
     net = feature_scores.load(settings.feature_net, weights)
     size = feature_scores.num_features(net, tuple(experiment.config.data.shape))
     counts = {

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
 from ncp_jax.data.datasets import Dataset
+from ncp_jax.errors import local_path
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.priors.standardized import itself
 from ncp_jax.training.loop import Prepare
@@ -72,7 +73,7 @@ def report(
     prepare = preparation.checked(itself(ncp.vae), found["test"], prepare)
     experiment = plugged_in.open_folder(
         ncp,
-        Path(folder),
+        Path(local_path("folder", str(folder))),
         Dataset(**found),
         prepare,
         rng.typed(key),

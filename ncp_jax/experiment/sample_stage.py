@@ -32,7 +32,7 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
     folder.mkdir(exist_ok=True)
     _remove_old(folder)
     ncp = in_dtype(ncp, settings.dtype)
-    of_base = _readjusted(experiment, ncp) if settings.num_readjust_iterations else ncp
+    of_base = readjusted(experiment, ncp) if settings.num_readjust_iterations else ncp
     if experiment.has_pictures:
         _show_temperatures(experiment, ncp)
     batch_size = min(settings.batch_size, settings.num_images)
@@ -72,7 +72,7 @@ def _show_temperatures(experiment: Experiment, ncp: ncp_prior.NCPPrior) -> None:
     for temperature in settings.temperatures:
         of_base = ncp
         if settings.num_readjust_iterations:
-            of_base = _readjusted(experiment, ncp, temperature)
+            of_base = readjusted(experiment, ncp, temperature)
         draw = group_samplers.Base(temperature)
         out = generation.generate(of_base, key, num, size, draw, experiment.mesh)
         path = experiment.path / "samples" / f"base_at_{temperature:g}.png"
@@ -147,10 +147,19 @@ def _remove_old(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _readjusted(
+def readjusted(
     experiment: Experiment, ncp: ncp_prior.NCPPrior, temperature: float | None = None
 ) -> ncp_prior.NCPPrior:
-    """The same on a model whose batch norm suits a temperature, or the draws'."""
+    """The same on a model whose batch norm suits a temperature, or the draws'.
+
+    Args:
+      experiment: the run; `sample.num_readjust_iterations` says how often.
+      ncp: the prior.
+      temperature: None for that of the base prior's own samples.
+
+    Raises:
+      InputError: the model has no batch norm.
+    """
     settings, vae = experiment.config.sample, itself(ncp.vae)
     temperature = settings.temperature if temperature is None else temperature
     if not (isinstance(vae, FrozenVAE) and "batch_stats" in vae.variables):

@@ -12,30 +12,30 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import clu.parameter_overview
 import jax
 from ml_collections import ConfigDict
 
 import ncp_jax
 from ncp_jax import parallel
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, local_path
 from ncp_jax.experiment import (
     benchmark_stage,
     evaluate_stage,
+    export_stage,
     import_stage,
     sample_stage,
+    train_stage,
 )
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import data_seal, validation, wiring
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.pages import comparison_page, run_page
-from ncp_jax.training import loop
-from ncp_jax.training.loop import TrainState
-from ncp_jax.training.ncp.ncp_update import NCPState
-from ncp_jax.training.run_log import Progress, RunLog, SilentLog
 
-STAGES = ("all", "vae", "import", "ncp", "sample", "evaluate", "report", "benchmark")
+STAGES = (
+    *("all", "vae", "import", "ncp", "sample", "evaluate"),
+    *("report", "export", "benchmark"),
+)
 MEASURING = {"sample": sample_stage.sample, "evaluate": evaluate_stage.evaluate}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -58,7 +58,7 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
     if stage == "report":  # needs files only: neither the data nor the workdir's lock
         if config.report.workdirs:
             names = config.report.workdirs.split(",")
-            workdirs = [os.path.expanduser(name.strip()) for name in names]
+            workdirs = [local_path("report.workdirs", name.strip()) for name in names]
             print(f"report: {comparison_page.write(workdirs, workdir)}")
         else:
             print(f"report: {run_page.write(workdir)}")
@@ -85,7 +85,11 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
     else:
         dataset = wiring.load_data(config)
     folder = Workdir(
-        workdir, config_lib.as_json(config), environment(), parallel.is_writer()
+        workdir,
+        config_lib.as_json(config),
+        environment(),
+        parallel.is_writer(),
+        may_extend=("vae", "ncp") if stage in ("all", "vae", "ncp") else (),
     )
     with contextlib.closing(folder):
         print(f"device: {jax.device_count()} x {jax.devices()[0].device_kind}")
@@ -99,9 +103,9 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
         elif config.vae.workdir and stage != "benchmark":
             import_stage.check_taken(experiment)
         if stage == "vae" or (stage == "all" and not config.vae.checkpoint):
-            train(experiment, "vae")
+            train_stage.train(experiment, "vae")
         if stage in ("all", "ncp"):
-            train(experiment, "ncp")
+            train_stage.train(experiment, "ncp")
         for name in MEASURING:
             if stage == name or (stage == "all" and not folder.is_done(name)):
                 measure(experiment, name)
@@ -109,6 +113,8 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
             print(run_page.summary_table(folder.results()))
         if stage == "benchmark":
             benchmark(experiment)
+        if stage == "export":
+            export_stage.export(experiment)
         if stage == "all":
             print(f"report: {run_page.write(workdir)}")
 
@@ -133,46 +139,6 @@ def measure(experiment: Experiment, stage: str) -> None:
 def benchmark(experiment: Experiment) -> None:
     """Times what the settings ask for, on the machine as it is."""
     benchmark_stage.benchmark(experiment, environment())
-
-
-def train(experiment: Experiment, stage: str) -> None:
-    """Trains "vae" or "ncp" to its end, from its newest checkpoint if it has one."""
-    settings, workdir = experiment.config[stage], experiment.workdir
-    vae = experiment.load_vae() if stage == "ncp" else None
-    with experiment.checkpoints(stage, vae) as checkpoints:
-        restored = checkpoints.restore_latest(experiment.state_shapes(vae))
-        if restored and restored.step == settings.num_steps:
-            print(f"{stage}: complete, {settings.num_steps} steps")
-            if not workdir.is_done(stage):  # killed between the two
-                workdir.add_results(stage, {}, restored.metadata["wall_seconds"])
-            return
-        task, state = experiment.ncp_task(vae) if vae else experiment.vae_task()
-        print(clu.parameter_overview.get_parameter_overview(_trained(state)))
-        if restored:
-            print(f"{stage}: continues from step {restored.step}")
-            state = restored.state
-        log: Progress = SilentLog()
-        if parallel.is_writer():
-            log = RunLog(experiment.path, stage, int(state.step), settings.num_steps)
-        with contextlib.closing(log):
-            loop.fit(
-                task,
-                state,
-                checkpoints,
-                log,
-                num_steps=settings.num_steps,
-                steps_per_dispatch=settings.steps_per_dispatch,
-                steps_per_eval=settings.steps_per_eval,
-            )
-        checkpoints.wait()
-        workdir.add_results(stage, {}, checkpoints.wall_seconds())
-
-
-def _trained(state: TrainState | NCPState) -> dict[str, Any]:
-    """The parameters that a stage trains, to be shown."""
-    if isinstance(state, TrainState):
-        return state.params
-    return {f"stack_{i}": stack.params for i, stack in enumerate(state.stacks)}
 
 
 def environment() -> dict[str, Any]:

@@ -29,7 +29,7 @@ def write(workdirs: Sequence[str | Path], folder: str | Path) -> Path:
       InputError: there are fewer than two, or one is not a finished run.
     """
     paths = [Path(workdir) for workdir in workdirs]
-    if len(set(paths)) < max(len(paths), 2):
+    if len({path.resolve() for path in paths}) < max(len(paths), 2):
         raise InputError(
             "config.report.workdirs takes two different workdirs or more, divided by "
             f"commas; got {[str(path) for path in paths]}"

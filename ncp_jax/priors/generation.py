@@ -128,6 +128,8 @@ def batches(
     batch_size: int,
     draw: DrawGroup,
     mesh: Mesh | None = None,
+    *,
+    first: int = 0,
 ) -> Iterator[Generated]:
     """Draws and decodes, a batch of chains at a time.
 
@@ -142,21 +144,22 @@ def batches(
       draw: how one group is drawn; one of `group_samplers`, or your own, which must be
         hashable.  If it has a `chunk_size` and memory runs out, that is halved.
       mesh: the devices that share a batch; None for one.
+      first: number of the first picture; those before it are not drawn.
 
     Yields:
       The next at most `batch_size` pictures.
     """
     mesh = mesh or parallel.mesh_of(jax.devices()[:1])
     padded = -(-min(batch_size, num_images) // mesh.size) * mesh.size
-    for first in range(0, num_images, padded):
-        keys = jax.vmap(rng.at_step, (None, 0))(key, first + jnp.arange(padded))
+    for start in range(first, num_images, padded):
+        keys = jax.vmap(rng.at_step, (None, 0))(key, start + jnp.arange(padded))
         while True:
             try:
                 out = jax.device_get(draw_batch(mesh, draw, prior, keys))
                 break
             except jax.errors.JaxRuntimeError as error:
                 draw = _with_smaller_chunks(draw, error)
-        kept = slice(num_images - first)
+        kept = slice(num_images - start)
         images, *of_groups = out
         of_groups = jax.tree.map(lambda leaf, kept=kept: leaf[:, kept], of_groups)
         yield Generated(images[kept], *of_groups)

@@ -54,6 +54,12 @@ def best_weights(directory: Path) -> Weights | None:
     return Weights(step, short_hash(records[step]["sha256"]))
 
 
+def values_of(directory: Path, name: str) -> set[Any]:
+    """Returns what the whole checkpoints of a folder have as one of their metadata."""
+    paths = (path for path in directory.glob("[0-9]*") if path.name.isdigit())
+    return {record.get(name) for record in map(read_record, paths) if record}
+
+
 def short_hash(leaves: Mapping[str, str]) -> str:
     """Returns one hash of the hashes of arrays by their paths."""
     content = json.dumps(leaves, sort_keys=True)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -68,6 +68,7 @@ class Checkpoints:
       metadata: JSON values that name what is trained; stored with every checkpoint,
         and a checkpoint with other values is refused.
       started: `time.monotonic()` when the stage began; None for now.
+      also: other values of metadata, by name, that a checkpoint may have.
 
     Raises:
       InputError: if the directory cannot be made or read.
@@ -78,9 +79,11 @@ class Checkpoints:
         directory: Path,
         metadata: Mapping[str, Any],
         started: float | None = None,
+        also: Mapping[str, Collection[Any]] | None = None,
     ):
         self._directory = directory.absolute()
         self._metadata = dict(metadata)
+        self._also = also or {}
         self._started = time.monotonic() if started is None else started
         self._seconds_before = 0.0
         self._losses: dict[int, float] = {}  # step -> validation loss
@@ -189,6 +192,11 @@ class Checkpoints:
         """
         return self._verified(step, like)
 
+    def forget(self, step: int) -> None:
+        """Deletes the checkpoint of a step."""
+        self._losses.pop(step, None)
+        self._manager.delete(step)
+
     def wait(self) -> None:
         """Waits for the save under way.
 
@@ -226,7 +234,7 @@ class Checkpoints:
     def _verified(self, step: int, like: PyTree) -> Restored:
         metadata = checked_record(self._directory / str(step))
         for name, value in self._metadata.items():
-            if metadata.get(name) != value:
+            if metadata.get(name) not in (value, *self._also.get(name, ())):
                 raise InputError(
                     f"{self._directory / str(step)} was made with another {name} "
                     f"({metadata.get(name)}, now {value}): give the old settings, or "

@@ -16,6 +16,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 SECONDS_BETWEEN_LINES = 10.0
+ORDER = ("vae", "ncp")  # of the stages' records; others come after them
 
 Metrics = Mapping[str, Any]  # name -> float, or [K] values of the K groups
 
@@ -74,6 +75,10 @@ class Progress:
 class RunLog(Progress):
     """The log of one training stage, continued after `first_step`.
 
+    A stage that goes back, since a checkpoint is lost, leaves what an unbroken run
+    would have left: its later records go, and those of the next stage stay after its
+    own.
+
     Args:
       workdir: run folder; gets metrics.jsonl and events/<stage>.
       stage: name of the stage, "vae" or "ncp".
@@ -82,9 +87,10 @@ class RunLog(Progress):
     """
 
     def __init__(self, workdir: Path, stage: str, first_step: int, num_steps: int):
-        path = workdir / "metrics.jsonl"
-        _drop_records_after(path, stage, first_step)
-        self._file = path.open("a", buffering=1)
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            _rewrite(self._path, _kept(self._path, stage, first_step))
+        self._file = self._path.open("a", buffering=1)
         # Not SummaryWriter: its thread dies of a full disk, then its queue blocks us.
         board = workdir / "events" / stage
         board.mkdir(parents=True, exist_ok=True)
@@ -112,6 +118,9 @@ class RunLog(Progress):
         super().close()
         with self._file, contextlib.closing(self._board):
             pass
+        records = read_metrics(self._path)
+        if records != (ordered := _kept(self._path, "", 0)):
+            _rewrite(self._path, ordered)
 
 
 class SilentLog(Progress):
@@ -138,14 +147,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _drop_records_after(path: Path, stage: str, step: int) -> None:
-    if not path.exists():
-        return
-    kept = [
-        record
-        for record in read_metrics(path)
-        if record["stage"] != stage or record["step"] <= step
-    ]
+def _kept(path: Path, stage: str, step: int) -> list[dict[str, Any]]:
+    """The records without those of a stage beyond a step, the stages in their order."""
+    kept = [r for r in read_metrics(path) if r["stage"] != stage or r["step"] <= step]
+    return sorted(kept, key=lambda r: (*ORDER, r["stage"]).index(r["stage"]))
+
+
+def _rewrite(path: Path, records: list[dict[str, Any]]) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
     os.replace(temporary, path)

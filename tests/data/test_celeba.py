@@ -65,6 +65,27 @@ def test_both_crops_are_resized_to_the_shape(tmp_path, is_zip, crop, box, side):
         np.testing.assert_array_equal(decoded, np.asarray(small))
 
 
+KAGGLES = b"image_id,partition\r\n" + PARTITION.replace(b" ", b",")
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_kaggles_layout_is_the_same(tmp_path, bom):
+    """Commas, a head, and the folder within a folder of its own name."""
+    lay_out(tmp_path / "img_align_celeba", False, partition=None)
+    (tmp_path / celeba.KAGGLES).write_bytes(bom + KAGGLES)
+    splits = celeba.find(tmp_path)
+    assert splits.names == [f"img_align_celeba/{name}.jpg" for name in ORDER]
+    assert [len(split) for split in splits[1:4]] == [3, 1, 1]
+    (tmp_path / celeba.KAGGLES).write_bytes(KAGGLES + b"000001.jpg,1\n")
+    with pytest.raises(
+        InputError, match=r"\.csv: lists 000001\.jpg twice, in line 2 a"
+    ):
+        celeba.find(tmp_path)
+    (tmp_path / celeba.KAGGLES).write_bytes(KAGGLES + b"image_id,partition\n")
+    with pytest.raises(InputError, match=r"\.csv, line 7: found 'image_id,partition'"):
+        celeba.find(tmp_path)
+
+
 def test_raes_crop_is_the_centre():
     left, upper, right, lower = celeba.CROPS["rae"]
     assert (left + right, upper + lower) == celeba.SIZE

@@ -132,7 +132,7 @@ def test_stamps_tell_another_content(tmp_path):
 
 def test_nothing_to_list_is_an_error(tmp_path):
     write(tmp_path, {"readme.txt": b""})
-    with pytest.raises(InputError, match=rf"^{tmp_path}: no picture \(.bmp, .jpeg"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}: no picture \(.*found 1 \.txt"):
         picture_files.find(tmp_path)
 
 
@@ -283,3 +283,58 @@ def test_a_corrupt_member_of_an_archive_is_refused(tmp_path):
 def test_a_shape_of_no_picture_is_refused(shape):
     with pytest.raises(InputError, match=r"^celeba: pictures are resized to"):
         picture_files.check_shape("celeba", shape)
+
+
+# --- other formats
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "mode"),
+    [
+        ("TIFF", ".tif", "RGB"),
+        ("TIFF", ".TIFF", "L"),
+        ("GIF", ".gif", "P"),
+        ("WEBP", ".webp", "RGB"),
+    ],
+)
+def test_pictures_of_every_listed_format_are_decoded(tmp_path, kind, suffix, mode):
+    image, options = picture(8, 8, mode), {"lossless": True} if kind == "WEBP" else {}
+    write(tmp_path, {f"a{suffix}": encoded(image, kind, **options)})
+    (name,) = picture_files.find(tmp_path).stamps
+    found = decode((tmp_path / name).read_bytes(), RGB)
+    np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP"])
+def test_a_file_of_several_pictures_is_none(kind):
+    frames = [picture(8, 8, seed=seed) for seed in range(3)]
+    content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match="holds 3 pictures, expected one: split it"):
+        decode(content, RGB)
+
+
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_pictures_that_are_not_read_are_named(tmp_path, capsys, is_zip):
+    contents = dict.fromkeys(["a.png", "b.HEIC", "c/d.heic", "e.jp2", "f.txt"], b"1")
+    path = tmp_path / "x.zip"
+    if is_zip:
+        write_zip(path, contents)
+    else:
+        path = write(tmp_path / "x", contents)
+    assert list(picture_files.find(path).stamps) == ["a.png"]
+    assert f"{path}: skipped 1 .jp2, 2 .heic, which are not" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("a.npy", r"found 1 \.npy; config\.data\.name='arrays' reads"),
+        ("a.parquet", r"; config\.data\.name='parquet' reads those"),
+        ("a.zip", r"found 1 \.zip; give a \.zip itself as config\.data\.dir"),
+        ("a", "found 1 without suffix$"),
+    ],
+)
+def test_a_folder_without_pictures_says_what_it_holds(tmp_path, name, hint):
+    write(tmp_path, {name: b""})
+    with pytest.raises(InputError, match=hint):
+        picture_files.find(tmp_path)

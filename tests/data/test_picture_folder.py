@@ -210,3 +210,13 @@ def test_a_folder_of_pictures_is_loaded(tmp_path):
 def test_a_folder_without_pictures_is_named(tmp_path):
     with pytest.raises(InputError, match=f"^{tmp_path}: no picture"):
         datasets.load("folder", SHAPE, str(tmp_path))
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_zip_may_be_given_itself(tmp_path, cache):
+    contents = dict.fromkeys(names(("train", 4), ("valid", 2), ("test", 1)), PNG)
+    path = write_zip(tmp_path / "pictures.zip", contents)
+    options = {"cache_dir": str(tmp_path / "cache")} if cache else {}
+    dataset = datasets.load("folder", SHAPE, str(path), **options)
+    assert [len(part) for part in dataset] == [4, 2, 1]
+    assert (tmp_path / ("cache" if cache else "ncp_jax_cache")).is_dir()

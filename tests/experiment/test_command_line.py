@@ -206,6 +206,29 @@ def test_a_tilde_is_the_home_folder(monkeypatch, call, tmp_path):
     assert picture_cache.folders("~/c", tmp_path) == [tmp_path / "c"]
 
 
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://b/x", "file://there/x"])
+def test_an_address_is_refused_before_anything_is_made(
+    monkeypatch, refused, tmp_path, address
+):
+    monkeypatch.chdir(tmp_path)
+    assert f"--workdir={address} is an address" in refused(SMOKE, workdir=address)
+    for setting in ("data.dir", "data.cache_dir", "vae.workdir", "vae.checkpoint"):
+        message = refused(SMOKE, f"--config.{setting}={address}")
+        assert f"config.{setting}={address} is an address" in message
+    with pytest.raises(InputError, match=f"NCP_JAX_DATA={address} is an address"):
+        monkeypatch.setenv("NCP_JAX_DATA", address)
+        datasets.load("mnist", (28, 28, 1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_of_a_file_is_its_path(monkeypatch, call):
+    calls = []
+    monkeypatch.setattr(stages, "run", lambda *arguments: calls.append(arguments))
+    for address in ("file:///a/b", "FILE://localhost/a/b"):
+        assert call(SMOKE, workdir=address)[0] == 0
+        assert calls.pop()[1] == Path("/a/b")
+
+
 def test_runs_side_by_side_may_be_in_the_home_folder(monkeypatch, refused, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     message = refused(SMOKE, "--stage=report", "--config.report.workdirs=~/a, ~/b")

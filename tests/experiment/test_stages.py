@@ -19,6 +19,7 @@ from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import wiring
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.pages import run_page
+from ncp_jax.pages.parts import pictures
 from ncp_jax.training import loop
 from ncp_jax.training.run_log import read_metrics
 from tests import tiny
@@ -153,6 +154,19 @@ def test_samples_may_be_drawn_again_with_other_settings(small):
         images = np.load(small / "samples" / "sir.npz")["images"]
         assert images.shape == (num_images, 8, 8, 1)
         assert results_of(small)["metrics"]["sir_ess"]["value"] <= num_proposals
+
+
+def test_an_export_begins_with_the_samples(small):
+    config = tiny.config()
+    config.sample.update(num_images=4, batch_size=4, num_proposals=10)
+    config.sample.samplers = ("sir",)
+    config.export.update(num_images=6, format="npz")
+    for stage in ("sample", "export"):
+        stages.run(config, small, stage)
+    exported = np.load(small / "export" / "sir" / "images.npz")["arr_0"]
+    samples = np.load(small / "samples" / "sir.npz")["images"]
+    np.testing.assert_array_equal(exported[:4], pictures.to_uint8(samples))
+    assert len(exported) == 6
 
 
 def test_every_sampler_draws_if_it_is_asked_to(small):

@@ -1,6 +1,7 @@
 """`comparison_page.py`: every number of every run, in its own column."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -60,6 +61,19 @@ def test_fewer_than_two_runs_are_refused(runs, tmp_path, which):
     with pytest.raises(InputError, match=r"config\.report\.workdirs takes two"):
         comparison_page.write([runs[i] for i in which], tmp_path)
     assert not (tmp_path / "report").exists()
+
+
+def test_a_run_in_other_words_is_the_same_run(runs, tmp_path):
+    (tmp_path / "link").symlink_to(runs[0])
+    for same in (runs[0] / ".." / "a", tmp_path / "link"):
+        with pytest.raises(InputError, match=r"takes two different workdirs"):
+            comparison_page.write([runs[0], same], tmp_path)
+
+
+def test_names_that_are_no_utf_8_are_escaped(runs, tmp_path):
+    strange = runs[0].rename(tmp_path / os.fsdecode(b"a\xff"))
+    html = comparison_page.write([strange, runs[1]], tmp_path / strange).read_text()
+    assert "/a\\xff" in html
 
 
 def test_a_run_that_is_not_finished_is_named(runs, tmp_path):

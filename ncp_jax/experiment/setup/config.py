@@ -34,6 +34,8 @@ WITHOUT_EFFECT = (
     "vae.workdir",
     "sample.chunk_size",
     "sample.memory_mib",
+    "vae.extend",  # that a schedule may change; the length says how
+    "ncp.extend",
 )
 # Settings that came later, with the value that means what runs did without them: at
 # that value they do not tell a run from one that was begun before.
@@ -234,6 +236,12 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "audit_num_draws": 0,  # of each sampler that is audited, too; 0: none
                 "audit_samplers": (),  # those; () for all of sample.samplers
             },
+            "export": {  # of pictures for other programs
+                "sampler": "sir",  # or "base", or another of sample.samplers' kinds
+                "num_images": 50_000,
+                "format": "png",  # numbered files; or "npz", one archive
+                "latents": False,  # z of each, too
+            },
             "report": {"workdirs": ""},  # A,B,C: those runs side by side
             "benchmark": {
                 "parts": ("training", "samplers", "alone", "stage_two"),
@@ -265,6 +273,7 @@ def _training(**settings: Any) -> dict[str, Any]:
         "ema_decay": 0.0,  # of the average of the weights; 0 for none
         "steps_per_dispatch": 500,
         "steps_per_eval": 1_000,
+        "extend": False,  # a trained stage, though its schedule then changes
         **settings,
     }
 
@@ -290,6 +299,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
             langevin_num_steps=20,
             mala_num_steps=20,
         )
+        config.export.num_images = 16
         config.benchmark.update(
             num_steps=60,
             num_repeats=1,
@@ -386,14 +396,24 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], sections: tuple[str, ...]
 ) -> list[str]:
     """Returns a line per field of `sections` that differs and has an effect."""
-    before, after = (ADDED | dict(flatten(config)) for config in (old, new))
     return [
-        f"config.{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        f"config.{name}: {before} -> {after}"
+        for name, (before, after) in changes(old, new, sections).items()
+    ]
+
+
+def changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], sections: tuple[str, ...]
+) -> dict[str, tuple[Any, Any]]:
+    """Returns (before, after) of those fields by name; "absent" where one has none."""
+    before, after = (ADDED | dict(flatten(config)) for config in (old, new))
+    return {
+        name: (before.get(name, "absent"), after.get(name, "absent"))
         for name in sorted(before.keys() | after.keys())
         if name.split(".")[0] in sections
         and name not in WITHOUT_EFFECT
         and before.get(name) != after.get(name)
-    ]
+    }
 
 
 def fingerprint(config: Mapping[str, Any], sections: tuple[str, ...]) -> str:

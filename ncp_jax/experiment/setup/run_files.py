@@ -7,9 +7,12 @@ from typing import Any
 from ncp_jax.errors import InputError
 from ncp_jax.experiment.setup import data_seal
 
+EXTENDED = "extended.json"  # within the folder of a stage: its lengths before
+
 CURES = {
     "config.json": "delete it; the checkpoints know which config made them",
     "results.json": "delete it and run --stage=sample and --stage=evaluate again",
+    EXTENDED: "bring it back from a copy; checkpoints of the shorter run need it",
     data_seal.FILE: "delete it, and what the data are now is taken for what they were",
 }
 
@@ -19,7 +22,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any] | None:
 
     Args:
       folder: of the run.
-      name: "config.json", "results.json" or "data.json".
+      name: one of `CURES`.
 
     Raises:
       InputError: the file is damaged.

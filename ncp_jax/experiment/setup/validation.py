@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, local_path
 from ncp_jax.evaluation.picture_classifier import LEAST_PICTURES
 from ncp_jax.experiment.setup.config import DISCRIMINATORS, VAES
 from ncp_jax.models import stacks
@@ -38,6 +38,10 @@ def validate(config: ConfigDict) -> None:
                 raise InputError(
                     f"config.{name} must be finite and {at_least}, got {value}"
                 )
+    for name in PATHS:
+        section, field = name.split(".")
+        for path in config[section][field].split(","):
+            local_path(f"config.{name}", path.strip())
     for name, seed in (("seed", config.seed), ("ncp.seed", config.ncp.seed)):
         if seed >= 2**32:
             raise InputError(f"config.{name} must be below 2**32, got {seed}")
@@ -127,6 +131,14 @@ def _check_audit(config: ConfigDict) -> None:
         )
 
 
+PATHS = (  # refused before anything is made, should they be no paths of this machine
+    "data.dir",
+    "data.cache_dir",
+    "vae.checkpoint",
+    "vae.workdir",
+    "evaluate.feature_weights",
+    "report.workdirs",
+)
 MAY_BE_ZERO = (
     "seed",
     "evaluate.audit_num_draws",
@@ -212,6 +224,8 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
         "evaluate.feature_net": ("", "inception", "lenet5", "resnet20", "resnet56"),
         "evaluate.fid_reference": ("train", "test"),
         "evaluate.split": ("test", "valid"),
+        "export.format": ("png", "npz"),
+        "export.sampler": tuple(SAMPLERS),
         "ncp.formulation": stacks.FORMULATIONS,
         "ncp.select_by": held_out.SELECT_BY,
         "sample.dtype": DTYPES,

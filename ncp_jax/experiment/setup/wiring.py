@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,8 @@ from ml_collections import ConfigDict
 
 from ncp_jax import parallel, rng
 from ncp_jax.data import datasets, pixels
-from ncp_jax.errors import InputError
-from ncp_jax.experiment.setup import architectures, signal
+from ncp_jax.errors import InputError, local_path
+from ncp_jax.experiment.setup import architectures, extension, signal
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import Block, FrozenVAE, LatentVariableModel
 from ncp_jax.priors import ncp_prior
@@ -193,7 +192,8 @@ class Experiment:
         started = time.monotonic()  # finding directions is part of the stage
         metadata = {"config": self.workdir.fingerprint(stage)}
         if self.config.vae.checkpoint and stage == "vae":
-            with open(os.path.expanduser(self.config.vae.checkpoint), "rb") as file:
+            path = local_path("config.vae.checkpoint", self.config.vae.checkpoint)
+            with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256")
             metadata["vae.checkpoint"] = digest.hexdigest()[:16]
         if vae is not None:  # its discriminators fit no other
@@ -202,7 +202,9 @@ class Experiment:
             if isinstance(model, SignalVAE):
                 metadata["directions"] = model.directions.digest()[:16]
         folder = folder or self.path / stage / "checkpoints"
-        return Checkpoints(folder, metadata, started)
+        lengths = [*extension.earlier(folder.parent), *self.workdir.earlier(stage)]
+        also = {"config": {length["fingerprint"] for length in lengths}}
+        return Checkpoints(folder, metadata, started, also)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -301,6 +303,11 @@ class Experiment:
 
     def _best(self, stage: str, like: Any, vae: FrozenVAE | None = None) -> Any:
         num_steps = self.config[stage].num_steps
+        if vae and extension.is_outdated(self.path, fingerprint(vae.variables)):
+            raise InputError(
+                f"stage 2 in {self.path} is of stage 1 as it was before it became "
+                "longer: run --stage=ncp first"
+            )
         with self.checkpoints(stage, vae) as saved:
             if saved.latest_step() != num_steps:
                 raise InputError(

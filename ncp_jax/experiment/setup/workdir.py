@@ -4,15 +4,15 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ncp_jax.errors import InputError, explained
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import data_seal
-from ncp_jax.experiment.setup.run_files import CURES, read_json
+from ncp_jax.experiment.setup import data_seal, extension
+from ncp_jax.experiment.setup.run_files import CURES, EXTENDED, read_json
 from ncp_jax.training.checkpoint_records import best_weights
 
 # A stage's output depends on these sections of the config.
@@ -28,7 +28,7 @@ class Workdir:
     """The folder of one run, held by one process at a time.
 
     Training stages that have started pin their part of the config; the other stages
-    may be run again with other settings.
+    may be run again with other settings, and a training stage may become longer.
 
     Args:
       path: created if missing.
@@ -36,10 +36,12 @@ class Workdir:
       environment: versions and devices, for the records.
       is_writer: False for the processes of a run that leave locking and records to one.
       pinning_stages: those that, once started, fix their part of the config.
+      may_extend: those of them that may become longer by this call.
 
     Raises:
-      InputError: if the folder cannot be written, another process holds it, or it was
-        made with another config (the fields that differ are listed).
+      InputError: if the folder cannot be written, its name is no UTF-8, another
+        process holds it, or it was made with another config (the fields that differ
+        are listed).
     """
 
     def __init__(
@@ -49,12 +51,21 @@ class Workdir:
         environment: Mapping[str, Any],
         is_writer: bool = True,
         pinning_stages: Sequence[str] = ("vae", "ncp"),
+        may_extend: Collection[str] = (),
     ):
         self.path = path
         self._is_writer = is_writer
         self._pinning_stages = pinning_stages
         self._config = config
         self._environment = environment
+        self._extended: dict[str, list[dict[str, Any]]] = {}  # by this call
+        try:
+            os.fsencode(path.absolute()).decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"--workdir={os.fsencode(path)!r} is not valid UTF-8, and checkpoints "
+                "cannot be written into such a folder: rename it"
+            ) from error
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("a+")
@@ -64,7 +75,7 @@ class Workdir:
         try:
             if is_writer:
                 self._take_lock()
-            self._adopt_config()
+            self._adopt_config(may_extend)
         except BaseException:
             self._lock.close()
             raise
@@ -76,6 +87,12 @@ class Workdir:
     def fingerprint(self, stage: str) -> str:
         """Returns the hash of the settings that the output of `stage` depends on."""
         return config_lib.fingerprint(self._config, SECTIONS[stage])
+
+    def earlier(self, stage: str) -> list[dict[str, Any]]:
+        """Returns the lengths that a training stage had before, see `extension`."""
+        written = extension.earlier(self.path / stage)
+        own = self._extended.get(stage, [])  # perhaps another process writes them yet
+        return [*written, *(length for length in own if length not in written)]
 
     def is_done(self, stage: str) -> bool:
         """Whether `stage` has ended, with these settings and weights, and is whole."""
@@ -145,14 +162,30 @@ class Workdir:
             )
         self.write_json(data_seal.FILE, seal)
 
-    def _started(self) -> list[str]:
-        """The pinning stages that have left a checkpoint."""
-        found = []
+    def _started(self) -> dict[str, int]:
+        """The newest step of the pinning stages that have left a checkpoint."""
+        found = {}
         for stage in self._pinning_stages:
             saved = (self.path / stage / "checkpoints").glob("[0-9]*")
-            if any(path.name.isdigit() for path in saved):
-                found.append(stage)
+            if steps := [int(path.name) for path in saved if path.name.isdigit()]:
+                found[stage] = max(steps)
         return found
+
+    def _lengths_from(self, stage: str, step: int) -> list[int]:
+        """The lengths before that a stage has not yet gone beyond."""
+        lengths = [length["num_steps"] for length in self.earlier(stage)]
+        return [num_steps for num_steps in lengths if num_steps >= step]
+
+    def _extend(self, before: Mapping[str, Any], started: Collection[str]) -> None:
+        """Records which settings the checkpoints that are there were saved with."""
+        for stage in started:
+            old = config_lib.fingerprint(before, SECTIONS[stage])
+            lengths = self.earlier(stage)
+            known = [self.fingerprint(stage), *(e["fingerprint"] for e in lengths)]
+            if old not in known:
+                length = {"num_steps": before[stage]["num_steps"], "fingerprint": old}
+                self._extended[stage] = [length]
+                self.write_json(f"{stage}/{EXTENDED}", {"lengths": [*lengths, length]})
 
     def add_results(
         self,
@@ -187,6 +220,8 @@ class Workdir:
             "weights": self.weights(stage) if weights is None else dict(weights),
             "environment": environment or self._environment,
         }
+        if lengths := self.earlier(stage):
+            stages[stage]["extended_from"] = [e["num_steps"] for e in lengths]
         if stage in self._pinning_stages:  # trained: who knows what others measured
             _drop_unweighted(stages, stage)
         results["run"] = {
@@ -236,19 +271,25 @@ class Workdir:
         self._lock.write(str(os.getpid()))
         self._lock.flush()
 
-    def _adopt_config(self) -> None:
+    def _adopt_config(self, may_extend: Collection[str]) -> None:
         """Refuses a config that trained stages contradict, else records it."""
         if before := self._read_json("config.json"):
-            pinned: set[str] = set()
-            for stage in self._started():
-                pinned.update(SECTIONS[stage])
-            lines = config_lib.differences(before, self._config, tuple(pinned))
-            if lines:
-                raise InputError(
-                    f"--workdir={self.path} was made with another config:\n  "
-                    + "\n  ".join(lines)
-                    + "\nGive the old values, or another --workdir."
-                )
+            started = self._started()
+            pinned = tuple({name for stage in started for name in SECTIONS[stage]})
+            if changes := config_lib.changes(before, self._config, pinned):
+                lengths = {
+                    s: self._lengths_from(s, step) for s, step in started.items()
+                }
+                longer = extension.stages_of(changes, self._config, may_extend, lengths)
+                if not longer:
+                    lines = config_lib.differences(before, self._config, pinned)
+                    raise InputError(
+                        f"--workdir={self.path} was made with another config:\n  "
+                        + "\n  ".join(lines)
+                        + "\nGive the old values, or another --workdir."
+                    )
+                extension.check(longer, before, self._config, started)
+                self._extend(before, started)
         self.write_json("config.json", self._config)
         self.write_json("environment.json", self._environment)
 

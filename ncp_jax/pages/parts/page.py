@@ -143,5 +143,9 @@ def figure(png: bytes, style: str, alt: str, caption: str) -> str:
 
 
 def escape(value: Any) -> str:
-    """The value as text that no browser takes for markup."""
-    return html.escape(str(value))
+    """The value as text that no browser takes for markup.
+
+    Bytes of a file's name that are no UTF-8 are shown by their numbers.
+    """
+    text = str(value).encode("utf-8", "surrogateescape")
+    return html.escape(text.decode("utf-8", "backslashreplace"))

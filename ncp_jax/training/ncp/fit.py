@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, local_path
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check_discriminator
 from ncp_jax.models.discriminator_choice import discriminator_for
@@ -105,6 +105,8 @@ def fit(
         `workdir` holds another training; or a loss is not finite.
     """
     key, mesh = rng.typed(key), mesh or parallel.mesh_of()
+    if workdir is not None:
+        workdir = local_path("workdir", str(workdir))
     train, valid = _split(train, valid, rng.stream(key, "held out"))
     prepare = preparation.checked(vae, train, prepare)
     batch_size = min(batch_size, len(train))

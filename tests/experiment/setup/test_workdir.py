@@ -254,3 +254,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         with pytest.raises(TypeError):
             workdir.write_json("x.json", {"a": object()})
         assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+
+
+def test_a_folder_that_no_checkpoint_can_be_written_into_is_refused(tmp_path):
+    path = tmp_path / os.fsdecode(b"run\xff") / "deeper"
+    with pytest.raises(InputError, match=r"run\\xff/deeper' is not valid UTF-8"):
+        Workdir(path, CONFIG, {})
+    assert not list(tmp_path.iterdir())
