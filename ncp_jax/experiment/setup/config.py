@@ -246,7 +246,8 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "max_seconds": 60.0,  # longer calls are predicted and left out
                 "max_gigabytes": 8.0,  # of the plain version, likewise
             },
-        }
+        },
+        type_safe=False,  # `schema.checked` takes more, and names what it refuses
     ).lock()
 
 
