@@ -7,9 +7,7 @@ and what was expected.
 import gzip
 import importlib.util
 import math
-import os
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ncp_jax.errors import InputError, explained
+from ncp_jax.records import array_files
 
 _IDX_UBYTE, _IDX_NDIM = 0x08, 3  # pictures: unsigned bytes [N, H, W]
 _TORCHVISION_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
@@ -106,28 +105,24 @@ def read_packed_bits(path: Path, shape: tuple[int, ...]) -> dict[str, np.ndarray
     Raises:
       InputError: the archive is corrupt, lacks a key, or packs another size.
     """
-    if os.access(path, os.R_OK) and not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: corrupt or no npz archive; fetch it again")
     num_pixels = math.prod(shape)
-    pictures = {}
     try:
-        with path.open("rb") as file, np.load(file) as archive:
-            for key in ("train", "valid", "test"):
-                if key not in archive:
-                    raise InputError(
-                        f"{path}: no key {key!r} among {sorted(archive)}; expected "
-                        "train, valid and test"
-                    )
-                packed = archive[key]
-                _check_packed(path, key, packed, shape)
-                bits = np.unpackbits(packed, axis=1, count=num_pixels)
-                pictures[key] = (bits * np.uint8(255)).reshape(-1, *shape)
-    except InputError:
-        raise
-    except PermissionError as error:
+        packed = array_files.read(path, "fetch it again")
+    except array_files.Damaged as error:
+        reason = f"corrupt npz ({error.reason})"
+        raise InputError(f"{path}: {reason}; fetch it again") from error
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({explained(error)})") from error
-    except Exception as error:  # of broken archives and headers NumPy raises many kinds
-        raise InputError(f"{path}: corrupt npz ({error}); fetch it again") from error
+    pictures: dict[str, np.ndarray] = {}
+    for key in ("train", "valid", "test"):
+        if key not in packed:
+            raise InputError(
+                f"{path}: no key {key!r} among {sorted(packed)}; expected train, valid "
+                "and test"
+            )
+        _check_packed(path, key, packed[key], shape)
+        bits = np.unpackbits(packed[key], axis=1, count=num_pixels)
+        pictures[key] = (bits * np.uint8(255)).reshape(-1, *shape)
     return pictures
 
 

@@ -193,11 +193,11 @@ def _take_records(experiment: Experiment, source: Path, copy: Path) -> None:
     if (source / "events" / "vae").exists():
         events = path / "events" / "vae"
         shutil.copytree(source / "events" / "vae", events, dirs_exist_ok=True)
-    run = (read_json(source, "results.json") or {}).get("run", {})
     try:  # where it was trained, and how long
+        run = (read_json(source, "results.json") or {}).get("run", {})
         seconds = float(run["wall_seconds"]["vae"])
         there = dict(run["stages"]["vae"]["environment"])
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, InputError):
         return  # nobody knows; what is copied is whole
     weights = best_weights(copy / "checkpoints")
     taken = {"vae": weights._asdict()} if weights else {}

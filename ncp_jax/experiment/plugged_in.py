@@ -68,6 +68,11 @@ class PluggedIn(Experiment):
         return signal.trained(self.ncp.vae).blocks
 
     @property
+    def vae_blocks(self) -> tuple[Block, ...]:
+        """Those of the VAE itself, whose z the samples keep."""
+        return itself(self.ncp.vae).blocks
+
+    @property
     def is_trained(self) -> bool:
         """It is: otherwise there would be no prior."""
         return True

@@ -210,6 +210,11 @@ class Experiment:
         return self.vae_module.blocks
 
     @property
+    def vae_blocks(self) -> tuple[Block, ...]:
+        """The same, of the VAE itself, whose z the samples keep."""
+        return self.blocks
+
+    @property
     def is_trained(self) -> bool:
         """Whether both stages are done, with these settings."""
         return all(map(self.workdir.is_done, ("vae", "ncp")))
