@@ -14,6 +14,7 @@ import PIL
 from PIL import Image, ImageOps
 
 from ncp_jax.errors import InputError, explained
+from ncp_jax.records import whole_zip
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # 16-bit and float pictures are not among them: Pillow would clip their levels.
@@ -224,7 +225,11 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def _in_zip(path: Path) -> dict[str, str]:
     try:
         with zipfile.ZipFile(path) as archive:
+            whole_zip.check(archive)
             members = archive.infolist()
+            for member in members:
+                if not is_picture(member.filename):
+                    _check_name(archive, member)
     except Exception as error:  # of broken directories zipfile raises many kinds
         if isinstance(error, PermissionError):
             raise InputError(f"{path}: cannot be read ({explained(error)})") from error
@@ -241,6 +246,12 @@ def _in_zip(path: Path) -> dict[str, str]:
     return {
         member.filename: f"{member.file_size} {member.CRC:08x}" for member in pictures
     }
+
+
+def _check_name(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Compares both places of a name, so that a damaged one hides no picture."""
+    with contextlib.suppress(NotImplementedError, RuntimeError):  # is left out anyway
+        archive.open(member).close()
 
 
 def _unreadable(member: zipfile.ZipInfo) -> str:

@@ -148,7 +148,8 @@ def replace_page(path: Path, html: str) -> Path:
     """Writes a page in one step and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".html.tmp")
-    partial.write_text(html, encoding="utf-8")
+    # A name of a file that is no Unicode is shown with its bytes.
+    partial.write_text(html, encoding="utf-8", errors="backslashreplace")
     os.replace(partial, path)
     return path
 

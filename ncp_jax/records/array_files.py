@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ncp_jax.errors import InputError
+from ncp_jax.records import whole_zip
 
 Arrays = dict[str, np.ndarray]
 NUMBERS = "fiu"  # of NumPy's kinds of types
@@ -57,6 +58,7 @@ def read(path: Path, remedy: str) -> Arrays:
             raise Damaged(path, reason, remedy)
         try:
             with zipfile.ZipFile(file) as archive:
+                whole_zip.check(archive)
                 return {
                     name.removesuffix(".npy"): _array(archive.read(name))
                     for name in archive.namelist()

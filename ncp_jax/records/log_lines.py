@@ -53,7 +53,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def _check(where: str, record: dict[str, Any]) -> None:
     try:
         msgspec.convert(record, Line)
-    except (msgspec.ValidationError, OverflowError) as error:
+    except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
         reason, _, place = str(error).partition(" - at `$")
         field = place.strip(".`") or "the record"
         raise InputError(f"{where}: {field}: {reason}: {REMEDY}") from error

@@ -172,7 +172,7 @@ def _check(path: Path, remedy: str, content: Any, kind: type[T], where: str = ""
     """Compares a part of a record with its type."""
     try:
         return msgspec.convert(content, kind)
-    except (msgspec.ValidationError, OverflowError) as error:
+    except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
         reason, _, place = str(error).partition(" - at `$")
         field = f"{where}{place.rstrip('`')}".lstrip(".") or "the whole"
         raise InputError(

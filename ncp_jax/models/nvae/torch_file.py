@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from ncp_jax.errors import InputError
+from ncp_jax.records import whole_zip
 
 STORAGES = {
     "FloatStorage": np.float32,
@@ -58,6 +59,7 @@ def load(path: str | pathlib.Path) -> Any:
         raise InputError(f"{path} is no file that torch.save has written")
     try:
         with zipfile.ZipFile(path) as archive:
+            whole_zip.check(archive)
             return _load_archive(archive)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
