@@ -9,7 +9,8 @@
 --stage=STAGE    what to run; "all", the default, skips what is complete
 --config.SECTION.FIELD=VALUE
                  changes a setting, e.g. --config.vae.num_steps=2000 or
-                 --config.vae.model.hidden_dims="(300, 300)"
+                 --config.vae.model.hidden_dims="(300, 300)"; one value for such
+                 a list is a list of one
 
 Exit code 0: done. 2: bad input, which the message names. 130 or 143: stopped by
 Ctrl-C or SIGTERM, to be continued by the same command.

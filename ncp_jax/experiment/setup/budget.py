@@ -82,11 +82,11 @@ def check_need(config: ConfigDict, need: Need) -> None:
 
 
 def memory_bytes() -> int:
-    """Returns the memory of all devices, or of the machine where they do not say."""
+    """Returns the memory of all devices or of all machines, whichever is more."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    if all("bytes_limit" in of_device for of_device in stats):
-        return sum(of_device["bytes_limit"] for of_device in stats)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    of_devices = sum(of_device.get("bytes_limit", 0) for of_device in stats)
+    of_machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return jax.process_count() * max(of_devices, of_machine)
 
 
 def abstract(*shape: int) -> jax.ShapeDtypeStruct:
@@ -99,56 +99,78 @@ def _arrays(config: ConfigDict, blocks: tuple[Block, ...]) -> Iterator[Need]:
     x = math.prod(config.data.shape)
     sizes = [math.prod(block.latent_shape) for block in blocks]
     z = sum(block.num_groups * n for block, n in zip(blocks, sizes, strict=True))
-    vae, ncp, sample, evaluate = config.vae, config.ncp, config.sample, config.evaluate
-    example = ("data.shape", "vae.model")
-
-    def need(what: str, numbers: int, *fields: str) -> Need:
-        return Need(what, numbers * FLOAT_BYTES, fields)
-
-    for name, settings in (("vae", vae), ("ncp", ncp)):
-        what = f"one batch of config.{name}, x and z"
-        batch_size = f"{name}.batch_size"
-        yield need(what, settings.batch_size * (x + z), batch_size, *example)
-        steps = ("steps_per_dispatch", "steps_per_eval", "num_steps")
-        most = min(settings[step] for step in steps)
-        yield need(
-            f"the numbers of the examples of one dispatch of config.{name}",
-            most * settings.batch_size,
-            *(f"{name}.{step}" for step in ("steps_per_dispatch", "batch_size")),
-        )
-    yield need(
-        "the prior draws of one group and batch of config.ncp",
-        ncp.batch_size * ncp.num_negatives * (1 if ncp.directions.cap else min(sizes)),
-        *("ncp.num_negatives", "ncp.batch_size", "vae.model"),
-    )
-    if ncp.directions.cap:  # of one batch of examples at the least
-        numbers = ncp.batch_size * ncp.directions.num_encodings
-        what = "the encodings of training examples in signal directions"
-        yield need(what, numbers, "ncp.directions.num_encodings", "ncp.batch_size")
-    yield need(
-        "the samples of config.sample, x and z",
-        sample.num_images * (x + z),
-        *("sample.num_images", *example),
-    )
-    chains = min(sample.batch_size, sample.num_images)
-    if {"sir", "isir", "sirmala"} & set(sample.samplers):
-        what = "the weights of one batch of proposals of config.sample"
-        fields = ("sample.num_proposals", "sample.batch_size")
-        yield need(what, chains * sample.num_proposals, *fields)
-    if "langevin" in sample.samplers:
-        what = "the course of one batch of Langevin chains"
-        fields = ("sample.langevin_num_steps", "sample.batch_size")
-        yield need(what, 2 * chains * sample.langevin_num_steps, *fields)
-    yield need(
+    yield from _of_training(config, x + z)
+    yield from _of_negatives(config, min(sizes))
+    yield from _of_samples(config, x + z)
+    evaluate = config.evaluate
+    yield _need(
         "the importance samples of one example at a time, z alone",
         min(evaluate.chunk_size, evaluate.num_importance_samples) * z,
         *("evaluate.chunk_size", "vae.model"),
     )
-    yield need(
+    yield _need(
         "one batch of prior draws for log Z",
         min(evaluate.log_z_batch_size, evaluate.num_log_z_draws) * z,
         *("evaluate.log_z_batch_size", "vae.model"),
     )
+
+
+def _of_training(config: ConfigDict, of_example: int) -> Iterator[Need]:
+    for name in ("vae", "ncp"):
+        settings, batch_size = config[name], f"{name}.batch_size"
+        yield _need(
+            f"one batch of config.{name}, x and z",
+            settings.batch_size * of_example,
+            *(batch_size, "data.shape", "vae.model"),
+        )
+        steps = ("steps_per_dispatch", "steps_per_eval", "num_steps")
+        most = min(settings[step] for step in steps)
+        yield _need(
+            f"the numbers of the examples of one dispatch of config.{name}",
+            most * settings.batch_size,
+            *(f"{name}.steps_per_dispatch", batch_size),
+        )
+
+
+def _of_negatives(config: ConfigDict, of_group: int) -> Iterator[Need]:
+    ncp, directions = config.ncp, config.ncp.directions
+    yield _need(
+        "the prior draws of one group and batch of config.ncp",
+        ncp.batch_size * ncp.num_negatives * (1 if directions.cap else of_group),
+        *("ncp.num_negatives", "ncp.batch_size", "vae.model"),
+    )
+    if directions.cap:  # of one batch of examples at the least
+        yield _need(
+            "the encodings of training examples in signal directions",
+            ncp.batch_size * directions.num_encodings,
+            *("ncp.directions.num_encodings", "ncp.batch_size"),
+        )
+
+
+def _of_samples(config: ConfigDict, of_example: int) -> Iterator[Need]:
+    sample = config.sample
+    chains = min(sample.batch_size, sample.num_images)
+    yield _need(
+        "the samples of config.sample, x and z",
+        sample.num_images * of_example,
+        *("sample.num_images", "data.shape", "vae.model"),
+    )
+    if {"sir", "isir", "sirmala"} & set(sample.samplers):
+        yield _need(
+            "the weights of one batch of proposals of config.sample",
+            chains * sample.num_proposals,
+            *("sample.num_proposals", "sample.batch_size"),
+        )
+    if "langevin" in sample.samplers:
+        yield _need(
+            "the course of one batch of Langevin chains",
+            2 * chains * sample.langevin_num_steps,
+            *("sample.langevin_num_steps", "sample.batch_size"),
+        )
+
+
+def _need(what: str, numbers: int, *fields: str) -> Need:
+    return Need(what, numbers * FLOAT_BYTES, fields)
 
 
 def _check_layers(config: ConfigDict) -> None:

@@ -47,7 +47,7 @@ ADDED: dict[str, Any] = {
 VAES: dict[str, dict[str, Any]] = {
     "mlp": {
         "latent_dim": 50,
-        "hidden_dims": (300, 300),
+        "hidden_dims": (300, 300),  # at least one layer, as of every network
         "activation": "tanh",
         "likelihood": "bernoulli",  # or "normal"
         "likelihood_std": 0.1,  # of "normal"

@@ -87,7 +87,6 @@ def validate(config: ConfigDict) -> None:
 
 
 def _check_bits(name: str, value: Any) -> None:
-    """Refuses integers that seeds, steps and sizes on the devices cannot hold."""
     bits = 32 if name in ("seed", "ncp.seed") else 31
     numbers = value if isinstance(value, tuple | list) else (value,)
     if any(isinstance(n, int) and abs(n) >= 2**bits for n in numbers):
@@ -173,7 +172,9 @@ def _require_integers(name: str, values: Sequence[Any]) -> None:
     # Not empty: a network without a hidden layer is a linear one, of whatever kind, and
     # nobody who leaves a tuple empty by mistake would see it.
     if not values or not all(type(value) is int and value >= 1 for value in values):
-        raise InputError(f"config.{name} must hold positive integers, got {values}")
+        raise InputError(
+            f"config.{name} must hold positive integers, at least one, got {values}"
+        )
 
 
 def _require_groups(name: str, values: Sequence[Any]) -> None:

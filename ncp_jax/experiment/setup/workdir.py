@@ -64,6 +64,7 @@ class Workdir:
         try:
             if is_writer:
                 self._take_lock()
+            self.results()  # a damaged one is named now, not after hours of training
             self._adopt_config()
         except BaseException:
             self._lock.close()

@@ -5,6 +5,7 @@ Every case goes the way of the program, `command_line.main`, and must end with e
 """
 
 import re
+import signal
 
 import pytest
 
@@ -145,6 +146,14 @@ def test_whatever_a_file_raises_is_bad_input(written, refused, body, message):
     assert re.search(rf"cannot load --config: .*mine.py, {message}", said) or (
         re.search(message, said)
     )
+
+
+def test_ctrl_c_while_a_file_is_read_ends_the_run(written, capsys):
+    body = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    before = signal.getsignal(signal.SIGINT)
+    assert command_line.main(["main.py", written(body), "--workdir=x"]) == 130
+    assert "SIGINT" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(
@@ -296,8 +305,11 @@ def test_an_override_needs_a_value():
         (["--config.data.name=a=b"], "data.name", "a=b"),
         (["--config.data.dir="], "data.dir", ""),
         (["--config.sample.samplers=sir,mala"], "sample.samplers", ("sir", "mala")),
-        (["--config.sample.samplers=('sir', \"mala\")"],) * 1
-        + ("sample.samplers", ("sir", "mala")),
+        (
+            ["--config.sample.samplers=('sir', \"mala\")"],
+            "sample.samplers",
+            ("sir", "mala"),
+        ),
         (["--config.sample.groups=()"], "sample.groups", ()),
         (["--config.sample.temperatures=[0.5,1]"], "sample.temperatures", (0.5, 1.0)),
         (["--config.data.shape=(8, 8, 1)"], "data.shape", (8, 8, 1)),
