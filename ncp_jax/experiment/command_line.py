@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int:
         with _sigterm_raises():
             options = _parse(argv)
             parallel.join_processes()
-            stages.run(*options)
+            workdir = Path(os.path.expanduser(options.workdir))
+            stages.run(options.config, workdir, options.stage)
     except (InputError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -76,7 +77,7 @@ class Options(NamedTuple):
     """What the flags say."""
 
     config: ConfigDict
-    workdir: Path
+    workdir: str
     stage: str
 
 
@@ -101,8 +102,8 @@ def _parse(argv: list[str]) -> Options:
         raise InputError("--workdir=DIR is missing: the folder of the run")
     if rest:
         raise InputError(f"unexpected arguments: {' '.join(rest)}")
-    workdir = Path(os.path.expanduser(values.workdir))
-    return Options(overrides.apply(config, changes), workdir, values.stage)
+    config = overrides.apply(config, changes)
+    return Options(config, values.workdir, values.stage)
 
 
 def _name_of_config(argv: list[str]) -> tuple[str, str]:

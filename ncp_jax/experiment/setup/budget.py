@@ -236,6 +236,7 @@ def _largest(config: ConfigDict, fields: tuple[str, ...]) -> tuple[str, Any]:
 
 
 def _size(num_bytes: int) -> str:
-    return (
-        f"{num_bytes / 1e9:,.4g} GB" if num_bytes < 1e15 else f"{num_bytes:.3g} bytes"
-    )
+    gigabytes = num_bytes / 1e9
+    if not 1 <= gigabytes < 1e9:
+        return f"{num_bytes:,.4g} bytes"
+    return f"{gigabytes:,.0f} GB" if gigabytes >= 100 else f"{gigabytes:.3g} GB"

@@ -399,7 +399,7 @@ def test_a_need_is_counted_to_the_byte(monkeypatch):
     budget.check_parameters(config, "vae", [leaf], 3)
     monkeypatch.setattr(budget, "memory_bytes", lambda: needed - 1)
     with pytest.raises(
-        InputError, match=r"training the 3,000 parameters .* 4\.8e-05 GB"
+        InputError, match=r"training the 3,000 parameters .* 4\.8e\+04 bytes"
     ):
         budget.check_parameters(config, "vae", [leaf], 3)
 
