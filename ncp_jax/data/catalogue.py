@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ncp_jax.data import (
-    array_files,
     celeba,
     cifar,
+    numpy_pictures,
     parquet_files,
     picture_cache,
     picture_files,
@@ -87,14 +87,14 @@ def _mnist(name: str, folder: Path, options: Options) -> Parts:
 
 def _keras_mnist(path: Path, options: Options) -> Parts:
     """The same pictures in the same order as in the idx files."""
-    arrays, keys = array_files.read_npz(path), ("x_train", "x_test")
+    arrays, keys = numpy_pictures.read_npz(path), ("x_train", "x_test")
     if missing := [key for key in keys if key not in arrays]:
         raise InputError(
             f"{path}: no key {missing[0]!r} among {sorted(arrays)}; expected x_train "
             "and x_test, as Keras has them; else give config.data.name='arrays'"
         )
     train, test = (
-        array_files.pictures_of(f"{path}: {key}", arrays[key], options.shape)
+        numpy_pictures.pictures_of(f"{path}: {key}", arrays[key], options.shape)
         for key in keys
     )
     return *hold_out(train, str(path)), test
@@ -127,7 +127,7 @@ def _folder(name: str, folder: Path, options: Options) -> Parts:
 
 def _arrays(name: str, folder: Path, options: Options) -> Parts:
     picture_files.check_shape(name, options.shape)
-    return array_files.load(folder, options.shape)
+    return numpy_pictures.load(folder, options.shape)
 
 
 def _parquet(name: str, folder: Path, options: Options) -> Parts:

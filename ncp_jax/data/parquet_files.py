@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ncp_jax.data.array_files import split_in
+from ncp_jax.data.numpy_pictures import split_in
 from ncp_jax.data.picture_files import PictureSplits
 from ncp_jax.data.picture_folder import SPLIT_WORDS
 from ncp_jax.data.splits import complete

@@ -16,6 +16,7 @@ import PIL
 from PIL import Image, ImageOps
 
 from ncp_jax.errors import InputError, explained
+from ncp_jax.records import whole_zip
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Pictures that are not read: they are named, lest a part of a data set be missed.
@@ -293,7 +294,11 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def _in_zip(path: Path, seen_suffixes: Counter[str]) -> dict[str, str]:
     try:
         with zipfile.ZipFile(path) as archive:
+            whole_zip.check(archive)
             members = archive.infolist()
+            for member in members:
+                if not is_picture(member.filename):
+                    _check_name(archive, member)
     except Exception as error:  # of broken directories zipfile raises many kinds
         if isinstance(error, PermissionError):
             raise InputError(f"{path}: cannot be read ({explained(error)})") from error
@@ -314,6 +319,12 @@ def _in_zip(path: Path, seen_suffixes: Counter[str]) -> dict[str, str]:
     return {
         member.filename: f"{member.file_size} {member.CRC:08x}" for member in pictures
     }
+
+
+def _check_name(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Compares both places of a name, so that a damaged one hides no picture."""
+    with contextlib.suppress(NotImplementedError, RuntimeError):  # is left out anyway
+        archive.open(member).close()
 
 
 def _unreadable(member: zipfile.ZipInfo) -> str:

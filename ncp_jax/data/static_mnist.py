@@ -4,14 +4,13 @@ Statically binarised MNIST (Larochelle & Murray, 2011) goes round in these layou
 """
 
 import math
-import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from ncp_jax.data.readers import read_maybe_gzipped
 from ncp_jax.errors import InputError, explained
+from ncp_jax.records import array_files
 
 SPLITS = ("train", "valid", "test")
 _SPACE, _ZERO, _ONE = b" \t\r\n", ord("0"), ord("1")
@@ -60,24 +59,21 @@ def read_npz(path: Path, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     Raises:
       InputError: the archive is corrupt, lacks a key, or holds something else.
     """
-    if os.access(path, os.R_OK) and not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: corrupt or no npz archive; fetch it again")
-    pictures = {}
     try:
-        with path.open("rb") as file, np.load(file) as archive:
-            for key in SPLITS:
-                if key not in archive:
-                    raise InputError(
-                        f"{path}: no key {key!r} among {sorted(archive)}; expected "
-                        "train, valid and test"
-                    )
-                pictures[key] = _bits(path, key, archive[key], shape)
-    except InputError:
-        raise
-    except PermissionError as error:
+        arrays = array_files.read(path, "fetch it again")
+    except array_files.Damaged as error:
+        reason = f"corrupt npz ({error.reason})"
+        raise InputError(f"{path}: {reason}; fetch it again") from error
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({explained(error)})") from error
-    except Exception as error:  # of broken archives and headers NumPy raises many kinds
-        raise InputError(f"{path}: corrupt npz ({error}); fetch it again") from error
+    pictures = {}
+    for key in SPLITS:
+        if key not in arrays:
+            raise InputError(
+                f"{path}: no key {key!r} among {sorted(arrays)}; expected train, valid "
+                "and test"
+            )
+        pictures[key] = _bits(path, key, arrays[key], shape)
     return {key: (255 * bits).reshape(-1, *shape) for key, bits in pictures.items()}
 
 

@@ -9,35 +9,31 @@
 --stage=STAGE    what to run; "all", the default, skips what is complete
 --config.SECTION.FIELD=VALUE
                  changes a setting, e.g. --config.vae.num_steps=2000 or
-                 --config.vae.model.hidden_dims="(300, 300)"
+                 --config.vae.model.hidden_dims="(300, 300)"; one value for such
+                 a list is a list of one
 
 Exit code 0: done. 2: bad input, which the message names. 130 or 143: stopped by
 Ctrl-C or SIGTERM, to be continued by the same command.
 """
 
 import contextlib
-import difflib
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from ncp_jax import parallel
 from ncp_jax.data import datasets
 from ncp_jax.errors import InputError, explained, local_path
 from ncp_jax.experiment import stages, standard_streams
-from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import config_files
+from ncp_jax.experiment.setup import config_files, overrides, schema
 from ncp_jax.training.loop import Preempted
-
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 
 
 def run() -> NoReturn:
@@ -82,66 +78,57 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> flags.FlagValues:
-    """Returns the flags config, workdir and stage.
+class Options(NamedTuple):
+    """What the flags say."""
+
+    config: ConfigDict
+    workdir: str
+    stage: str
+
+
+def _parse(argv: list[str]) -> Options:
+    """Returns what the flags say, the config with its overrides.
 
     Raises:
       InputError or flags.Error: bad input; the message names what is allowed.
     """
     try:
-        argv = _with_paths(argv)
-        plain = [argument for argument in argv if not _OVERRIDE.match(argument)]
-        options, _ = _flags(plain)
-        if options.config is None:
-            raise InputError("--config=FILE is missing.")
-        fields = [name for name, _ in config_lib.flatten(options.config.to_dict())]
-    except flags.UnrecognizedFlagError:
-        raise
-    except Exception as error:  # of any kind: the file is a program
-        reason = (str(error).strip().splitlines() or [""])[-1].strip()
-        if not isinstance(error, InputError):
-            reason = f"cannot load --config: {type(error).__name__}: {reason}"
-        raise InputError(f"{reason}\n{_choices()}") from error
-    if not options.workdir:
+        name, variant = _name_of_config(argv)
+        config_files.path_of(name)
+    except InputError as error:
+        raise InputError(f"{error}\n{_choices()}") from error
+    config = config_files.load(name, variant)
+    others, changes = overrides.split(argv, schema.fields(config))
+    values = flags.FlagValues()  # not absl's global ones: `main` may be called twice
+    for name, default in (("config", None), ("workdir", None), ("stage", "all")):
+        flags.DEFINE_string(name, default, "", flag_values=values)
+    rest = values(others)[1:]
+    if not values.workdir:
         raise InputError("--workdir=DIR is missing: the folder of the run")
-    for argument in argv:
-        if (override := _OVERRIDE.match(argument)) and override[1] not in fields:
-            raise InputError(_unknown_field(override[1], fields))
-    options, rest = _flags(argv)
     if rest:
         raise InputError(f"unexpected arguments: {' '.join(rest)}")
-    return options
+    config = overrides.apply(config, changes)
+    return Options(config, values.workdir, values.stage)
 
 
-def _with_paths(argv: list[str]) -> list[str]:
-    """The same arguments, with the path in the place of a config's name.
+def _name_of_config(argv: list[str]) -> tuple[str, str]:
+    """The name or path that --config gives, of one word or of two, and the variant.
 
     Raises:
-      InputError: there is no such config.
+      InputError: there is none, or more than one.
     """
-    found = list(argv)
+    found = []
     for i, argument in enumerate(argv):
-        name, is_joined, value = argument.partition("=")
-        if name.lstrip("-") != "config" or not name.startswith("-"):
+        flag, is_joined, value = argument.partition("=")
+        if flag not in ("-config", "--config"):
             continue
-        if is_joined:
-            found[i] = f"{name}={_with_path(value)}"
-        elif i + 1 < len(argv):  # "--config NAME", of two words
-            found[i + 1] = _with_path(argv[i + 1])
-    return found
-
-
-def _with_path(config: str) -> str:
-    name, colon, variant = config.partition(":")
-    return f"{config_files.path_of(name)}{colon}{variant}" if name else config
-
-
-def _flags(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
-    values = flags.FlagValues()  # not absl's global ones: `main` may be called twice
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-    flags.DEFINE_string("stage", "all", "what to run", flag_values=values)
-    return values, values(argv)[1:]
+        found.append(value if is_joined else "".join(argv[i + 1 : i + 2]))
+    if not any(found):
+        raise InputError("--config=FILE is missing.")
+    if len(found) > 1:
+        raise InputError(f"--config is given {len(found)} times: give it once")
+    name, _, variant = found[0].partition(":")
+    return name, variant
 
 
 def _choices() -> str:
@@ -150,18 +137,6 @@ def _choices() -> str:
         f"stages: {', '.join(stages.STAGES)}\n"
         f"data sets (--config.data.name): {', '.join(datasets.NAMES)}, tfds:NAME"
     )
-
-
-def _unknown_field(name: str, fields: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-    message = f"there is no setting --config.{name}."
-    hint = f" Did you mean --config.{nearest[0]}?" if nearest else ""
-    inside: list[str] = []
-    while name and not inside:  # the fields of the innermost section that exists
-        inside = [field for field in fields if field.startswith(f"{name}.")]
-        name = name.rpartition(".")[0]
-    listed = ", ".join(f"config.{field}" for field in inside or fields)
-    return f"{message}{hint}\nSettings: {listed}"
 
 
 @contextlib.contextmanager

@@ -7,11 +7,12 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.data import datasets
+from ncp_jax.errors import InputError
 from ncp_jax.evaluation import diagnostics, held_out
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import modes
 from ncp_jax.experiment import chosen_rows, picture_scores, sample_measures
-from ncp_jax.experiment.sample_stage import LANGEVIN_FIELDS, load_samples
+from ncp_jax.experiment.sample_stage import AGAIN, LANGEVIN_FIELDS, load_samples
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages.parts import pictures
@@ -70,7 +71,15 @@ def _ess_of_sir(experiment: Experiment, groups: np.ndarray) -> dict[str, np.ndar
     names = (
         [f"sir_ess/{k}" for k in groups] if "sir_ess" not in metrics else ["sir_ess"]
     )
-    rows = [(metrics[name]["value"], metrics[name]["stderr"]) for name in names]
+    if missing := [name for name in names if name not in metrics]:
+        raise InputError(
+            f"{experiment.path / 'results.json'} lacks {', '.join(missing)}, which the "
+            f"stage sample leaves: {AGAIN}"
+        )
+    found = [
+        metrics[name].get(field) for name in names for field in ("value", "stderr")
+    ]
+    rows = [np.nan if number is None else number for number in found]
     return {"sir_ess": np.array(rows, np.float64).reshape(-1, 2)}
 
 

@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 from ncp_jax.errors import InputError, local_path
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import data_seal
-from ncp_jax.experiment.setup.run_files import read_json
+from ncp_jax.experiment.setup.run_files import CURES, read_json
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import SECTIONS
 from ncp_jax.models.nvae import checkpoint, torch_file
 from ncp_jax.models.nvae.model import NVAE
+from ncp_jax.records import run_records
 from ncp_jax.training.checkpoint_records import DamagedCheckpoint, best_weights
 from ncp_jax.training.run_log import RunLog, read_metrics
 
@@ -194,7 +195,8 @@ def _take_records(experiment: Experiment, source: Path, copy: Path) -> None:
     if (source / "events" / "vae").exists():
         events = path / "events" / "vae"
         shutil.copytree(source / "events" / "vae", events, dirs_exist_ok=True)
-    run = (read_json(source, "results.json") or {}).get("run", {})
+    found = run_records.read_json(source / "results.json", CURES["results.json"])
+    run = (found or {}).get("run", {})
     try:  # where it was trained, and how long
         seconds = float(run["wall_seconds"]["vae"])
         there = dict(run["stages"]["vae"]["environment"])

@@ -19,7 +19,7 @@ from ncp_jax.data.datasets import Dataset
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import stages
 from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import validation, wiring
+from ncp_jax.experiment.setup import schema, validation, wiring
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import Block
@@ -66,6 +66,11 @@ class PluggedIn(Experiment):
     def blocks(self) -> tuple[Block, ...]:
         """The latent groups, as the discriminators see them."""
         return signal.trained(self.ncp.vae).blocks
+
+    @property
+    def vae_blocks(self) -> tuple[Block, ...]:
+        """Those of the VAE itself, whose z the samples keep."""
+        return itself(self.ncp.vae).blocks
 
     @property
     def is_trained(self) -> bool:
@@ -153,10 +158,8 @@ def _config(
         raise InputError(
             f"settings has {unknown}; there are {', '.join(sorted(allowed))}"
         )
-    try:
-        full.update_from_flattened_dict({**DEFAULTS, **settings})
-    except (TypeError, ValueError) as error:
-        raise InputError(f"settings: {error}") from error
+    full.update_from_flattened_dict({**DEFAULTS, **settings})
+    full = schema.checked(full)
     validation.validate(full)
     if "training" in full.benchmark.parts:
         raise InputError(

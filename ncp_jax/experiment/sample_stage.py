@@ -20,8 +20,11 @@ from ncp_jax.pages.parts import pictures, plots
 from ncp_jax.pages.parts.quantities import SAMPLERS
 from ncp_jax.priors import generation, group_samplers, ncp_prior
 from ncp_jax.priors.standardized import itself, with_vae
+from ncp_jax.records import array_files
+from ncp_jax.records.array_files import Kind
 
 MAX_SHOWN = 64  # pictures of one grid
+AGAIN = "run --stage=sample again"
 LANGEVIN_FIELDS = ("log_density", "gradient_norm")  # that the report draws
 
 
@@ -182,25 +185,22 @@ def load_samples(experiment: Experiment) -> dict[str, dict[str, np.ndarray]]:
     """Returns the arrays that `sample` has left, by sampler.
 
     Raises:
-      InputError: some are missing or damaged.
+      InputError: some are missing, damaged, not finite, of other shapes or fewer than
+        the settings say.
     """
+    settings, shape = experiment.config.sample, experiment.config.data.shape
+    kinds = {"images": Kind((settings.num_images, *shape))}
+    for b, block in enumerate(experiment.vae_blocks):
+        axes = (settings.num_images, block.num_groups, *block.latent_shape)
+        kinds[f"latents_{b}"] = Kind(axes)
     drawn = {}
-    for name in ("base", *experiment.config.sample.samplers):
+    for name in ("base", *settings.samplers):
         path = experiment.path / "samples" / f"{name}.npz"
         if not path.exists():
             raise InputError(f"{path} is missing: run --stage=sample first")
-        try:
-            with path.open("rb") as file, np.load(file) as arrays:
-                drawn[name] = dict(arrays)
-            fields = LANGEVIN_FIELDS if name == "langevin" else ()
-            if missing := {"images", *fields} - drawn[name].keys():
-                raise ValueError(f"lacks {sorted(missing)}")
-        except PermissionError:
-            raise
-        except Exception as error:  # of broken archives NumPy raises many kinds
-            raise InputError(
-                f"{path} is damaged ({error}): run --stage=sample again"
-            ) from error
+        of_chains = {f: Kind(("K", "T")) for f in LANGEVIN_FIELDS}
+        expected = kinds | (of_chains if name == "langevin" else {})
+        drawn[name] = array_files.read_exactly(path, AGAIN, expected)
     return drawn
 
 

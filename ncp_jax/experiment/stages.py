@@ -26,8 +26,8 @@ from ncp_jax.experiment import (
     sample_stage,
     train_stage,
 )
+from ncp_jax.experiment.setup import budget, data_seal, schema, validation, wiring
 from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import data_seal, validation, wiring
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.pages import comparison_page, run_page
@@ -54,6 +54,7 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
     """
     if stage not in STAGES:
         raise InputError(f"--stage must be one of {', '.join(STAGES)}; got {stage!r}")
+    config = schema.checked(config)
     validation.validate(config)
     if stage == "report":  # needs files only: neither the data nor the workdir's lock
         if config.report.workdirs:
@@ -79,6 +80,7 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
         )
     if config.vae.checkpoint:
         config = import_stage.with_its_model(config)
+    budget.check(config)
     wiring.check_networks(config)
     if stage == "benchmark":  # seconds do not depend on the data
         dataset = wiring.noise_for_data(config)

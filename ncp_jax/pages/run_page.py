@@ -4,10 +4,8 @@ Reads only files below the run's workdir, so it can be made again at any time an
 anywhere; imports no JAX.
 """
 
-import json
 import math
 import os
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from ncp_jax.pages import galleries, stage_settings, summary, tables
 from ncp_jax.pages.galleries import REMEDY
 from ncp_jax.pages.parts import (
     distance_plots,
+    figure_arrays,
     group_curves,
     group_plots,
     page,
@@ -28,6 +27,7 @@ from ncp_jax.pages.parts import (
     quantities,
     signal_plots,
 )
+from ncp_jax.records import array_files, log_lines, run_records
 
 LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
 noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling
@@ -136,19 +136,20 @@ def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       InputError: one is missing, or not one of ours.
     """
-    config, results = _json(workdir / "config.json"), _json(workdir / "results.json")
-    run, metrics = results.get("run", {}), results.get("metrics", {})
-    parts = (run, metrics, *(metrics.values() if isinstance(metrics, dict) else ()))
-    if not all(isinstance(part, dict) for part in parts):
-        raise InputError(f"{workdir / 'results.json'} is not one of ours: {REMEDY}")
-    return config, results
+    config = run_records.read_config(workdir / "config.json", REMEDY)
+    results = run_records.read_results(workdir / "results.json", REMEDY)
+    for name, content in (("config.json", config), ("results.json", results)):
+        if content is None:
+            raise InputError(f"the report needs {workdir / name}: {REMEDY}")
+    return config or {}, results or {}
 
 
 def replace_page(path: Path, html: str) -> Path:
     """Writes a page in one step and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".html.tmp")
-    partial.write_text(html, encoding="utf-8")
+    # A name of a file that is no Unicode is shown with its bytes.
+    partial.write_text(html, encoding="utf-8", errors="backslashreplace")
     os.replace(partial, path)
     return path
 
@@ -269,15 +270,10 @@ def read_losses(path: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
     A resumed run repeats steps: the last word on a step counts.
     """
     curves: dict[str, dict[str, dict[int, float]]] = {}
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            row = json.loads(line)
-            stage, split, step = str(row["stage"]), str(row["split"]), int(row["step"])
-            loss = float(np.mean(row["loss"]))  # one value, or one for each group
-        except (ValueError, KeyError, TypeError):
-            continue
-        curves.setdefault(stage, {}).setdefault(split, {})[step] = loss
+    for row in log_lines.read(path):
+        if "loss" in row:
+            of_split = curves.setdefault(row["stage"], {}).setdefault(row["split"], {})
+            of_split[row["step"]] = float(np.mean(row["loss"]))  # over the groups
     return {
         stage: {
             split: np.array(sorted(points.items()), np.float64)
@@ -311,20 +307,6 @@ def _plots(panels: list[plots.Panel]) -> str:
 def _arrays(path: Path) -> plots.Arrays:
     if not path.exists():
         return {}
-    try:
-        with path.open("rb") as file, np.load(file) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged ({error}): {REMEDY}") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"the report needs {path}: {REMEDY}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): {REMEDY}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object: {REMEDY}")
-    return content
+    arrays = array_files.read(path, REMEDY)
+    figure_arrays.check(path, REMEDY, arrays)
+    return arrays

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from ncp_jax.errors import InputError
+from ncp_jax.records import array_files
 
-# What NumPy raises for files that are damaged or of another kind.
-FILE_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 HASHES = "sha256"  # the name of the array that holds the others' hashes
 
 
@@ -56,10 +54,9 @@ def read(path: str | Path, remedy: str) -> dict[str, np.ndarray]:
       InputError: a missing, damaged or changed file.
     """
     try:
-        with open(path, "rb") as file, np.load(file) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = array_files.read(Path(path), remedy)
         expected = json.loads(str(arrays.pop(HASHES)))
-    except FILE_ERRORS as error:
+    except (OSError, KeyError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} holds no hashed arrays ({error}): {remedy}"
         ) from error

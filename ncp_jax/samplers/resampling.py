@@ -79,7 +79,7 @@ class _Reservoir(NamedTuple):
     score: Array  # its log-weight plus Gumbel noise: the highest of all
     log_sum: Array  # log sum w
     log_sum_squares: Array  # log sum w^2
-    count: Array  # int32, M
+    num_proposals: Array  # int32, M
 
 
 def adaptive_sir(
@@ -121,7 +121,7 @@ def adaptive_sir(
     noise_keys = rng.stream(keys, "choice")
 
     def is_open(kept: _Reservoir) -> Array:
-        return (kept.count < max_proposals) & ~(_bias(kept) <= tolerance)
+        return (kept.num_proposals < max_proposals) & ~(_bias(kept) <= tolerance)
 
     def weigh(m: Array) -> tuple[Array, Array]:
         log_w = _without_nan(log_r(_propose(keys, sample, m)))
@@ -129,16 +129,16 @@ def adaptive_sir(
         return log_w, log_w + jax.vmap(jax.random.gumbel)(at)
 
     def add_chunk(kept: _Reservoir) -> _Reservoir:
-        index = kept.count[None] + jnp.arange(min_proposals)[:, None]  # [c, B]
+        index = kept.num_proposals[None] + jnp.arange(min_proposals)[:, None]  # [c, B]
         log_w, score = jax.vmap(weigh)(index)
         best = jnp.argmax(score, 0)
         of_best = jnp.take_along_axis(score, best[None], 0)[0]
         added = _Reservoir(
-            jnp.where(of_best > kept.score, kept.count + best, kept.chosen),
+            jnp.where(of_best > kept.score, kept.num_proposals + best, kept.chosen),
             jnp.maximum(of_best, kept.score),
             jnp.logaddexp(kept.log_sum, jax.nn.logsumexp(log_w, 0)),
             jnp.logaddexp(kept.log_sum_squares, jax.nn.logsumexp(2 * log_w, 0)),
-            kept.count + min_proposals,
+            kept.num_proposals + min_proposals,
         )
         return jax.tree.map(partial(jnp.where, is_open(kept)), added, kept)
 
@@ -151,8 +151,8 @@ def adaptive_sir(
     )
     info = AdaptiveSIRInfo(
         ess=jnp.exp(2 * kept.log_sum - kept.log_sum_squares),
-        log_z=kept.log_sum - jnp.log(kept.count.astype(kept.log_sum.dtype)),
-        num_proposals=kept.count,
+        log_z=kept.log_sum - jnp.log(kept.num_proposals.astype(kept.log_sum.dtype)),
+        num_proposals=kept.num_proposals,
         bias=_bias(kept),
     )
     return _propose(keys, sample, kept.chosen), info
@@ -161,7 +161,9 @@ def adaptive_sir(
 def _bias(kept: _Reservoir) -> Array:
     """1 / ESS - 1 / M, the estimate of chi^2 / M: [B]; infinite before the first."""
     one_by_ess = jnp.exp(kept.log_sum_squares - 2 * kept.log_sum)
-    bias = one_by_ess - 1.0 / jnp.maximum(kept.count, 1).astype(one_by_ess.dtype)
+    bias = one_by_ess - 1.0 / jnp.maximum(kept.num_proposals, 1).astype(
+        one_by_ess.dtype
+    )
     return jnp.where(jnp.isfinite(kept.log_sum), bias, jnp.inf)
 
 

@@ -15,6 +15,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from ncp_jax.records import log_lines
+
 SECONDS_BETWEEN_LINES = 10.0
 ORDER = ("vae", "ncp")  # of the stages' records; others come after them
 
@@ -134,17 +136,8 @@ class SilentLog(Progress):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the whole records of a metrics.jsonl; a torn last line is left out."""
-    records = []
-    text = path.read_text(errors="replace") if path.exists() else ""
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the line that a kill cut short
-        if isinstance(record, dict) and record.keys() >= {"stage", "split", "step"}:
-            records.append(record)
-    return records
+    """Returns the whole records of a metrics.jsonl, as `log_lines.read` does."""
+    return log_lines.read(path)
 
 
 def _kept(path: Path, stage: str, step: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from ncp_jax.experiment import sample_stage, stages
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import wiring
 from ncp_jax.experiment.setup.workdir import Workdir
+from ncp_jax.models.base import Block
 from ncp_jax.pages import run_page
 from ncp_jax.pages.parts import pictures
 from ncp_jax.training import loop
@@ -439,27 +441,74 @@ def test_a_sampler_that_leaves_the_finite_numbers_is_told(small):
         stages.run(config, small, "sample")
 
 
+SAMPLES = {  # of three pictures of two groups, as `sample` leaves them
+    "images": np.zeros((3, 8, 8, 1), np.float32),
+    "latents_0": np.zeros((3, 2, 5), np.float32),
+}
+OF_CHAINS = {name: np.zeros((2, 9)) for name in sample_stage.LANGEVIN_FIELDS}
+
+
+def changed(**arrays):
+    """Writes samples of which some arrays are others, or lacking where None."""
+    kept = {name: a for name, a in (SAMPLES | arrays).items() if a is not None}
+    return lambda path: np.savez(path, **kept)
+
+
+def rewritten(path, change):
+    content = path.read_bytes()
+    path.write_bytes(change(content))
+
+
 @pytest.mark.parametrize(
-    ("name", "damage"),
+    ("name", "damage", "reason"),
     [
-        ("sir", lambda path: path.write_bytes(path.read_bytes()[:300])),
-        ("base", lambda path: path.write_bytes(b"")),
-        ("langevin", lambda path: np.savez(path, images=np.zeros(3))),
+        ("sir", lambda path: rewritten(path, lambda old: old[:300]), "not a zip file"),
+        ("base", lambda path: rewritten(path, lambda old: b""), "not a zip file"),
+        ("langevin", changed(), "lacks .*'gradient_norm', 'log_density'"),
+        (
+            "langevin",
+            changed(**OF_CHAINS, images=np.zeros(3)),
+            r"images is float64 \[3",
+        ),
+        (
+            "langevin",
+            changed(**OF_CHAINS | {"log_density": np.zeros((3, 9))}),
+            "as of log_density, it must be 3|as of gradient_norm, it must be 2",
+        ),
+        ("sir", changed(images=None), "lacks .*'images'"),
+        ("sir", changed(latents_0=None), "lacks .*'latents_0'"),
+        ("sir", changed(latents_0=np.float32(1)), r"latents_0 is float32 \[\]"),
+        ("sir", changed(latents_0=np.zeros((3, 2, 4))), "4 stands, it must be 5"),
+        ("sir", changed(images=np.zeros((2, 8, 8, 1))), "2 stands, it must be 3"),
+        ("sir", changed(latents_0=np.zeros((2, 2, 5))), "2 stands, it must be 3"),
+        ("sir", changed(images=np.full((3, 8, 8, 1), "x")), "images is <U1"),
+        ("sir", changed(images=np.full((3, 8, 8, 1), np.nan)), "images is not finite"),
+        ("sir", lambda path: path.write_bytes(npy(np.zeros(3))), r"one array, \.npy"),
     ],
 )
-def test_damaged_samples_are_named(tmp_path, name, damage):
+def test_damaged_samples_are_named(tmp_path, name, damage, reason):
     folder = tmp_path / "samples"
     folder.mkdir()
     for sampler in DRAWN:
-        fields = sample_stage.LANGEVIN_FIELDS if sampler == "langevin" else ()
-        arrays = {field: np.zeros(100) for field in ("images", *fields)}
+        arrays = SAMPLES | (OF_CHAINS if sampler == "langevin" else {})
         np.savez(folder / f"{sampler}.npz", **arrays)
     config = config_lib.default()
-    experiment_here = types.SimpleNamespace(path=tmp_path, config=config)
-    assert sample_stage.load_samples(experiment_here).keys() == {*DRAWN}
+    config.sample.num_images = 3
+    here = types.SimpleNamespace(
+        path=tmp_path, config=config, vae_blocks=(Block(2, (5,), (0,)),)
+    )
+    assert sample_stage.load_samples(here).keys() == {*DRAWN}
     damage(folder / f"{name}.npz")
-    with pytest.raises(InputError, match=rf"{name}\.npz is damaged.*--stage=sample"):
-        sample_stage.load_samples(experiment_here)
+    message = rf"{name}\.npz is damaged \(.*({reason}).*\): run --stage=sample again"
+    with pytest.raises(InputError, match=message):
+        sample_stage.load_samples(here)
+
+
+def npy(array):
+    """The bytes of an .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
 
 
 def test_samples_of_other_settings_are_not_measured(small):

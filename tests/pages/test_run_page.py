@@ -475,7 +475,6 @@ def test_text_from_files_cannot_become_markup(full):
     save_results(
         full,
         {HOSTILE: metric(1.0, 0.1, unit=HOSTILE), f"{HOSTILE}/1": metric(1.0, 0.1)},
-        seed=HOSTILE,
         wall_seconds={HOSTILE: 1},
         stages={HOSTILE: {"environment": {"device": HOSTILE, HOSTILE: HOSTILE}}},
     )

@@ -20,7 +20,7 @@ from ncp_jax.evaluation.metrics import (
     moments,
 )
 from ncp_jax.evaluation.metrics.extractor import FeatureNet
-from ncp_jax.evaluation.metrics.moments import FILE_ERRORS, Moments
+from ncp_jax.evaluation.metrics.moments import Moments
 from ncp_jax.evaluation.metrics.two_sample import kid
 
 Batches = Iterable[np.ndarray]  # pictures uint8 [B, H, W, C]
@@ -143,7 +143,7 @@ def _load(path: Path) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             return np.load(file)
-    except FILE_ERRORS as error:
+    except Exception as error:  # of a broken header NumPy and Python raise many kinds
         raise InputError(
             f"{path} holds no features ({error}): delete it to compute them again"
         ) from error

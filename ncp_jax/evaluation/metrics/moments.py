@@ -7,16 +7,15 @@ order in which shares merge moves the last digits only.
 import dataclasses
 import os
 import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ncp_jax.errors import InputError
+from ncp_jax.records import array_files
+from ncp_jax.records.array_files import Kind
 
-# What NumPy raises for files that are damaged or of another kind.
-FILE_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
 ROWS_AT_A_TIME = 4096  # of features, as float64: 67 MB at 2048 features
 
 
@@ -127,14 +126,17 @@ def load(folder: Path, content: str) -> Moments:
     Raises:
       InputError: absent or damaged.
     """
-    path = _place(folder, content)
+    path, remedy = _place(folder, content), "delete it to compute them again"
+    kinds = {
+        "count": Kind((), array_files.INTEGERS),
+        "mean": Kind(("D",), "f"),
+        "scatter": Kind(("D", "D"), "f"),
+    }
     try:
-        with open(path, "rb") as file, np.load(file) as arrays:
-            return Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
-    except FILE_ERRORS as error:
-        raise InputError(
-            f"{path} holds no moments ({error}): delete it to compute them again"
-        ) from error
+        arrays = array_files.read_exactly(path, remedy, kinds)
+    except (OSError, InputError) as error:
+        raise InputError(f"{path} holds no moments ({error}): {remedy}") from error
+    return Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
 
 
 def _place(folder: Path, content: str) -> Path:

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from ncp_jax.errors import InputError
 from ncp_jax.models.nvae import torch_file
+from ncp_jax.records import array_files
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -56,10 +56,10 @@ def read(path: str | Path, remedy: str) -> tuple[dict[str, np.ndarray], str]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with open(path, "rb") as file, np.load(file) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is no npz of arrays: {error}") from error
+        return array_files.read(path, "fetch it again")
+    except array_files.Damaged as error:
+        reason = f"{error.reason}; fetch it again"
+        raise InputError(f"{path} is no npz of arrays: {reason}") from error
 
 
 def to_variables(

@@ -49,7 +49,7 @@ ADDED: dict[str, Any] = {
 VAES: dict[str, dict[str, Any]] = {
     "mlp": {
         "latent_dim": 50,
-        "hidden_dims": (300, 300),
+        "hidden_dims": (300, 300),  # at least one layer, as of every network
         "activation": "tanh",
         "likelihood": "bernoulli",  # or "normal"
         "likelihood_std": 0.1,  # of "normal"
@@ -256,7 +256,8 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "max_seconds": 60.0,  # longer calls are predicted and left out
                 "max_gigabytes": 8.0,  # of the plain version, likewise
             },
-        }
+        },
+        type_safe=False,  # `schema.checked` takes more, and names what it refuses
     ).lock()
 
 

@@ -1,12 +1,22 @@
 """The files of `configs/` by name, in a checkout and in an installed package."""
 
+import contextlib
 import difflib
-import importlib.util
+import signal
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
+from ncp_jax.experiment.setup import schema
+from ncp_jax.training.loop import Preempted
 
 _PACKAGE = Path(__file__).parents[2]
 _INSTALLED = _PACKAGE / "configs"  # where the wheel has them
@@ -29,8 +39,9 @@ def path_of(name: str) -> Path:
     """
     if name in names():
         return FOLDER / f"{name}.py"
-    if Path(name).is_file():
-        return Path(name)
+    with contextlib.suppress(OSError):  # a name too long for a file
+        if Path(name).is_file():
+            return Path(name)
     stem = Path(name).stem
     if stem in names() and name == f"configs/{stem}.py":
         return FOLDER / f"{stem}.py"  # as commands in a checkout spell it
@@ -40,22 +51,82 @@ def path_of(name: str) -> Path:
 
 
 def load(name: str, variant: str = "") -> ConfigDict:
-    """Returns the settings of an experiment.
+    """Returns the settings of an experiment, each of its type.
 
     Args:
       name: as for `path_of`.
       variant: what may follow the name and a colon; "smoke" shrinks it to seconds.
 
     Raises:
-      InputError: for an unknown name or variant.
+      InputError: as of `called`, and as of `schema.checked`, with the file's name.
+    """
+    given = called(name, variant)
+    try:
+        return schema.checked(given)
+    except InputError as error:
+        raise InputError(f"{path_of(name)}, get_config: {error}") from error
+
+
+def called(name: str, variant: str = "") -> Any:
+    """Returns whatever the `get_config` of an experiment's file returns.
+
+    Raises:
+      InputError: for an unknown name or variant, and for a file that raises anything.
     """
     path = path_of(name)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise InputError(f"cannot load --config: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
+    try:
+        with _interrupts_apart():
+            return _get_config(path, variant)
+    except (InputError, Preempted):
+        raise
+    except BaseException as error:  # of any kind: the file is a program
+        raise InputError(f"cannot load --config: {_described(path, error)}") from error
+
+
+def _get_config(path: Path, variant: str) -> Any:
+    module = types.ModuleType(f"config_file_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look for their own
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise InputError(
+            f"cannot load --config: {path} has no function get_config, which returns "
+            "the settings"
+        )
+    return get_config(variant) if variant else get_config()
+
+
+@contextlib.contextmanager
+def _interrupts_apart() -> Iterator[None]:
+    """Ctrl-C ends the run; a KeyboardInterrupt is then of the file's own making."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        del frame
+        raise Preempted(signum)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _described(path: Path, error: BaseException) -> str:
+    """The kind of an error, its first line, and where in the file it was raised."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
+    place = f", line {lines[-1]}" if lines else ""
+    reason = (str(error).strip().splitlines() or ["no reason given"])[-1].strip()
+    return f"{path}{place} raises {type(error).__name__}: {reason}"
 
 
 def on_data(data_name: str, name: str, variant: str = "") -> ConfigDict:

@@ -1,11 +1,10 @@
 """The JSON files of a run's folder: read, or named with what to do if damaged."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ncp_jax.errors import InputError
 from ncp_jax.experiment.setup import data_seal
+from ncp_jax.records import run_records
 
 EXTENDED = "extended.json"  # within the folder of a stage: its lengths before
 
@@ -25,15 +24,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any] | None:
       name: one of `CURES`.
 
     Raises:
-      InputError: the file is damaged.
+      InputError: the file is damaged, or a field of it is of another type.
     """
-    path = folder / name
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}): {CURES[name]}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object: {CURES[name]}")
-    return content
+    readers = {
+        "config.json": run_records.read_config,
+        "results.json": run_records.read_results,
+    }
+    read = readers.get(name, run_records.read_json)
+    return read(folder / name, CURES[name])

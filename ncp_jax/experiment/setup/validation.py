@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError, local_path
 from ncp_jax.evaluation.picture_classifier import LEAST_PICTURES
+from ncp_jax.experiment.setup import schema
 from ncp_jax.experiment.setup.config import DISCRIMINATORS, VAES
 from ncp_jax.models import stacks
 from ncp_jax.nested import flatten
@@ -27,6 +28,7 @@ def validate(config: ConfigDict) -> None:
       InputError: for the first such field.
     """
     for name, value in flatten(config.to_dict()):
+        _check_bits(name, value)
         if name in _LISTS:
             _LISTS[name](name, value)
         elif isinstance(value, tuple | list):
@@ -42,9 +44,6 @@ def validate(config: ConfigDict) -> None:
         section, field = name.split(".")
         for path in config[section][field].split(","):
             local_path(f"config.{name}", path.strip())
-    for name, seed in (("seed", config.seed), ("ncp.seed", config.ncp.seed)):
-        if seed >= 2**32:
-            raise InputError(f"config.{name} must be below 2**32, got {seed}")
     for section in ("vae", "ncp"):
         if config[section].ema_decay >= 1.0:
             raise InputError(f"config.{section}.ema_decay must be below 1")
@@ -88,6 +87,17 @@ def validate(config: ConfigDict) -> None:
     if config.data.num_bits > 8:
         raise InputError(
             f"config.data.num_bits is at most 8, got {config.data.num_bits}"
+        )
+
+
+def _check_bits(name: str, value: Any) -> None:
+    bits = 32 if name in ("seed", "ncp.seed") else 31
+    numbers = value if isinstance(value, tuple | list) else (value,)
+    if any(isinstance(n, int) and abs(n) >= 2**bits for n in numbers):
+        what = "seeds" if bits == 32 else "steps and sizes"
+        raise InputError(
+            f"config.{name} must be below 2**{bits} = {2**bits:,}, as {what} are kept "
+            f"in 32 bits; got {schema.shown(value)}"
         )
 
 
@@ -171,8 +181,12 @@ MAY_BE_ZERO = (
 
 
 def _require_integers(name: str, values: Sequence[Any]) -> None:
+    # Not empty: a network without a hidden layer is a linear one, of whatever kind, and
+    # nobody who leaves a tuple empty by mistake would see it.
     if not values or not all(type(value) is int and value >= 1 for value in values):
-        raise InputError(f"config.{name} must hold positive integers, got {values}")
+        raise InputError(
+            f"config.{name} must hold positive integers, at least one, got {values}"
+        )
 
 
 def _require_groups(name: str, values: Sequence[Any]) -> None:

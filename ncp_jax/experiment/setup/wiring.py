@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from ncp_jax import parallel, rng
 from ncp_jax.data import datasets, pixels
 from ncp_jax.errors import InputError, local_path
-from ncp_jax.experiment.setup import architectures, extension, signal
+from ncp_jax.experiment.setup import architectures, budget, extension, signal
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import Block, FrozenVAE, LatentVariableModel
 from ncp_jax.priors import ncp_prior
@@ -212,6 +212,11 @@ class Experiment:
         return self.vae_module.blocks
 
     @property
+    def vae_blocks(self) -> tuple[Block, ...]:
+        """The same, of the VAE itself, whose z the samples keep."""
+        return self.blocks
+
+    @property
     def is_trained(self) -> bool:
         """Whether both stages are done, with these settings."""
         return all(map(self.workdir.is_done, ("vae", "ncp")))
@@ -334,12 +339,16 @@ def check_networks(config: ConfigDict) -> None:
     module = architectures.build_vae(
         config.vae.model, settings.shape, settings.num_bits
     )
-    key, x = jax.random.key(0), jnp.zeros((1, *settings.shape))
-    jax.eval_shape(module.init, key, x, key)
+    key, x = jax.random.key(0), budget.abstract(1, *settings.shape)
+    budget.check_parameters(config, "vae", jax.eval_shape(module.init, key, x, key), 1)
     network = architectures.build_discriminator(config.ncp.discriminator)
-    for latent_shape, context_shape in _shapes_of_ratios(config, module.blocks):
-        z, context = jnp.zeros((1, *latent_shape)), jnp.zeros((1, *context_shape))
-        jax.eval_shape(network.init, key, z, context)
+    for num_groups, latent_shape, context_shape in _ratios(config, module.blocks):
+        z, context = (
+            budget.abstract(1, *latent_shape),
+            budget.abstract(1, *context_shape),
+        )
+        variables = jax.eval_shape(network.init, key, z, context)
+        budget.check_parameters(config, "ncp", variables, num_groups)
     check_groups(config, module.blocks)
     if config.vae.penalty_weight and config.vae.model.name != "nvae":
         raise InputError(
@@ -348,22 +357,22 @@ def check_networks(config: ConfigDict) -> None:
         )
 
 
-def _shapes_of_ratios(
-    config: ConfigDict, blocks: tuple[Block, ...]
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shapes of what the discriminators read: (z_k or u_k, context)."""
+def _ratios(config: ConfigDict, blocks: tuple[Block, ...]) -> list[Block]:
+    """What the discriminators read: (how many of them, z_k or u_k, context)."""
     settings = config.ncp.directions
     if not settings.cap:
-        return [(block.latent_shape, block.context_shape) for block in blocks]
+        return list(blocks)
     if config.ncp.discriminator.name != "mlp":
         raise InputError(
             f"config.ncp.discriminator.name = {config.ncp.discriminator.name!r} reads "
             "maps: on signal directions (config.ncp.directions.cap) it must be 'mlp'"
         )
     num_groups = sum(block.num_groups for block in blocks)
+    widest = max(math.prod(block.latent_shape) for block in blocks)
+    cap, size = (min(n, widest) for n in (settings.cap, settings.context_size))
     if settings.is_joint:
-        return [((num_groups * settings.cap,), (0,))]
-    return [((settings.cap,), (num_groups * settings.context_size,))]
+        return [Block(1, (num_groups * cap,), (0,))]
+    return [Block(num_groups, (cap,), (num_groups * size,))]
 
 
 def check_groups(config: ConfigDict, blocks: tuple[Block, ...]) -> None:

@@ -75,6 +75,7 @@ class Workdir:
         try:
             if is_writer:
                 self._take_lock()
+            self.results()  # a damaged one is named now, not after hours of training
             self._adopt_config(may_extend)
         except BaseException:
             self._lock.close()
@@ -128,13 +129,7 @@ class Workdir:
 
     def results(self) -> dict[str, Any]:
         """Returns the content of results.json."""
-        results = {"metrics": {}, "run": {}} | (self._read_json("results.json") or {})
-        if not all(isinstance(part, dict) for part in results.values()):
-            raise InputError(
-                f"{self.path / 'results.json'} is not one of ours: "
-                + CURES["results.json"]
-            )
-        return results
+        return {"metrics": {}, "run": {}} | (self._read_json("results.json") or {})
 
     def seal_data(self, seal: Mapping[str, Any]) -> None:
         """Refuses other data than trained stages have read, else records them.

@@ -6,8 +6,11 @@ any other class is refused, so reading one runs no code of its own.
 
 import argparse
 import collections
+import io
+import math
 import pathlib
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from ncp_jax.errors import InputError
+from ncp_jax.records import whole_zip
 
 STORAGES = {
     "FloatStorage": np.float32,
@@ -53,12 +57,30 @@ def load(path: str | pathlib.Path) -> Any:
         return _load_legacy(path)
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is no file that torch.save has written")
-    with zipfile.ZipFile(path) as archive:
-        pickles = [n for n in archive.namelist() if n.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise InputError(f"{path} holds no PyTorch checkpoint (no data.pkl)")
-        with archive.open(pickles[0]) as file:
-            return _Unpickler(file, archive, pickles[0].removesuffix(".pkl")).load()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole_zip.check(archive)
+            return _load_archive(archive)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # of broken archives and pickles come many kinds
+        reason = str(error) or type(error).__name__
+        raise InputError(
+            f"{path}: the checkpoint is damaged ({reason}); fetch it again"
+        ) from error
+
+
+def _load_archive(archive: zipfile.ZipFile) -> Any:
+    pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise InputError("it holds no PyTorch checkpoint (no data.pkl)")
+    content = archive.read(pickles[0])  # as a whole, so that its checksum is compared
+    for operation, value, _ in pickletools.genops(content):
+        # Python's reader would ask for memory of this size.
+        if operation.name.endswith("PUT") and not 0 <= int(value or 0) <= len(content):
+            raise InputError(f"the pickle numbers an object {value}; fetch it again")
+    file, folder = io.BytesIO(content), pickles[0].removesuffix(".pkl")
+    return _Unpickler(file, archive, folder).load()
 
 
 def _load_legacy(path: str | pathlib.Path) -> Any:
@@ -129,6 +151,9 @@ def _tensor(
     *_: Any,
 ) -> np.ndarray:
     """A strided view of a storage, copied."""
+    is_sound = min(offset, 0, *size, *stride) == 0
+    if not is_sound or math.prod(size) > storage.size:
+        raise InputError("the checkpoint is damaged: a tensor is not of its storage")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if 0 not in size and last >= storage.size:
         raise InputError("the checkpoint is damaged: a tensor reaches past its storage")

@@ -1,11 +1,11 @@
 """What metrics.jsonl says of each latent group over the steps of stage 2."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ncp_jax.records import log_lines
 
 Curves = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
@@ -21,16 +21,11 @@ def read(path: Path, metric: str) -> Curves:
       metric: its name.
     """
     points: dict[str, dict[int, list[float]]] = {}
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            row: Any = json.loads(line)
-            split, step = row["split"], int(row["step"])
+    for row in log_lines.read(path):
+        is_known = row["stage"] == "ncp" and row["split"] in ("train", "valid")
+        if is_known and metric in row:
             values = np.atleast_1d(np.asarray(row[metric], np.float64)).tolist()
-        except (ValueError, KeyError, TypeError):
-            continue
-        if row.get("stage") == "ncp" and split in ("train", "valid"):
-            points.setdefault(split, {})[step] = values
+            points.setdefault(row["split"], {})[row["step"]] = values
     return {
         split: (np.array(steps, np.float64), np.array([by_step[s] for s in steps]))
         for split, by_step in points.items()

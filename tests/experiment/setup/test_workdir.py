@@ -109,6 +109,26 @@ def test_damaged_files_are_named_with_a_cure(tmp_path, name, content):
 # --- one process
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "field"),
+    [
+        ("results.json", {"run": {"stages": []}}, "run.stages"),
+        ("results.json", {"run": {"stages": "x"}}, "run.stages"),
+        ("results.json", {"run": {"wall_seconds": None}}, "run.wall_seconds"),
+        ("results.json", {"metrics": {"log_z": {"value": "1"}}}, "'log_z'.*value"),
+        ("results.json", {"metrics": {"log_z": {"n": "1"}}}, "'log_z'.*n"),
+        ("config.json", {"vae": []}, "vae"),
+        ("config.json", {"seed": "0"}, "seed"),
+    ],
+)
+def test_edited_files_are_named_before_anything_is_done(tmp_path, name, content, field):
+    (tmp_path / name).write_text(json.dumps(content))
+    named = rf"{name} is not one of ours \(.*{field}.*: Expected .*\): delete it"
+    with pytest.raises(InputError, match=named), opened(tmp_path):
+        pass
+    assert json.loads((tmp_path / name).read_text()) == content
+
+
 def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
     with opened(tmp_path):
         with (

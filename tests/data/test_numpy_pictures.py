@@ -1,10 +1,10 @@
-"""`array_files.py`: pictures as people save them, and what is no such thing."""
+"""`numpy_pictures.py`: pictures as people save them, and what is no such thing."""
 
 import chex
 import numpy as np
 import pytest
 
-from ncp_jax.data import array_files, datasets
+from ncp_jax.data import datasets, numpy_pictures
 from ncp_jax.errors import InputError
 
 SHAPE = (4, 3, 1)
@@ -210,4 +210,4 @@ def test_the_decoded_cache_of_other_pictures_is_not_read(tmp_path):
     ],
 )
 def test_a_part_is_a_word_of_its_own(name, split):
-    assert array_files.split_in(name) == split
+    assert numpy_pictures.split_in(name) == split

@@ -1,0 +1,187 @@
+"""The JSON records of a run: config.json and results.json, checked field by field."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from ncp_jax.errors import InputError
+
+T = TypeVar("T")
+
+MAX_DEPTH = 8  # of sections within sections; ours have three
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Spread = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Metric(msgspec.Struct):
+    """A number with its standard error; null where it is not known or not finite."""
+
+    value: float | None = None
+    stderr: _Spread | None = None
+    n: _Count | None = None
+    unit: str | None = None
+
+
+class WeightsOf(msgspec.Struct):
+    """Which checkpoint a number is of."""
+
+    step: _Count
+    fingerprint: str
+
+
+class StageRecord(msgspec.Struct):
+    """What a stage was run with."""
+
+    fingerprint: str = ""
+    config: dict[str, Any] = {}
+    weights: dict[str, WeightsOf] = {}
+    environment: dict[str, Any] = {}
+
+
+class Run(msgspec.Struct):
+    """What results.json says of the run itself, beside versions and devices."""
+
+    seed: int = 0
+    config: dict[str, Any] = {}
+    wall_seconds: dict[str, _Spread] = {}
+    metric_names: dict[str, list[str]] = {}
+    stages: dict[str, Any] = {}
+
+
+class Results(msgspec.Struct):
+    """results.json."""
+
+    metrics: dict[str, Any] = {}
+    run: Run = msgspec.field(default_factory=Run)
+
+
+class Data(msgspec.Struct):
+    """The section `data` of a config, as far as anything but a person reads it."""
+
+    name: str = ""
+    shape: list[int] = []
+
+
+class Model(msgspec.Struct):
+    """The section `vae.model`, likewise."""
+
+    name: str = ""
+
+
+class VAE(msgspec.Struct):
+    """The section `vae`, likewise."""
+
+    model: Model = msgspec.field(default_factory=Model)
+
+
+class Sample(msgspec.Struct):
+    """The section `sample`, likewise."""
+
+    samplers: list[str] = []
+
+
+class Evaluate(msgspec.Struct):
+    """The section `evaluate`, likewise."""
+
+    split: str = "test"
+
+
+class Config(msgspec.Struct):
+    """config.json: of older runs, some settings may be lacking."""
+
+    seed: int = 0
+    data: Data = msgspec.field(default_factory=Data)
+    vae: VAE = msgspec.field(default_factory=VAE)
+    ncp: dict[str, Any] = {}
+    sample: Sample = msgspec.field(default_factory=Sample)
+    evaluate: Evaluate = msgspec.field(default_factory=Evaluate)
+    report: dict[str, Any] = {}
+    benchmark: dict[str, Any] = {}
+
+
+def read_config(path: Path, remedy: str) -> dict[str, Any] | None:
+    """Returns the content of a config.json, None if there is no such file.
+
+    Args:
+      path: of the file.
+      remedy: what to do if it is damaged; a clause for the error.
+
+    Raises:
+      InputError: it is damaged, or a field is of another type; names the field.
+    """
+    content = read_json(path, remedy)
+    if content is not None:
+        _check(path, remedy, content, Config)
+    return content
+
+
+def read_results(path: Path, remedy: str) -> dict[str, Any] | None:
+    """Returns the content of a results.json, None if there is no such file.
+
+    Args:
+      path: of the file.
+      remedy: as of `read_config`.
+
+    Raises:
+      InputError: as of `read_config`.
+    """
+    content = read_json(path, remedy)
+    if content is None:
+        return None
+    checked = _check(path, remedy, content, Results)
+    for name, metric in checked.metrics.items():
+        _check(path, remedy, metric, Metric, f"metrics[{name!r}]")
+    run = checked.run
+    _check(path, remedy, run.config, Config, "run.config")
+    for name, stage in run.stages.items():
+        where = f"run.stages[{name!r}]"
+        record = _check(path, remedy, stage, StageRecord, where)
+        _check(path, remedy, record.config, Config, f"{where}.config")
+    return content
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
+    """Returns the object that a JSON file holds, None if there is no such file.
+
+    Args:
+      path: of the file.
+      remedy: as of `read_config`.
+
+    Raises:
+      InputError: it is no JSON, no object, or nested beyond sense.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}): {remedy}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object: {remedy}")
+    if _is_deeper(content, MAX_DEPTH):
+        raise InputError(
+            f"{path} is not one of ours (more than {MAX_DEPTH} sections within one "
+            f"another): {remedy}"
+        )
+    return content
+
+
+def _check(path: Path, remedy: str, content: Any, kind: type[T], where: str = "") -> T:
+    """Compares a part of a record with its type."""
+    try:
+        return msgspec.convert(content, kind)
+    except (msgspec.ValidationError, OverflowError, UnicodeError) as error:
+        reason, _, place = str(error).partition(" - at `$")
+        field = f"{where}{place.rstrip('`')}".lstrip(".") or "the whole"
+        raise InputError(
+            f"{path} is not one of ours ({field}: {reason}): {remedy}"
+        ) from error
+
+
+def _is_deeper(content: Any, depth: int) -> bool:
+    if not isinstance(content, dict | list):
+        return False
+    parts = content.values() if isinstance(content, dict) else content
+    return depth == 0 or any(_is_deeper(part, depth - 1) for part in parts)
