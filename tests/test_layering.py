@@ -18,6 +18,7 @@ FLOORS = [  # the ground first; rooms of one floor do not know each other
     {"priors"},
     {"training"},
     {"training.ncp"},
+    {"priors.ex_post"},
     {"evaluation"},
     {"evaluation.metrics", "benchmark"},
     {"experiment.setup"},
