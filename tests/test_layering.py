@@ -21,7 +21,7 @@ FLOORS = [  # the ground first; rooms of one floor do not know each other
     {"priors.ex_post"},
     {"evaluation"},
     {"evaluation.metrics", "benchmark"},
-    {"experiment.setup"},
+    {"comparison", "experiment.setup"},
     {"experiment"},
     {"__main__"},
 ]

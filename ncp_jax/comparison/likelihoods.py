@@ -1,0 +1,152 @@
+"""Test likelihoods under many priors from the same draws of q(z | x).
+
+Of each example z_1 .. z_S ~ q(z | x) are drawn once, and so is what of their weights
+knows no prior, log p(x | z_s) - log q(z_s | x); a prior then needs log p(z_s) alone.
+All having the same draws, the difference of two is far tighter than either likelihood.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ncp_jax import rng
+from ncp_jax.comparison.one_vector import OneVector
+from ncp_jax.data import datasets
+from ncp_jax.evaluation import importance
+from ncp_jax.evaluation.importance import Estimate, WeightSums
+from ncp_jax.priors.ex_post.contract import LatentPrior, Unnormalised
+from ncp_jax.training.loop import Prepare
+
+Array = jax.Array
+
+
+@jax.default_matmul_precision("float32")  # TF32 would move log-weights
+def log_marginals(
+    model: OneVector,
+    priors: Mapping[str, LatentPrior],
+    stored: np.ndarray,
+    prepare: Prepare,
+    key: Array,
+    *,
+    num_importance_samples: int,
+    chunk_size: int,
+    batch_size: int,
+) -> dict[str, np.ndarray]:
+    """Bounds log p(x) of every example under every prior from below.
+
+    log (1/S) sum_s p(x | z_s) p(z_s) / q(z_s | x): Burda et al., "Importance Weighted
+    Autoencoders", Eq. (8).  Where a prior estimates its density without bias, the
+    weights keep their mean, and it is a lower bound still.
+
+    Args:
+      model: the frozen VAE.
+      priors: by name; those of density "none" are left out.
+      stored: [N, ...] examples.
+      prepare: (key, stored) -> x.
+      key: PRNG key; consumed here.
+      num_importance_samples: S.
+      chunk_size: draws of each example at a time; bounds the memory, and does not
+        change the draws.
+      batch_size: examples at a time.
+
+    Returns:
+      Per prior [N] nats; of one "up to log Z" still to be reduced by log Z.
+    """
+    priors = {n: prior for n, prior in priors.items() if prior.density != "none"}
+    chunk_size = min(chunk_size, num_importance_samples)
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in priors}
+    size = min(batch_size, len(stored))
+    for i, (batch, mask) in enumerate(datasets.padded_batches(stored, size)):
+        of_batch = rng.at_step(key, i)
+        x = jax.jit(prepare)(rng.stream(of_batch, "prepare"), batch)
+        sums = dict.fromkeys(priors, jnp.full(len(x), -jnp.inf))
+        for first in range(0, num_importance_samples, chunk_size):
+            num = min(chunk_size, num_importance_samples - first)
+            z, log_w = _draw(num, model, x, rng.stream(of_batch, "posterior"), first)
+            density_key = rng.at_step(rng.stream(of_batch, "densities"), first)
+            for name, prior in priors.items():
+                sums[name] = _add(prior, z, log_w, density_key, sums[name])
+        for name, total in sums.items():
+            kept[name].append(np.asarray(total, np.float64)[mask])
+    log_s = np.log(num_importance_samples)
+    return {name: np.concatenate(parts) - log_s for name, parts in kept.items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _draw(
+    num: int, model: OneVector, x: Array, key: Array, first: Array | int
+) -> tuple[Array, Array]:
+    """Draws number `first` and following: z [num, B, D], log p(x | z) / q(z | x)."""
+
+    def one(s: Array) -> tuple[Array, Array]:
+        z, log_q = model.encode(x, rng.at_step(key, s))
+        return z, model.decode(z).log_prob(x) - log_q
+
+    return jax.vmap(one)(first + jnp.arange(num))
+
+
+@jax.jit
+def _add(prior: LatentPrior, z: Array, log_w: Array, key: Array, total: Array) -> Array:
+    """log of the sum of weights [B], with those of z [C, B, D] added."""
+    flat = z.reshape(-1, z.shape[-1])
+    log_p = prior.log_prob(flat, key).reshape(log_w.shape)  # [C, B]
+    return jnp.logaddexp(total, jax.nn.logsumexp(log_w + log_p, 0))
+
+
+@jax.default_matmul_precision("float32")
+def log_z(
+    prior: Unnormalised, key: Array, num_draws: int, batch_size: int
+) -> WeightSums:
+    """Sums of independent unbiased estimates of Z, whose `log_mean` is log Z.
+
+    Args:
+      prior: of density "up to log Z".
+      key: PRNG key; consumed here.
+      num_draws: estimates in all.
+      batch_size: at a time.
+    """
+    sums, size = WeightSums(), min(batch_size, num_draws)
+    for first in range(0, num_draws, size):
+        log_w = np.asarray(_log_z_weights(size, prior, key, first))
+        sums = sums.add(log_w[: num_draws - first])
+    return sums
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_z_weights(
+    num: int, prior: Unnormalised, key: Array, first: Array | int
+) -> Array:
+    keys = jax.vmap(rng.at_step, (None, 0))(key, first + jnp.arange(num))
+    return prior.log_z_weights(keys)
+
+
+def estimates(
+    log_p: np.ndarray, log_p_base: np.ndarray, z: Estimate | None
+) -> dict[str, Estimate]:
+    """The negative log-likelihood, and the gain over the base prior, of one prior.
+
+    The gain is the mean of the examples' differences, so its error is that of a paired
+    comparison; the error of log Z is independent of it and added.
+
+    Args:
+      log_p: [N] of `log_marginals`.
+      log_p_base: [N] of the same draws, under the base prior.
+      z: log Z of a prior "up to log Z", else None.
+
+    Returns:
+      `nll` and `gain`, in nats.
+    """
+    found = {
+        "nll": importance.mean_estimate(-log_p, "nats"),
+        "gain": importance.mean_estimate(log_p - log_p_base, "nats"),
+    }
+    if z is None:
+        return found
+    minus = z._replace(value=-z.value)
+    return {
+        "nll": importance.difference(found["nll"], minus),
+        "gain": importance.difference(found["gain"], z),
+    }
