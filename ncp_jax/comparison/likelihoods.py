@@ -5,15 +5,18 @@ knows no prior, log p(x | z_s) - log q(z_s | x); a prior then needs log p(z_s) a
 All having the same draws, the difference of two is far tighter than either likelihood.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng
+from ncp_jax.comparison import results
 from ncp_jax.comparison.one_vector import OneVector
+from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.data import datasets
 from ncp_jax.evaluation import importance
 from ncp_jax.evaluation.importance import Estimate, WeightSums
@@ -21,12 +24,79 @@ from ncp_jax.priors.ex_post.contract import LatentPrior, Unnormalised
 from ncp_jax.training.loop import Prepare
 
 Array = jax.Array
+Name = TypeVar("Name", bound=Hashable)
+
+
+class Likelihoods(NamedTuple):
+    """What several fits of every prior say of the same examples."""
+
+    nll_base: Estimate
+    of_fits: dict[str, list[dict[str, Estimate]]]  # by prior, of each of its fits
+    means: dict[str, dict[str, Estimate]]  # over the fits of a prior
+
+
+def measure(
+    model: OneVector,
+    base: LatentPrior,
+    priors: Mapping[str, Sequence[LatentPrior]],
+    stored: np.ndarray,
+    prepare: Prepare,
+    key: Array,
+    settings: ComparisonSettings,
+) -> Likelihoods:
+    """Measures `nll`, `gain` and, of priors known up to it, `log_z`, in nats.
+
+    Args:
+      model: the frozen VAE.
+      base: its own prior.
+      priors: the fits of each, by name.
+      stored: [N, ...] examples.
+      prepare: (key, stored) -> x.
+      key: PRNG key; consumed here.
+      settings: how much is drawn.
+    """
+    each = {(name, i): p for name, of in priors.items() for i, p in enumerate(of)}
+    log_p = log_marginals(
+        model,
+        {("", 0): base, **each},
+        stored,
+        prepare,
+        rng.stream(key, "draws of q"),
+        num_importance_samples=settings.num_importance_samples,
+        chunk_size=settings.chunk_size,
+        batch_size=settings.batch_size,
+    )
+    of_base = log_p.pop(("", 0))
+    log_z_key = rng.stream(key, "log_z")
+    found = Likelihoods(importance.mean_estimate(-of_base, "nats"), {}, {})
+    for name, of in priors.items():
+        z = [
+            _log_z(prior, rng.at_step(log_z_key, i), settings)
+            for i, prior in enumerate(of)
+        ]
+        found.of_fits[name] = [
+            estimates(log_p.get((name, i)), of_base, z[i]) for i in range(len(of))
+        ]
+        known = [log_p[name, i] for i in range(len(of)) if (name, i) in log_p]
+        mean_z = results.mean([v for v in z if v is not None]) if any(z) else None
+        mean = np.mean(known, 0) if known else None
+        found.means[name] = estimates(mean, of_base, mean_z)
+    return found
+
+
+def _log_z(
+    prior: LatentPrior, key: Array, settings: ComparisonSettings
+) -> Estimate | None:
+    if not isinstance(prior, Unnormalised) or prior.density != "up to log Z":
+        return None
+    num, size = settings.num_log_z_draws, settings.log_z_batch_size
+    return log_z(prior, key, num, size).log_mean
 
 
 @jax.default_matmul_precision("float32")  # TF32 would move log-weights
 def log_marginals(
     model: OneVector,
-    priors: Mapping[str, LatentPrior],
+    priors: Mapping[Name, LatentPrior],
     stored: np.ndarray,
     prepare: Prepare,
     key: Array,
@@ -34,7 +104,7 @@ def log_marginals(
     num_importance_samples: int,
     chunk_size: int,
     batch_size: int,
-) -> dict[str, np.ndarray]:
+) -> dict[Name, np.ndarray]:
     """Bounds log p(x) of every example under every prior from below.
 
     log (1/S) sum_s p(x | z_s) p(z_s) / q(z_s | x): Burda et al., "Importance Weighted
@@ -57,7 +127,7 @@ def log_marginals(
     """
     priors = {n: prior for n, prior in priors.items() if prior.density != "none"}
     chunk_size = min(chunk_size, num_importance_samples)
-    kept: dict[str, list[np.ndarray]] = {name: [] for name in priors}
+    kept: dict[Name, list[np.ndarray]] = {name: [] for name in priors}
     size = min(batch_size, len(stored))
     for i, (batch, mask) in enumerate(datasets.padded_batches(stored, size)):
         of_batch = rng.at_step(key, i)
@@ -124,7 +194,7 @@ def _log_z_weights(
 
 
 def estimates(
-    log_p: np.ndarray, log_p_base: np.ndarray, z: Estimate | None
+    log_p: np.ndarray | None, log_p_base: np.ndarray, z: Estimate | None
 ) -> dict[str, Estimate]:
     """The negative log-likelihood, and the gain over the base prior, of one prior.
 
@@ -132,13 +202,15 @@ def estimates(
     comparison; the error of log Z is independent of it and added.
 
     Args:
-      log_p: [N] of `log_marginals`.
+      log_p: [N] of `log_marginals`; None of a prior without a density.
       log_p_base: [N] of the same draws, under the base prior.
       z: log Z of a prior "up to log Z", else None.
 
     Returns:
-      `nll` and `gain`, in nats.
+      `nll`, `gain` and `log_z`, in nats, as far as they are known.
     """
+    if log_p is None:
+        return {}
     found = {
         "nll": importance.mean_estimate(-log_p, "nats"),
         "gain": importance.mean_estimate(log_p - log_p_base, "nats"),
@@ -149,4 +221,5 @@ def estimates(
     return {
         "nll": importance.difference(found["nll"], minus),
         "gain": importance.difference(found["gain"], z),
+        "log_z": z,
     }

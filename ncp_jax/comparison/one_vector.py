@@ -136,6 +136,13 @@ def encodings(
     )
 
 
+def draws(
+    model: OneVector, stored: np.ndarray, prepare: Prepare, key: Array, batch_size: int
+) -> np.ndarray:
+    """One z ~ q(z | x) of each stored example: [N, D]."""
+    return _encoded(model, stored, prepare, key, 1, batch_size)[0][:, 0]
+
+
 def _encoded(
     model: OneVector,
     stored: np.ndarray,

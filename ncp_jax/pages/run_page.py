@@ -136,7 +136,8 @@ def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       InputError: one is missing, or not one of ours.
     """
-    config, results = _json(workdir / "config.json"), _json(workdir / "results.json")
+    config = read_json(workdir / "config.json")
+    results = read_json(workdir / "results.json")
     run, metrics = results.get("run", {}), results.get("metrics", {})
     parts = (run, metrics, *(metrics.values() if isinstance(metrics, dict) else ()))
     if not all(isinstance(part, dict) for part in parts):
@@ -318,7 +319,12 @@ def _arrays(path: Path) -> plots.Arrays:
         raise InputError(f"{path} is damaged ({error}): {REMEDY}") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the JSON object of a file that a page needs.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
