@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,8 +81,7 @@ def minimise(
     metadata = {
         "prior": name,
         "training": dataclasses.asdict(training),
-        "key": jax.random.key_data(key).tolist(),
-        "encodings": fingerprint((encodings.train, encodings.valid)),
+        **provenance(key, encodings),
     }
     with _checkpoints(folder, metadata) as saved:
         restored = saved.restore_latest(state)
@@ -99,6 +99,37 @@ def minimise(
             )
             saved.wait()
     return jax.tree.map(jnp.asarray, state.best_params)
+
+
+def kept(
+    make: Callable[[], PyTree], like: PyTree, metadata: dict, folder: Path | None
+) -> PyTree:
+    """Returns what `make` returns, from `folder` where it is there already.
+
+    Args:
+      make: the fit, which is not done by `minimise`.
+      like: a pytree of the shapes and dtypes of its arrays.
+      metadata: JSON values that name what is fitted; another fit is refused.
+      folder: of one checkpoint; None keeps none.
+
+    Raises:
+      InputError: `folder` holds another fit.
+    """
+    with _checkpoints(folder, metadata) as saved:
+        restored = saved.restore_latest(like)
+        if restored is not None:
+            return jax.tree.map(jnp.asarray, restored.state)
+        made = make()
+        saved.save(0, made, None)
+    return made
+
+
+def provenance(key: Array, encodings: Encodings) -> dict[str, Any]:
+    """What a fit was made from, as JSON values that name it in its checkpoints."""
+    return {
+        "key": jax.random.key_data(key).tolist(),
+        "encodings": fingerprint((encodings.train, encodings.valid)),
+    }
 
 
 def _task(
