@@ -14,12 +14,14 @@ from ncp_jax.samplers.dynamics import (
     mala,
     sir_then_mala,
 )
+from ncp_jax.samplers.rejection import RejectionInfo, truncated_rejection
 from ncp_jax.samplers.resampling import IteratedSIRInfo, SIRInfo, iterated_sir, sir
 
 __all__ = [
     "IteratedSIRInfo",
     "LangevinInfo",
     "MALAInfo",
+    "RejectionInfo",
     "SIRInfo",
     "SIRThenMALAInfo",
     "iterated_sir",
@@ -27,4 +29,5 @@ __all__ = [
     "mala",
     "sir",
     "sir_then_mala",
+    "truncated_rejection",
 ]

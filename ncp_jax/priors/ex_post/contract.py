@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 
+from ncp_jax import rng
+from ncp_jax.errors import InputError
 from ncp_jax.models.distributions import Normal
 
 Array = jax.Array
+
+BASE_BATCH_SIZE = 10_000  # draws of a base that are weighed at a time
 
 # What `log_prob` is: the density itself; the density times an unknown Z; the log of an
 # unbiased estimate of the density, so a lower bound in expectation; nothing.
@@ -84,3 +89,59 @@ class Training:
 # (key, encodings, folder of checkpoints or None) -> prior.  Each module has one, made
 # by its `Settings`, a frozen dataclass that is called so.
 Fit = Callable[[Array, Encodings, Path | None], LatentPrior]
+
+
+def with_base(
+    base: Fit | None, key: Array, encodings: Encodings, folder: Path | None
+) -> Encodings:
+    """The encodings with the base prior that another one is to reweight.
+
+    Args:
+      base: fits it first; None for the VAE's own.
+      key: PRNG key of the whole fit; a stream of it is used here.
+      encodings: what it is fitted to.
+      folder: of the whole fit; None keeps no checkpoints.
+
+    Raises:
+      InputError: its density is not exact.
+    """
+    if base is not None:
+        at = folder / "base" if folder else None
+        encodings = encodings._replace(
+            base=base(rng.stream(key, "base"), encodings, at)
+        )
+    if encodings.base.density != "exact":
+        raise InputError(
+            f"the density of {type(encodings.base).__name__} is "
+            f"{encodings.base.density!r}; only an exact one can be reweighted"
+        )
+    return encodings
+
+
+def over_base(
+    base: LatentPrior, log_r: Callable[[Array], Array], key: Array, num_draws: int
+) -> Array:
+    """log r of draws from the base prior, which are made in batches and forgotten.
+
+    Args:
+      base: the prior.
+      log_r: z [B, D] -> [B], nats.
+      key: PRNG key; consumed here.
+      num_draws: rounded up to whole batches.
+
+    Returns:
+      [num_draws] nats; exp of the log of their mean is unbiased for Z.
+    """
+    size = min(BASE_BATCH_SIZE, num_draws)
+
+    def weigh(first: Array) -> Array:
+        keys = jax.vmap(rng.at_step, (None, 0))(key, first + jnp.arange(size))
+        return log_r(base.sample(keys))
+
+    starts = jnp.arange(0, num_draws, size)
+    return jax.lax.map(weigh, starts).reshape(-1)
+
+
+def log_mean_exp(log_w: Array) -> Array:
+    """log of the mean of exp(log_w) over the first axis."""
+    return jax.nn.logsumexp(log_w, 0) - jnp.log(log_w.shape[0])
