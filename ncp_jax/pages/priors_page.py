@@ -66,6 +66,11 @@ def write(folder: str | Path) -> Path:
     return run_page.replace_page(folder / "report" / "priors.html", html)
 
 
+def is_compared(folder: str | Path) -> bool:
+    """Whether a run has compared priors."""
+    return KEY in run_page.read_json(Path(folder) / "results.json")
+
+
 def ranked(priors: Mapping[str, Prior]) -> list[str]:
     """Their names, highest gain first, those without one last."""
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ncp_jax.errors import InputError
+from ncp_jax.priors.ex_post import contract
 
 
 class Known(NamedTuple):
@@ -25,6 +26,25 @@ class Known(NamedTuple):
 
 PRIORS = {
     "gaussian": Known("gaussian"),
+    "gmm": Known("gmm"),
+    "vamp": Known("vamp"),
+    "flow": Known("flow"),
+    "autoregressive": Known("autoregressive"),
+    "lars": Known("rejection", "LARSSettings"),
+    "trs": Known("rejection", "TRSSettings"),
+    "snis": Known("snis"),
+    "his": Known("his"),
+    "ebm": Known("ebm"),
+    "ncp": Known("ncp"),
+    "ncp_several": Known("ncp", fields={"num_negatives": 8}),
+    "ncp_ranking": Known("ncp", fields={"num_negatives": 8, "ranking_weight": 10.0}),
+    "ncp_weighted": Known("ncp", fields={"negative_weight": 100.0}),
+    "multistage": Known("multistage"),
+    "implicit": Known("ncp", fields={"hidden_dims": (500, 500, 500), "dropout": 0.5}),
+    "two_stage": Known("two_stage"),
+    "diffusion": Known("diffusion"),
+    "ncp_over_gmm": Known("ncp", base="gmm"),
+    "ncp_over_flow": Known("ncp", base="flow"),
 }
 NAMES = tuple(PRIORS)
 
@@ -52,6 +72,29 @@ def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
     if known.base:
         fields["base"] = settings_of(known.base)
     return _changed(name, getattr(module, known.settings)(**fields), changes or {})
+
+
+def shortened(settings: Any, max_steps: int, max_draws: int) -> Any:
+    """The same settings with at most so many updates and draws, in what they hold too.
+
+    Args:
+      settings: of a prior.
+      max_steps: updates; 0 for no bound.
+      max_draws: of every number of draws or proposals; 0 for no bound.
+    """
+    values: dict[str, Any] = {}
+    is_training = isinstance(settings, contract.Training)
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        most = max_draws if field.name.endswith(("_draws", "_proposals")) else 0
+        if is_training and field.name in ("num_steps", "steps_per_eval"):
+            most = max_steps
+        if dataclasses.is_dataclass(value):
+            value = shortened(value, max_steps, max_draws)
+        elif most and isinstance(value, int):
+            value = min(value, most)
+        values[field.name] = value
+    return dataclasses.replace(settings, **values)
 
 
 def _changed(name: str, settings: Any, changes: Mapping[str, Any]) -> Any:
