@@ -28,8 +28,7 @@ from ncp_jax.priors.ex_post.contract import LatentPrior
 
 Array = jax.Array
 
-NUM_TIMED = 1_000  # draws at a time whose seconds are taken
-NUM_REPEATS = 3
+NUM_REPEATS, MAX_SECONDS = 3, 60.0  # of timed batches of draws
 NUM_SHOWN = 64  # of each prior, on the page
 
 
@@ -87,25 +86,21 @@ def draw(prior: LatentPrior, key: Array, num: int, batch_size: int) -> np.ndarra
 _sample = jax.jit(lambda prior, keys: prior.sample(keys))
 
 
-def cost(prior: LatentPrior, key: Array) -> dict[str, Estimate]:
-    """Seconds of 1,000 draws of z at once, decoding left out, and their memory.
+def cost(prior: LatentPrior, key: Array, batch_size: int) -> dict[str, Estimate]:
+    """What draws of z cost, decoding left out, `batch_size` at a time.
 
     Returns:
-      `sampling_seconds`, the median of a few calls; and `num_bytes`, arguments, results
-      and temporaries of the compiled program.
+      `sampling_seconds` of 1,000, from the median of a few calls; and `num_bytes` of a
+      batch: arguments, results and temporaries of the compiled program.
     """
-    keys = jax.vmap(rng.at_step, (None, 0))(key, jnp.arange(NUM_TIMED))
-    taken, _ = timing.time_compiled(
-        lambda prior, keys: prior.sample(keys),
-        prior,
-        keys,
-        num_repeats=NUM_REPEATS,
-        max_seconds=60.0,
-    )
-    repeats = len(taken.repeats)
+    keys = jax.vmap(rng.at_step, (None, 0))(key, jnp.arange(batch_size))
+    jax.block_until_ready(_sample(prior, keys))  # compiled now, if not before
+    taken = timing.time_calls(lambda: _sample(prior, keys), NUM_REPEATS, MAX_SECONDS)
+    num_bytes = timing.num_bytes(_sample.lower(prior, keys).compile())
+    seconds = 1_000 / batch_size * float(np.median(taken))
     return {
-        "sampling_seconds": Estimate(taken.median, None, repeats, "s per 1,000"),
-        "num_bytes": Estimate(float(taken.num_bytes), None, 1, "bytes"),
+        "sampling_seconds": Estimate(seconds, None, len(taken), "s per 1,000"),
+        "num_bytes": Estimate(float(num_bytes), None, 1, "bytes"),
     }
 
 

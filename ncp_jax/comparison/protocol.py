@@ -178,7 +178,7 @@ def _draws(
     costs = {
         "fit_seconds": Estimate(fitted.seconds, None, 1, "s"),
         "num_parameters": Estimate(number, None, 1, "numbers"),
-        **draws.cost(prior, rng.stream(key, "timed")),
+        **draws.cost(prior, rng.stream(key, "timed"), size),
     }
     return found._replace(estimates={**found.estimates, **costs})
 
