@@ -266,3 +266,28 @@ def test_langevin_does_not_recompile(key):
     first, second = run(key, jnp.zeros(3)), run(rng.at_step(key, 1), jnp.zeros(3))
     assert len(traces) == 1
     assert not np.array_equal(first, second)
+
+
+def test_truncated_rejection_takes_the_last_as_it_is(key):
+    """Only z > 0 is accepted, 3 attempts: 1/8 of the draws nobody accepted."""
+
+    def log_a(z):
+        return jnp.where(z > 0, 0.0, jnp.nan)
+
+    keys = jax.random.split(key, CHAINS)
+    run = jax.jit(
+        lambda keys: samplers.truncated_rejection(
+            keys, standard_normal, log_a, num_attempts=3
+        )
+    )
+    z, info = run(keys)
+    assert_mean(z > 0, 7 / 8, std=0.34)
+    assert_mean(jnp.abs(z), math.sqrt(2 / math.pi), std=0.61)
+    with pytest.raises(AssertionError):
+        assert_mean(z > 0, 0.9 * 7 / 8, std=0.34)
+    attempts = np.asarray(info.num_attempts)
+    assert (attempts.min(), attempts.max()) == (1, 3)
+    assert_mean(attempts, 1 / 2 + 2 / 4 + 3 / 4, std=0.83)
+    assert (np.asarray(z)[attempts < 3] > 0).all()
+    others = keys.at[0].set(rng.stream(key, "another"))
+    np.testing.assert_array_equal(run(others)[0][1:], z[1:])

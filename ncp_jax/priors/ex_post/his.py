@@ -32,7 +32,7 @@ from ncp_jax.training.loop import PyTree
 
 Array = jax.Array
 
-FACTOR, STEP_SIZE = 0.9995, 0.1  # before training
+FACTOR = 0.9995  # of the momentum, before training
 UNIT = math.log(math.e - 1.0)  # softplus of it is 1
 
 
@@ -161,6 +161,7 @@ class Settings:
       activation: name of a function in `jax.nn`; the potential's slope moves z.
       momentum_dims: widths of the hidden layers of q(rho | z).
       num_steps: T.
+      step_size: of every dimension before training.
       training: how long and how fast.
     """
 
@@ -169,6 +170,7 @@ class Settings:
     activation: str = "tanh"
     momentum_dims: tuple[int, ...] = (300, 300)
     num_steps: int = 5
+    step_size: float = 0.1
     training: Training = dataclasses.field(default=Training())
 
     def __call__(
@@ -184,7 +186,7 @@ class Settings:
             "momentum": momentum.init(rng.stream(key, "momentum"), jnp.zeros((1, dim)))[
                 "params"
             ],
-            "raw_step": jnp.full(dim, math.log(math.expm1(STEP_SIZE))),
+            "raw_step": jnp.full(dim, math.log(math.expm1(self.step_size))),
             "log_factors": jnp.full(self.num_steps, math.log(FACTOR)),
         }
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from ncp_jax.priors.ex_post import gaussian, gmm
-from ncp_jax.priors.ex_post.contract import LatentPrior
+from ncp_jax.priors.ex_post import gaussian, gmm, vamp
+from ncp_jax.priors.ex_post.contract import LatentPrior, Training
 from tests.priors.ex_post import suite
 
 KEY = jax.random.key(0)
@@ -29,12 +29,16 @@ class Fitted(NamedTuple):
     folder: Path  # of checkpoints
 
 
+SHORT = Training(num_steps=200, batch_size=512, learning_rate=2e-2, steps_per_eval=100)
+
 CASES = {
     "gaussian": Case(gaussian.Settings(), None),
     "gmm": Case(gmm.Settings((2, 3)), 0.02),
+    "vamp": Case(vamp.Settings(20, SHORT), 0.05),
 }
 TILTED = {
     "gmm": gmm.Settings((1,)),
+    "vamp": vamp.Settings(20, SHORT),
 }
 
 
