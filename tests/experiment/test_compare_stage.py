@@ -6,7 +6,8 @@ import pytest
 
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import compare_stage, stages
-from ncp_jax.experiment.setup import validation, workdir
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import config_files, validation, workdir
 from ncp_jax.priors import ex_post
 from ncp_jax.priors.ex_post.contract import Training
 from tests import tiny
@@ -124,3 +125,16 @@ def test_the_settings_of_a_prior_are_changed_and_shortened():
 def test_a_prior_over_another_holds_how_that_is_fitted():
     found = ex_post.settings_of("ncp_over_gmm", {"base": {"reg_covar": 0.5}})
     assert found.base == ex_post.settings_of("gmm", {"reg_covar": 0.5})
+
+
+@pytest.mark.parametrize("variant", ["", "fashion", "smoke"])
+def test_the_config_of_all_priors(variant):
+    config = config_files.load("priors_mnist", variant)
+    validation.validate(config)
+    assert tuple(config.compare.names) == ex_post.NAMES
+    assert config.data.name == {"fashion": "fashion_mnist"}.get(variant, "mnist")
+    of_vae = config_files.load("mnist_mlp", "smoke" if variant == "smoke" else "")
+    of_vae.vae.num_steps = config.vae.num_steps = 200_000
+    sections = ("vae",) if variant else ("seed", "data", "vae")
+    lines = config_lib.differences(of_vae.to_dict(), config.to_dict(), sections)
+    assert lines == []  # so that its stage 1 can be taken over
