@@ -232,9 +232,3 @@ def test_a_run_of_main_is_not_overwritten(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="run of another kind"):
         compared(tmp_path)
-
-
-def test_a_page_of_no_comparison_says_what_to_run(tmp_path):
-    (tmp_path / "results.json").write_text('{"metrics": {}}')
-    with pytest.raises(InputError, match="--stage=compare"):
-        priors_page.write(tmp_path)
