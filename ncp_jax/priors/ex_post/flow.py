@@ -225,7 +225,7 @@ class Settings:
         moments = gaussian.matched(encodings)
         dim = len(moments.mean)
         net = Couplings(dim, self.num_couplings, self.hidden_dims, self.num_bins)
-        params = net.init(rng.stream(key, "init"), jnp.zeros((1, dim)))
+        params = jax.jit(net.init)(rng.stream(key, "init"), jnp.zeros((1, dim)))
         params = fitting.minimise(
             "flow",
             lambda params, z, key: -jnp.mean(Flow(moments, params, net).log_prob(z)),

@@ -46,7 +46,7 @@ CASES = {
     "gmm": Case(gmm.Settings((2, 3)), 0.02),
     "vamp": Case(vamp.Settings(20, brief(200, 2e-2)), 0.05),
     "flow": Case(flow.Settings(2, (32,), 8, brief(200)), 0.1),
-    "autoregressive": Case(autoregressive.Settings((32,), 6, brief(100)), 0.05),
+    "autoregressive": Case(autoregressive.Settings((32,), 6, brief(200)), 0.05),
     "two_stage": Case(two_stage.Settings((32,), 100, brief(400, 2e-2)), 0.2, 0.01),
     "diffusion": Case(diffusion.Settings(32, 15, brief(300)), 0.07),
 }
