@@ -149,14 +149,15 @@ def _table(
         for label, text in found.values()
     )
     body = ""
-    for name in names:
+    for rank, name in enumerate(names, 1):
         each = priors[name]
+        title = name if name == FLOOR else f"{rank}. {name}"
         cells = "".join(
             f'<td data-label="{page.escape(found[key][0])}">{_cell(each, key)}</td>'
             for key in found
         )
         body += (
-            f"<tr><td>{page.escape(name)}<small>{page.escape(each['density'])}"
+            f"<tr><td>{page.escape(title)}<small>{page.escape(each['density'])}"
             f"</small></td>{cells}</tr>\n"
         )
     table = f'<tr class="head"><th>Prior</th>{head}</tr>\n{body}'
@@ -190,7 +191,8 @@ def _cost(name: str, value: float) -> str:
 def _scatter(priors: Mapping[str, Prior]) -> str:
     """Gain against the seconds of 1,000 draws; "" without gains."""
     axes, labels = plots.new_axes(6.4, 4.0), set()
-    for name, each in priors.items():
+    for rank, name in enumerate(ranked(priors), 1):
+        each = priors[name]
         gain = each["metrics"].get("gain")
         seconds = each["metrics"].get("sampling_seconds")
         if not gain or not seconds or gain.get("stderr") is None:
@@ -205,13 +207,15 @@ def _scatter(priors: Mapping[str, Prior]) -> str:
             color=DENSITIES[kind][1],
             label=None if kind in labels else kind,
         )
-        axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points")
+        axes.annotate(str(rank), (x, y), xytext=(5, 3), textcoords="offset points")
         labels.add(kind)
     if not labels:
         return ""
     axes.set(xlabel="seconds per 1,000 draws", ylabel="gain (nats)", xscale="log")
-    axes.legend(loc="lower right")
-    caption = "Gain against what draws cost; bars are 95 % intervals"
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(DENSITIES))
+    caption = (
+        "Gain against what draws cost; numbers as in the table, bars are 95 % intervals"
+    )
     panel = page.figure(plots.to_png(axes), "plot", caption, caption)
     return page.grid([panel], "wide")
 

@@ -164,7 +164,7 @@ def test_the_page_holds_every_prior_by_gain(found):
     folder, compared = found
     assert compared.page == folder / "report" / "priors.html"
     html = compared.page.read_text()
-    rows = [row.partition("<small>")[0] for row in html.split("<tr><td>")[1:4]]
+    rows = [row.partition("<small>")[0][3:] for row in html.split("<tr><td>")[1:4]]
     record = json.loads((folder / "results.json").read_text())["priors"]
     assert rows == priors_page.ranked(record["priors"]) and rows[-1] == "gaussian"
     assert record == json.loads(json.dumps(compared.as_json()))

@@ -1,6 +1,7 @@
 """`priors_page.py`: a row per prior by gain, with what is known of its density."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -72,6 +73,7 @@ def rows(html, section):
     for row in part.split("<tr>")[1:]:
         name, *cells = row.split("<td")[1:]
         name = name.removeprefix(">").partition("<")[0]
+        name = re.sub(rf"^{len(found) + 1}\. ", "", name)  # its rank
         found[name] = [c.partition(">")[2].split("</td>")[0] for c in cells]
     return found
 
