@@ -167,11 +167,7 @@ class Settings:
         params = jax.jit(net.init)(init, jnp.zeros((1, dim)), init)
         params = fitting.minimise(
             "two_stage",
-            lambda params, z, key: (
-                -jnp.mean(
-                    net.apply(params, moments.whiten(z), key, method=SecondVAE.elbo)
-                )
-            ),
+            lambda params, z, key: -jnp.mean(net.apply(params, moments.whiten(z), key)),
             params,
             encodings,
             self.training,

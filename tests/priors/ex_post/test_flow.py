@@ -8,7 +8,7 @@ import pytest
 from ncp_jax.models.distributions import Normal
 from ncp_jax.priors.ex_post import flow
 from ncp_jax.priors.ex_post.contract import Training
-from ncp_jax.priors.ex_post.flow import Couplings, rational_quadratic
+from ncp_jax.priors.ex_post.flow import Couplings, Spline, rational_quadratic
 from tests.priors.ex_post import suite
 from tests.random_variables import random_variables
 
@@ -19,10 +19,10 @@ NET = Couplings(DIM, 3, (8,), BINS)
 @jax.jit
 def there_and_back(x, parts):
     """Values, log slopes, the inverse's of those values, and slopes by autodiff."""
-    y, log_slope = rational_quadratic(x, *parts)
-    back, inverse_log_slope = rational_quadratic(y, *parts, is_inverse=True)
+    y, log_slope = rational_quadratic(x, parts)
+    back, inverse_log_slope = rational_quadratic(y, parts, is_inverse=True)
     slope = jax.jvp(
-        lambda x: rational_quadratic(x, *parts)[0], (x,), (jnp.ones_like(x),)
+        lambda x: rational_quadratic(x, parts)[0], (x,), (jnp.ones_like(x),)
     )[1]
     return y, log_slope, back, inverse_log_slope, slope
 
@@ -34,7 +34,7 @@ def test_a_spline_rises_and_is_inverted():
         np.repeat(2.0 * generator.standard_normal((1, 1, n)), len(x), axis=0)
         for n in (BINS, BINS, BINS - 1)
     ]
-    found = there_and_back(x, [part.astype(np.float32) for part in parts])
+    found = there_and_back(x, Spline(*(part.astype(np.float32) for part in parts)))
     y, log_slope, back, inverse_log_slope, slope = map(np.asarray, found)
     assert (np.diff(y[:, 0]) > 0).all()
     np.testing.assert_allclose(back, x, atol=1e-3)
