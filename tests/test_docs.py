@@ -15,7 +15,7 @@ import ncp_jax
 from ncp_jax.experiment import stages
 from ncp_jax.pages import benchmark_page, run_page
 from ncp_jax.pages.parts import quantities
-from ncp_jax.priors import ncp_prior
+from ncp_jax.priors import ex_post, ncp_prior
 from tests.test_layering import FLOORS
 
 BENCHMARK_TABLES = (  # record, part, columns that the page leaves out
@@ -321,6 +321,11 @@ def test_the_benchmark_tables_are_those_of_the_recorded_runs():
             found = found | {"rows": rows}
         assert benchmark_page.markdown(found, *omitted) in DOCS, (name, part)
         assert record["environment"]["date"] in DOCS
+
+
+def test_every_prior_is_described():
+    rows = re.findall(r"^\| `(\w+)` \| .* \|", PAGES["docs/priors.md"], re.MULTILINE)
+    assert tuple(rows) == ex_post.NAMES
 
 
 def test_every_stage_and_config_is_described():

@@ -31,8 +31,8 @@ from ml_collections import ConfigDict
 from ncp_jax import parallel
 from ncp_jax.data import datasets
 from ncp_jax.errors import InputError, explained, local_path
-from ncp_jax.experiment import stages, standard_streams
-from ncp_jax.experiment.setup import config_files, overrides, schema
+from ncp_jax.experiment import stages
+from ncp_jax.experiment.setup import config_files, overrides, schema, standard_streams
 from ncp_jax.training.loop import Preempted
 
 

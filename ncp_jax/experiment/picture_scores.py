@@ -83,14 +83,7 @@ def measure(
     settings = experiment.config.evaluate
     size, split = experiment.config.sample.batch_size, settings.fid_reference
     rows, num = _rows(experiment, split), settings.fid_num_images
-    num_for_kid = min(feature_scores.KID_PICTURES, len(rows) // 2)
-    reference = feature_scores.reference(
-        net,
-        partial(_real, experiment, split, rows),
-        experiment.path / "evaluation" / "reference",
-        batch_size=size,
-        num_for_kid=num_for_kid,
-    )
+    reference = reference_of(experiment, net)
     # From the end, so that they are not of the pictures that KID compares them with.
     decoded = reconstructions(experiment, vae, split, rows[::-1][:num])
     others = _rows(experiment, OTHER[split])[:num]
@@ -100,7 +93,7 @@ def measure(
         "floor": feature_scores.features_of(net, decoded, size),
         "real": feature_scores.features_of(net, real, size),
     }
-    apart = {"floor": len(rows) - num_for_kid}
+    apart = {"floor": len(rows) - len(reference.features)}
     seed = rng.numpy_seed(rng.stream(experiment.key("evaluate"), "kid"))
     scores = {
         name: feature_scores.score(
@@ -115,6 +108,19 @@ def measure(
     }
     known = {name: e for name, e in estimates.items() if e is not None}
     return known, _note(net, reference, split, num)
+
+
+def reference_of(experiment: Experiment, net: FeatureNet) -> Reference:
+    """Features of the reference pictures, or what the run's folder holds of them."""
+    split = experiment.config.evaluate.fid_reference
+    rows = _rows(experiment, split)
+    return feature_scores.reference(
+        net,
+        partial(_real, experiment, split, rows),
+        experiment.path / "evaluation" / "reference",
+        batch_size=experiment.config.sample.batch_size,
+        num_for_kid=min(feature_scores.KID_PICTURES, len(rows) // 2),
+    )
 
 
 def _note(net: FeatureNet, reference: Reference, split: str, num: int) -> str:

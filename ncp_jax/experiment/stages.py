@@ -20,6 +20,7 @@ from ncp_jax import parallel
 from ncp_jax.errors import InputError, local_path
 from ncp_jax.experiment import (
     benchmark_stage,
+    compare_stage,
     evaluate_stage,
     export_stage,
     import_stage,
@@ -30,10 +31,10 @@ from ncp_jax.experiment.setup import budget, data_seal, schema, validation, wiri
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import Workdir
-from ncp_jax.pages import comparison_page, run_page
+from ncp_jax.pages import comparison_page, priors_page, run_page
 
 STAGES = (
-    *("all", "vae", "import", "ncp", "sample", "evaluate"),
+    *("all", "vae", "import", "ncp", "sample", "evaluate", "compare"),
     *("report", "export", "benchmark"),
 )
 MEASURING = {"sample": sample_stage.sample, "evaluate": evaluate_stage.evaluate}
@@ -62,7 +63,7 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
             workdirs = [local_path("report.workdirs", name.strip()) for name in names]
             print(f"report: {comparison_page.write(workdirs, workdir)}")
         else:
-            print(f"report: {run_page.write(workdir)}")
+            report(workdir)
         return
     parallel.check_devices()
     if jax.process_count() > 1 and stage not in ("vae", "ncp"):
@@ -106,19 +107,45 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
             import_stage.check_taken(experiment)
         if stage == "vae" or (stage == "all" and not config.vae.checkpoint):
             train_stage.train(experiment, "vae")
-        if stage in ("all", "ncp"):
-            train_stage.train(experiment, "ncp")
-        for name in MEASURING:
-            if stage == name or (stage == "all" and not folder.is_done(name)):
-                measure(experiment, name)
-        if stage in ("all", "evaluate"):
-            print(run_page.summary_table(folder.results()))
-        if stage == "benchmark":
-            benchmark(experiment)
-        if stage == "export":
-            export_stage.export(experiment)
-        if stage == "all":
-            print(f"report: {run_page.write(workdir)}")
+        if stage == "compare" or (stage == "all" and config.compare.names):
+            if stage == "compare" or not folder.is_done("compare"):
+                compare(experiment)
+        else:
+            _reweight(experiment, stage)
+        if stage in ("all", "compare"):
+            report(workdir)
+
+
+def _reweight(experiment: Experiment, stage: str) -> None:
+    """Runs what follows stage 1, but for the comparison of priors."""
+    folder = experiment.workdir
+    if stage in ("all", "ncp"):
+        train_stage.train(experiment, "ncp")
+    for name in MEASURING:
+        if stage == name or (stage == "all" and not folder.is_done(name)):
+            measure(experiment, name)
+    if stage in ("all", "evaluate"):
+        print(run_page.summary_table(folder.results()))
+    if stage == "benchmark":
+        benchmark(experiment)
+    if stage == "export":
+        export_stage.export(experiment)
+
+
+def report(workdir: Path) -> None:
+    """Writes the pages of a run from its files."""
+    print(f"report: {run_page.write(workdir)}")
+    if priors_page.is_compared(workdir):
+        print(f"report: {priors_page.write(workdir)}")
+
+
+def compare(experiment: Experiment) -> None:
+    """Fits priors side by side and records what was found."""
+    folder, start = experiment.workdir, time.monotonic()
+    folder.unmark("compare")
+    found = compare_stage.compare(experiment).as_json()
+    seconds = time.monotonic() - start
+    folder.add_results("compare", {}, seconds, **{priors_page.KEY: found})
 
 
 def measure(experiment: Experiment, stage: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 import jax
 
-from ncp_jax.models.distributions import Distribution, Likelihood
+from ncp_jax.models.distributions import Distribution, Likelihood, Normal
 
 Array = jax.Array
 Latents = tuple[Array, ...]  # one array per block: [num_groups, B, *latent_shape]
@@ -55,6 +55,9 @@ class LatentVariableModel(Protocol):
     block and may be traced.  `absorb` keeps the shapes and dtypes of the carry, its
     last call in a block included, so that a block is one `lax.scan`; where resolutions
     differ between blocks, the carry holds the state of every resolution.
+
+    A VAE of one group may offer one method more, `posterior(x) -> Normal`: q(z | x)
+    itself, which priors that are made of posteriors need.
     """
 
     @property
@@ -119,6 +122,12 @@ class FrozenVAE:
     def decode(self, carry: Carry) -> Likelihood:
         """p(x | z), once every group is absorbed."""
         return self._apply("decode", carry)
+
+    def posterior(self, x: Array) -> Normal | None:
+        """q(z | x) of a module that says it; None of another."""
+        if not hasattr(self.module, "posterior"):
+            return None
+        return self._apply("posterior", x)
 
     def _apply(self, method: str, *args: Any) -> Any:
         variables = jax.lax.stop_gradient(self.variables)

@@ -111,7 +111,7 @@ class ConvHVAE(VectorGroupsVAE):
         top, bottom = (tower(centred) for tower in self.towers)
         return top, bottom
 
-    def posterior(
+    def group_posterior(
         self, k: int, features: tuple[Array, Array], before: Array, p: Normal
     ) -> Normal:
         """q(z_2 | x), then q(z_1 | x, z_2)."""

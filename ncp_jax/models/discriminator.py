@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+PyTree = Any
 
 
 class MLPDiscriminator(nn.Module):
@@ -72,3 +73,35 @@ class MLPDiscriminator(nn.Module):
         for layer in others:
             h = layer(activation(h))
         return self.last(activation(h).astype(jnp.float32))[:, 0]
+
+
+class RatioMLP(MLPDiscriminator):
+    """log r of vectors without a context, with dropout while it learns.
+
+    Attributes:
+      dropout: share of the last hidden units that is left out by a pass with a key.
+    """
+
+    dropout: float = 0.0
+
+    def log_ratio(self, z: Array, feature: Array) -> Array:
+        """Maps z [B, D] and the feature of no context to log r [B]."""
+        activation = getattr(jax.nn, self.activation)
+        first, *others = self.hidden
+        h = activation(first(z) + feature)
+        for layer in others:
+            h = activation(layer(h))
+        if self.dropout and self.has_rng("dropout"):
+            share = 1.0 - self.dropout
+            is_kept = jax.random.bernoulli(self.make_rng("dropout"), share, h.shape)
+            h = jnp.where(is_kept, h / share, 0.0)
+        return self.last(h)[:, 0]
+
+    def start(self, key: Array, dim: int) -> PyTree:
+        """Fresh parameters for z [B, dim], with which r = 1."""
+        return self.init(key, jnp.zeros((1, dim)), jnp.zeros((1, 0)))["params"]
+
+    def log_r(self, params: PyTree, z: Array, key: Array | None = None) -> Array:
+        """log r of z [B, D] with these parameters: [B], nats; dropout with a key."""
+        rngs = None if key is None else {"dropout": key}
+        return self.apply({"params": params}, z, jnp.zeros((len(z), 0)), rngs=rngs)

@@ -40,7 +40,9 @@ class VectorGroupsVAE(nn.Module):
         """What all posteriors read of x [B, *data_shape]."""
         raise NotImplementedError
 
-    def posterior(self, k: int, features: Any, before: Array, p: Normal) -> Normal:
+    def group_posterior(
+        self, k: int, features: Any, before: Array, p: Normal
+    ) -> Normal:
         """q(z_k | z_<k, x), where `before` is z_<k side by side and `p` its prior."""
         raise NotImplementedError
 
@@ -97,7 +99,7 @@ class VectorGroupsVAE(nn.Module):
         for k in range(len(self.sizes)):
             before = carry[:, : sum(self.sizes[:k])]
             p = self.base(k, before)
-            q = self.posterior(k, features, before, p)
+            q = self.group_posterior(k, features, before, p)
             z_k = q.mean if key is None else q.sample(rng.at_step(key, k))
             carry = self.absorb(k, 0, carry, z_k)
             latents.append(z_k)
@@ -176,7 +178,9 @@ class LadderVAE(VectorGroupsVAE):
         centred = (x - self.data_mean.value[None]).reshape(x.shape[0], -1)
         return getattr(jax.nn, self.activation)(self.trunk(centred))
 
-    def posterior(self, k: int, features: Array, before: Array, p: Normal) -> Normal:
+    def group_posterior(
+        self, k: int, features: Array, before: Array, p: Normal
+    ) -> Normal:
         """q(z_k | z_<k, x)."""
         q = normal_of(self.posteriors[k](jnp.concatenate([features, before], 1)))
         if not self.is_residual_posterior:

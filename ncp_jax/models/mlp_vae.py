@@ -74,7 +74,7 @@ class MLPVAE(nn.Module):
 
     def elbo_terms(self, x: Array, key: Array) -> ElboTerms:
         """The two terms of Eq. (1), the KL in closed form."""
-        posterior = self._posterior(x)
+        posterior = self.posterior(x)
         z = posterior.sample(key)
         return ElboTerms(
             log_likelihood=self.decode(z).log_prob(x),
@@ -83,7 +83,7 @@ class MLPVAE(nn.Module):
 
     def encode(self, x: Array, key: Array) -> Encoding:
         """Draws z ~ q(z | x)."""
-        posterior = self._posterior(x)
+        posterior = self.posterior(x)
         z = posterior.sample(key)
         return Encoding((z[None],), posterior.log_prob(z)[:, None])
 
@@ -107,7 +107,8 @@ class MLPVAE(nn.Module):
         mean = self.data_mean.value
         return likelihood_around(out, mean, self.likelihood, self.likelihood_std)
 
-    def _posterior(self, x: Array) -> Normal:
+    def posterior(self, x: Array) -> Normal:
+        """q(z | x) of x [B, *data_shape]: mean and std [B, latent_dim]."""
         centred = (x - self.data_mean.value[None]).reshape(x.shape[0], -1)
         return normal_of(self.encoder(centred))
 

@@ -14,6 +14,7 @@ from ncp_jax.samplers.dynamics import (
     mala,
     sir_then_mala,
 )
+from ncp_jax.samplers.rejection import RejectionInfo, truncated_rejection
 from ncp_jax.samplers.resampling import (
     AdaptiveSIRInfo,
     IteratedSIRInfo,
@@ -28,6 +29,7 @@ __all__ = [
     "IteratedSIRInfo",
     "LangevinInfo",
     "MALAInfo",
+    "RejectionInfo",
     "SIRInfo",
     "SIRThenMALAInfo",
     "adaptive_sir",
@@ -36,4 +38,5 @@ __all__ = [
     "mala",
     "sir",
     "sir_then_mala",
+    "truncated_rejection",
 ]

@@ -283,6 +283,22 @@ class Checkpoints:
             ) from error
 
 
+class Nowhere(Checkpoints):
+    """Checkpoints of a training that nobody wants to go on with."""
+
+    def __init__(self) -> None:
+        pass
+
+    def save(self, step: int, state: PyTree, valid_loss: float | None) -> None:
+        """Does nothing."""
+
+    def restore_latest(self, like: PyTree) -> None:
+        """Finds nothing."""
+
+    def wait(self) -> None:
+        """Does not wait."""
+
+
 class _LatestTwoAndBest(checkpoint_managers.PreservationPolicy):
     """Orbax's own best-N reads a file of each checkpoint that nobody verifies."""
 

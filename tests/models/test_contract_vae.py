@@ -515,7 +515,7 @@ def test_mlp_vae_starts_from_the_mean_picture(likelihood, clip):
     def at_mean(params):
         variables = {"params": params, "statistics": {"data_mean": mean}}
         decoded = vae.module.apply(variables, jnp.ones((1, 3)), method="decode").mean
-        return decoded, vae.module.apply(variables, mean[None], method="_posterior")
+        return decoded, vae.module.apply(variables, mean[None], method="posterior")
 
     params = vae.variables["params"]
     decoded, _ = jax.jit(at_mean)(jax.tree.map(jnp.zeros_like, params))
@@ -536,7 +536,7 @@ def test_mlp_vae_elbo_terms_agree_with_the_plug_in_interface(key):
         z = vae.encode(x, key).latents  # the same key, so the same z
         _, carry = latents.log_prior(vae, z)
         log_x = vae.decode(carry).log_prob(x)
-        return apply(key, method="elbo_terms"), log_x, apply(method="_posterior")
+        return apply(key, method="elbo_terms"), log_x, apply(method="posterior")
 
     terms, log_x, q = both(vae.variables)
     np.testing.assert_allclose(terms.log_likelihood, log_x, rtol=1e-5)

@@ -90,7 +90,7 @@ def test_every_group_is_given_all_before_it_and_nothing_after(module, variables,
 
     def parameters(carry, k):
         p, context = vae.prior(k, 0, carry)
-        return *p, *vae.posterior(k, features, context, p)
+        return *p, *vae.group_posterior(k, features, context, p)
 
     for j, start in enumerate(starts[:-1]):
         moved = carry.at[:, start].add(0.7)

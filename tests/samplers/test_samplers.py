@@ -308,3 +308,28 @@ def test_adaptive_sir_keeps_the_weights_of_plain_sir(key):
     _, adaptive = samplers.adaptive_sir(*both, tolerance=0.0, max_proposals=64)
     np.testing.assert_allclose(adaptive.ess, plain.ess, rtol=1e-5)
     np.testing.assert_allclose(adaptive.log_z, plain.log_z, rtol=1e-4, atol=1e-5)
+
+
+def test_truncated_rejection_takes_the_last_as_it_is(key):
+    """Only z > 0 is accepted, 3 attempts: 1/8 of the draws nobody accepted."""
+
+    def log_a(z):
+        return jnp.where(z > 0, 0.0, jnp.nan)
+
+    keys = jax.random.split(key, CHAINS)
+    run = jax.jit(
+        lambda keys: samplers.truncated_rejection(
+            keys, standard_normal, log_a, num_attempts=3
+        )
+    )
+    z, info = run(keys)
+    assert_mean(z > 0, 7 / 8, std=0.34)
+    assert_mean(jnp.abs(z), math.sqrt(2 / math.pi), std=0.61)
+    with pytest.raises(AssertionError):
+        assert_mean(z > 0, 0.9 * 7 / 8, std=0.34)
+    attempts = np.asarray(info.num_attempts)
+    assert (attempts.min(), attempts.max()) == (1, 3)
+    assert_mean(attempts, 1 / 2 + 2 / 4 + 3 / 4, std=0.83)
+    assert (np.asarray(z)[attempts < 3] > 0).all()
+    others = keys.at[0].set(rng.stream(key, "another"))
+    np.testing.assert_array_equal(run(others)[0][1:], z[1:])

@@ -242,6 +242,27 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "format": "png",  # numbered files; or "npz", one archive
                 "latents": False,  # z of each, too
             },
+            "compare": {
+                "names": (),  # of priors, the whole of --stage=all; (): --stage=compare
+                "priors": {},  # by name, other settings than a prior's own
+                "num_fits": 3,  # of each prior, from other keys
+                "max_steps": 0,  # of a fit, at most; 0: as the prior's settings say
+                "max_draws": 0,  # in a fit and for a draw, likewise
+                "split": "test",  # or "valid", to choose settings by
+                "num_encodings": 10,  # of each training example
+                "num_valid_encodings": 2,  # of each validation example
+                "max_examples": 2_000,  # for likelihoods; 0 for all
+                "num_importance_samples": 1_000,
+                "chunk_size": 50,  # of them at a time
+                "batch_size": 100,
+                "num_log_z_draws": 1_000_000,
+                "log_z_batch_size": 50_000,
+                "num_samples": 10_000,  # of each prior, decoded
+                "sample_batch_size": 1_000,
+                "num_mmd_samples": 2_000,  # 0: no MMD
+                "num_permutations": 200,  # of its test
+                "num_neighbour_queries": 1_000,
+            },
             "report": {"workdirs": ""},  # A,B,C: those runs side by side
             "benchmark": {
                 "parts": ("training", "samplers", "alone", "stage_two"),
@@ -310,6 +331,23 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
             num_groups=(1, 2),
             batch_size=4,
             num_calls=2,
+        )
+        config.compare.update(
+            num_fits=1,
+            max_steps=60,
+            max_draws=500,
+            num_encodings=1,
+            num_valid_encodings=1,
+            max_examples=100,
+            num_importance_samples=20,
+            chunk_size=10,
+            num_log_z_draws=5_000,
+            log_z_batch_size=1_000,
+            num_samples=300,
+            sample_batch_size=100,
+            num_mmd_samples=100,
+            num_permutations=50,
+            num_neighbour_queries=50,
         )
         config.evaluate.update(
             max_examples=150,

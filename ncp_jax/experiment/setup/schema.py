@@ -27,10 +27,12 @@ _ELEMENTS: dict[str, type] = {  # of lists whose default is empty
     "evaluate.audit_groups": int,
     "evaluate.audit_samplers": str,
     "evaluate.fid_samplers": str,
+    "compare.names": str,
     "ncp.weight_decays": float,
     "sample.groups": int,
     "sample.langevin_step_sizes": float,
 }
+_OPEN = ("compare.priors",)  # sections of any settings, which others look at
 _FROM = "a config file starts from config.default() and changes settings that are there"
 _SHOWN = 80  # characters of a value, in a message
 
@@ -49,7 +51,8 @@ def checked(config: Any) -> ConfigDict:
     discriminator = _kind(given, "ncp", "discriminator", DISCRIMINATORS)
     result = default(vae, discriminator)
     values = _section("", given, result.to_dict())
-    result.update_from_flattened_dict(dict(flatten(values)))
+    with result.unlocked():
+        result.update_from_flattened_dict(dict(flatten(values)))
     return result
 
 
@@ -169,6 +172,8 @@ def _section(
 
 
 def _value(name: str, value: Any, expected: Any) -> Any:
+    if name in _OPEN and isinstance(value, Mapping):
+        return dict(value)
     if isinstance(expected, Mapping):
         if not isinstance(value, Mapping):
             kind = f"a section, with the settings {', '.join(expected)}"

@@ -13,6 +13,7 @@ from ncp_jax.experiment.setup.config import DISCRIMINATORS, VAES
 from ncp_jax.models import stacks
 from ncp_jax.nested import flatten
 from ncp_jax.pages.parts.quantities import SAMPLERS
+from ncp_jax.priors import ex_post
 from ncp_jax.training import optimizers
 from ncp_jax.training.ncp import held_out
 
@@ -28,6 +29,8 @@ def validate(config: ConfigDict) -> None:
       InputError: for the first such field.
     """
     for name, value in flatten(config.to_dict()):
+        if name.startswith("compare.priors."):
+            continue  # `_check_priors` knows what they may be
         _check_bits(name, value)
         if name in _LISTS:
             _LISTS[name](name, value)
@@ -73,6 +76,7 @@ def validate(config: ConfigDict) -> None:
         )
     _check_features(config)
     _check_audit(config)
+    _check_priors(config)
     if config.ncp.directions.share > 1:
         raise InputError(
             "config.ncp.directions.share is of the signal, at most 1; got "
@@ -141,6 +145,26 @@ def _check_audit(config: ConfigDict) -> None:
         )
 
 
+def _check_priors(config: ConfigDict) -> None:
+    """Refuses settings that priors do not have, and those of priors not compared."""
+    settings = config.compare
+    if 0 < settings.num_mmd_samples < 3:
+        raise InputError(
+            "config.compare.num_mmd_samples must be 3 or more, or 0 for no MMD; got "
+            f"{settings.num_mmd_samples}"
+        )
+    for name, changes in settings.priors.to_dict().items():
+        if settings.names and name not in settings.names:
+            raise InputError(
+                f"config.compare.priors.{name} is of a prior that is not among "
+                f"config.compare.names = {tuple(settings.names)}"
+            )
+        try:
+            ex_post.settings_of(name, changes)
+        except InputError as error:
+            raise InputError(f"config.compare.priors.{name}: {error}") from error
+
+
 PATHS = (  # refused before anything is made, should they be no paths of this machine
     "data.dir",
     "data.cache_dir",
@@ -151,6 +175,10 @@ PATHS = (  # refused before anything is made, should they be no paths of this ma
 )
 MAY_BE_ZERO = (
     "seed",
+    "compare.max_draws",
+    "compare.max_examples",
+    "compare.max_steps",
+    "compare.num_mmd_samples",
     "evaluate.audit_num_draws",
     "evaluate.audit_num_images",
     "evaluate.max_examples",
@@ -212,12 +240,20 @@ def _require_samplers(name: str, values: Sequence[Any]) -> None:
         )
 
 
+def _require_priors(name: str, values: Sequence[Any]) -> None:
+    if not set(values) <= set(ex_post.NAMES) or len(set(values)) < len(values):
+        raise InputError(
+            f"config.{name} must hold some of {ex_post.NAMES}, each once, got {values}"
+        )
+
+
 def _require_parts(name: str, values: Sequence[Any]) -> None:
     if not values or not set(values) <= set(PARTS):
         raise InputError(f"config.{name} must hold some of {PARTS}, got {values}")
 
 
 _LISTS: Mapping[str, Callable[[str, Sequence[Any]], None]] = {
+    "compare.names": _require_priors,
     "evaluate.audit_groups": _require_groups,
     "evaluate.audit_samplers": _require_samplers,
     "evaluate.fid_samplers": _require_samplers,
@@ -235,6 +271,7 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
     choices: dict[str, tuple[str, ...]] = {
         "data.binarization": ("dynamic", "fixed", "none"),
         "data.crop": ("nvae", "rae"),
+        "compare.split": ("test", "valid"),
         "evaluate.feature_net": ("", "inception", "lenet5", "resnet20", "resnet56"),
         "evaluate.fid_reference": ("train", "test"),
         "evaluate.split": ("test", "valid"),

@@ -21,7 +21,14 @@ SECTIONS = {
     "ncp": ("seed", "data", "vae", "ncp"),
     "sample": ("seed", "data", "vae", "ncp", "sample"),
     "evaluate": ("seed", "data", "vae", "ncp", "sample", "evaluate"),
+    # Of "evaluate" it is the feature network and what it is compared on.
+    "compare": ("seed", "data", "vae", "evaluate", "compare"),
 }
+
+
+def built_on(stage: str) -> list[str]:
+    """The stages that read what `stage` gives, itself the first."""
+    return [name for name in SECTIONS if set(SECTIONS[name]) >= set(SECTIONS[stage])]
 
 
 class Workdir:
@@ -189,6 +196,7 @@ class Workdir:
         wall_seconds: float,
         environment: Mapping[str, Any] | None = None,
         weights: Mapping[str, Any] | None = None,
+        **parts: Mapping[str, Any],
     ) -> None:
         """Replaces a stage's metrics in results.json and marks the stage as done.
 
@@ -198,8 +206,9 @@ class Workdir:
           wall_seconds: what it took.
           environment: where it ran, if not here and now.
           weights: which its numbers are of, if not those that are in the folder.
+          **parts: of results.json beside metrics and run, whole.
         """
-        results = self.results()
+        results = self.results() | parts
         names = results["run"].get("metric_names", {})
         for name in names.get(stage, []):  # a refused one must not survive
             results["metrics"].pop(name, None)
@@ -235,8 +244,7 @@ class Workdir:
         The numbers stay until others replace them, and so do the settings of theirs.
         """
         results = self.results()
-        order = list(SECTIONS)
-        for name in order[order.index(stage) :]:
+        for name in built_on(stage):
             results["run"].get("stages", {}).get(name, {}).pop("fingerprint", None)
         self.write_json("results.json", results)
 
@@ -291,8 +299,7 @@ class Workdir:
 
 def _drop_unweighted(stages: dict[str, Any], trained: str) -> None:
     """Forgets later stages whose records are too old to say which weights they read."""
-    order = list(SECTIONS)
-    for name in order[order.index(trained) + 1 :]:
+    for name in built_on(trained)[1:]:
         if "weights" not in stages.get(name, {}):
             stages.pop(name, None)
 

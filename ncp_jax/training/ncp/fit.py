@@ -22,7 +22,7 @@ from ncp_jax.models.check import check_discriminator
 from ncp_jax.models.discriminator_choice import discriminator_for
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.training import loop, optimizers
-from ncp_jax.training.checkpoints import Checkpoints, fingerprint
+from ncp_jax.training.checkpoints import Checkpoints, Nowhere, fingerprint
 from ncp_jax.training.loop import Preempted, Prepare, Task
 from ncp_jax.training.ncp import preparation, signal
 from ncp_jax.training.ncp.ncp_update import NCPState
@@ -237,26 +237,10 @@ def _checkpoints(
     workdir: str | Path | None, metadata: dict[str, Any]
 ) -> Iterator[Checkpoints]:
     if workdir is None:
-        yield _Nowhere()
+        yield Nowhere()
         return
     with Checkpoints(Path(workdir) / "ncp" / "checkpoints", metadata) as saved:
         yield saved
-
-
-class _Nowhere(Checkpoints):
-    """Checkpoints of a training that nobody wants to go on with."""
-
-    def __init__(self) -> None:
-        pass
-
-    def save(self, step: int, state: Any, valid_loss: float | None) -> None:
-        """Does nothing."""
-
-    def restore_latest(self, like: Any) -> None:
-        """Finds nothing."""
-
-    def wait(self) -> None:
-        """Does not wait."""
 
 
 def _named(key: Array, vae: LatentVariableModel, **arrays: Any) -> dict[str, Any]:

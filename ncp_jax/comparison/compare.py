@@ -1,0 +1,181 @@
+"""Priors side by side for a VAE of one's own: from a frozen model to one page."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ncp_jax import rng
+from ncp_jax.comparison import one_vector, protocol
+from ncp_jax.comparison.draws import Scores
+from ncp_jax.comparison.protocol import Examples
+from ncp_jax.comparison.results import Comparison
+from ncp_jax.comparison.settings import ComparisonSettings
+from ncp_jax.errors import InputError
+from ncp_jax.evaluation.metrics import feature_scores
+from ncp_jax.evaluation.metrics.feature_scores import KID_PICTURES
+from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.pages.parts import pictures
+from ncp_jax.priors import ex_post
+from ncp_jax.priors.ex_post.contract import Fit
+from ncp_jax.training.loop import Prepare
+from ncp_jax.training.ncp import preparation
+
+Array = jax.Array
+
+
+def compare(
+    vae: LatentVariableModel,
+    train: np.ndarray | Array,
+    valid: np.ndarray | Array,
+    test: np.ndarray | Array,
+    *,
+    priors: Sequence[str] | Mapping[str, Fit | Mapping[str, Any]] = ex_post.NAMES,
+    key: Array,
+    prepare: Prepare | None = None,
+    num_fits: int = 1,
+    settings: ComparisonSettings | None = None,
+    feature_net: str = "",
+    feature_weights: str | Path = "",
+    folder: str | Path | None = None,
+) -> Comparison:
+    """Fits many priors to the encodings of a frozen VAE and measures all alike.
+
+    Gains are differences on the same examples and the same draws of q(z | x), which
+    makes them far tighter than the likelihoods.  What is known of a prior's density,
+    and with it what its gain means, says its `density`.
+
+    Args:
+      vae: a frozen model of one latent group.
+      train: [N, *data_shape] examples whose encodings priors are fitted to.
+      valid: [M, *data_shape] that choose the best weights of those that train.
+      test: [L, *data_shape] that all is measured on.
+      priors: names, of `ncp_jax.priors.ex_post.NAMES`; or by name what fits a prior: a
+        mapping of changed settings, or a callable (key, encodings, folder) -> prior of
+        your own, as `priors.ex_post.contract.Fit`.
+      key: PRNG key; consumed here.
+      prepare: (key, stored examples [B, ...]) -> x, pure; None as for `fit`.
+      num_fits: of each prior, from other keys.
+      settings: how much is measured; None for the defaults.
+      feature_net: "inception", "lenet5", "resnet20" or "resnet56": of the Frechet
+        distance and KID of pictures; "" for neither.
+      feature_weights: the file of its weights.
+      folder: for results.json, report/priors.html and fits, which the same call goes
+        on with; None keeps nothing.
+
+    Raises:
+      InputError: the VAE, the examples or the settings are not as they should be.
+    """
+    key, settings = rng.typed(key), settings or ComparisonSettings()
+    how = fits_of(priors)
+    model = one_vector.of(vae)
+    place = None if folder is None else _folder(Path(folder))
+    found = {
+        name: preparation.examples(name, array)
+        for name, array in {"train": train, "valid": valid, "test": test}.items()
+    }
+    prepare = preparation.checked(vae, found["test"], prepare)
+    order = np.random.default_rng(rng.numpy_seed(rng.stream(key, "order")))
+    train, test = (order.permutation(found[name]) for name in ("train", "test"))
+    is_pictures = has_pictures(train)
+    scores = None
+    if feature_net:
+        if not is_pictures:
+            raise InputError("feature_net is for pictures: the examples are none")
+        scores = _scores(feature_net, feature_weights, train, key, place, settings)
+    examples = Examples(train, found["valid"], test, prepare, is_pictures, scores)
+    compared = protocol.run(
+        model,
+        examples,
+        how,
+        key,
+        settings,
+        num_fits=num_fits,
+        folder=place,
+        about={"split": "test"},
+    )
+    if place is None:
+        return compared
+    from ncp_jax.pages import priors_page  # and matplotlib, which only a page needs
+
+    content = json.dumps({priors_page.KEY: compared.as_json()}, indent=2)
+    partial = place / "results.json.tmp"
+    partial.write_text(content + "\n")
+    os.replace(partial, place / "results.json")
+    return dataclasses.replace(compared, page=priors_page.write(place))
+
+
+def fits_of(
+    priors: Sequence[str] | Mapping[str, Fit | Mapping[str, Any]],
+) -> dict[str, Fit]:
+    """Returns what fits each prior.
+
+    Raises:
+      InputError: an unknown prior or setting, or none at all.
+    """
+    if not priors or isinstance(priors, str):
+        raise InputError(
+            f"priors must hold names, some of {', '.join(ex_post.NAMES)}; got "
+            f"{priors!r}"
+        )
+    if not isinstance(priors, Mapping):
+        return {name: ex_post.settings_of(name) for name in priors}
+    return {
+        name: how if callable(how) else ex_post.settings_of(name, how)
+        for name, how in priors.items()
+    }
+
+
+def has_pictures(examples: np.ndarray) -> bool:
+    """Whether examples are pictures: uint8, or floats in [0, 1], of 1 or 3 channels."""
+    if examples.ndim != 4 or examples.shape[-1] not in (1, 3):
+        return False
+    return examples.dtype == np.uint8 or bool(
+        examples.min() >= 0 and examples.max() <= 1
+    )
+
+
+def _scores(
+    name: str,
+    weights: str | Path,
+    train: np.ndarray,
+    key: Array,
+    folder: Path | None,
+    settings: ComparisonSettings,
+) -> Scores:
+    """The feature network, and its features of the training pictures."""
+    net, size = feature_scores.load(name, weights), settings.sample_batch_size
+    least = feature_scores.num_features(net, train.shape[1:]) + 1
+    if min(len(train), settings.num_samples) < least:
+        raise InputError(
+            f"{net.label} needs {least} training pictures and num_samples or more; got "
+            f"{len(train)} and {settings.num_samples}"
+        )
+
+    def batches() -> Iterator[np.ndarray]:
+        for first in range(0, len(train), size):
+            yield pictures.as_uint8(train[first : first + size])
+
+    with tempfile.TemporaryDirectory() as temporary:
+        reference = feature_scores.reference(
+            net,
+            batches,
+            Path(temporary) if folder is None else folder / "reference",
+            batch_size=size,
+            num_for_kid=min(KID_PICTURES, len(train) // 2),
+        )
+    return Scores(net, reference, rng.numpy_seed(rng.stream(key, "kid")))
+
+
+def _folder(path: Path) -> Path:
+    """The folder, which no other kind of run may have written to."""
+    if (path / "config.json").exists():
+        raise InputError(f"{path} holds a run of another kind: give another folder")
+    path.mkdir(parents=True, exist_ok=True)
+    return path

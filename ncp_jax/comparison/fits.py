@@ -1,0 +1,102 @@
+"""How priors are fitted, timed, and found again after a stop."""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ncp_jax.errors import InputError
+from ncp_jax.priors.ex_post.contract import Encodings, Fit, LatentPrior
+from ncp_jax.training.checkpoints import fingerprint
+
+Array = jax.Array
+
+
+class Fitted(NamedTuple):
+    """A prior and what it took to fit it."""
+
+    prior: LatentPrior
+    seconds: float  # compilation included
+
+
+def fit(
+    name: str,
+    settings: Fit,
+    key: Array,
+    encodings: Encodings,
+    folder: Path | None = None,
+) -> Fitted:
+    """Fits a prior, or finishes a fit that was stopped.
+
+    Args:
+      name: of the prior, for messages.
+      settings: what fits it.
+      key: PRNG key; consumed here.
+      encodings: of the frozen VAE.
+      folder: of this prior and this key.  Fits of other settings or encodings lie
+        beside each other in it; None keeps nothing.
+
+    Raises:
+      InputError: what was fitted is no prior.
+    """
+    started, record = time.monotonic(), None
+    place, before = None, {"seconds": 0.0, "is_done": False}
+    if folder is not None:
+        place = folder / _identity(settings, key, encodings)
+        record = place.with_suffix(".json")
+        before = _read(record) or before
+        place.mkdir(parents=True, exist_ok=True)
+    is_done, seconds = before["is_done"], float(before["seconds"])
+    try:
+        prior = jax.block_until_ready(settings(key, encodings, place))
+        if not is_done:
+            seconds, is_done = seconds + time.monotonic() - started, True
+    finally:
+        if record is not None:
+            if not is_done:  # stopped: the seconds so far count
+                seconds += time.monotonic() - started
+            _write(record, {"seconds": seconds, "is_done": is_done})
+    if not isinstance(prior, LatentPrior):
+        raise InputError(
+            f"prior {name!r}: {type(prior).__name__} must have `density`, "
+            "`sample(keys)` and `log_prob(z, key)`"
+        )
+    return Fitted(prior, seconds)
+
+
+def num_parameters(prior: LatentPrior) -> int:
+    """How many numbers the prior holds, those of its base prior included."""
+    return sum(
+        leaf.size
+        for leaf in jax.tree.leaves(prior)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    )
+
+
+def _identity(settings: Any, key: Array, encodings: Encodings) -> str:
+    """A hash of all that the fit depends on."""
+    parts = [
+        repr(settings),
+        jax.random.key_data(key).tolist(),
+        fingerprint(encodings._asdict()),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+        return {"seconds": float(found["seconds"]), "is_done": bool(found["is_done"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # of a fit that never began, or that nobody can read: it is fitted
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content) + "\n")
+    os.replace(temporary, path)

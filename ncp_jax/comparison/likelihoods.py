@@ -1,0 +1,225 @@
+"""Test likelihoods under many priors from the same draws of q(z | x).
+
+Of each example z_1 .. z_S ~ q(z | x) are drawn once, and so is what of their weights
+knows no prior, log p(x | z_s) - log q(z_s | x); a prior then needs log p(z_s) alone.
+All having the same draws, the difference of two is far tighter than either likelihood.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ncp_jax import rng
+from ncp_jax.comparison import results
+from ncp_jax.comparison.one_vector import OneVector
+from ncp_jax.comparison.settings import ComparisonSettings
+from ncp_jax.data import datasets
+from ncp_jax.evaluation import importance
+from ncp_jax.evaluation.importance import Estimate, WeightSums
+from ncp_jax.priors.ex_post.contract import LatentPrior, Unnormalised
+from ncp_jax.training.loop import Prepare
+
+Array = jax.Array
+Name = TypeVar("Name", bound=Hashable)
+
+
+class Likelihoods(NamedTuple):
+    """What several fits of every prior say of the same examples."""
+
+    nll_base: Estimate
+    of_fits: dict[str, list[dict[str, Estimate]]]  # by prior, of each of its fits
+    means: dict[str, dict[str, Estimate]]  # over the fits of a prior
+
+
+def measure(
+    model: OneVector,
+    base: LatentPrior,
+    priors: Mapping[str, Sequence[LatentPrior]],
+    stored: np.ndarray,
+    prepare: Prepare,
+    key: Array,
+    settings: ComparisonSettings,
+) -> Likelihoods:
+    """Measures `nll`, `gain` and, of priors known up to it, `log_z`, in nats.
+
+    Args:
+      model: the frozen VAE.
+      base: its own prior.
+      priors: the fits of each, by name.
+      stored: [N, ...] examples.
+      prepare: (key, stored) -> x.
+      key: PRNG key; consumed here.
+      settings: how much is drawn.
+    """
+    each = {(name, i): p for name, of in priors.items() for i, p in enumerate(of)}
+    log_p = log_marginals(
+        model,
+        {("", 0): base, **each},
+        stored,
+        prepare,
+        rng.stream(key, "draws of q"),
+        num_importance_samples=settings.num_importance_samples,
+        chunk_size=settings.chunk_size,
+        batch_size=settings.batch_size,
+    )
+    of_base = log_p.pop(("", 0))
+    log_z_key = rng.stream(key, "log_z")
+    found = Likelihoods(importance.mean_estimate(-of_base, "nats"), {}, {})
+    for name, of in priors.items():
+        z = [
+            _log_z(prior, rng.at_step(log_z_key, i), settings)
+            for i, prior in enumerate(of)
+        ]
+        found.of_fits[name] = [
+            estimates(log_p.get((name, i)), of_base, z[i]) for i in range(len(of))
+        ]
+        known = [log_p[name, i] for i in range(len(of)) if (name, i) in log_p]
+        mean_z = results.mean([v for v in z if v is not None]) if any(z) else None
+        mean = np.mean(known, 0) if known else None
+        found.means[name] = estimates(mean, of_base, mean_z)
+    return found
+
+
+def _log_z(
+    prior: LatentPrior, key: Array, settings: ComparisonSettings
+) -> Estimate | None:
+    if not isinstance(prior, Unnormalised) or prior.density != "up to log Z":
+        return None
+    num, size = settings.num_log_z_draws, settings.log_z_batch_size
+    return log_z(prior, key, num, size).log_mean
+
+
+@jax.default_matmul_precision("float32")  # TF32 would move log-weights
+def log_marginals(
+    model: OneVector,
+    priors: Mapping[Name, LatentPrior],
+    stored: np.ndarray,
+    prepare: Prepare,
+    key: Array,
+    *,
+    num_importance_samples: int,
+    chunk_size: int,
+    batch_size: int,
+) -> dict[Name, np.ndarray]:
+    """Bounds log p(x) of every example under every prior from below.
+
+    log (1/S) sum_s p(x | z_s) p(z_s) / q(z_s | x): Burda et al., "Importance Weighted
+    Autoencoders", Eq. (8).  Where a prior estimates its density without bias, the
+    weights keep their mean, and it is a lower bound still.
+
+    Args:
+      model: the frozen VAE.
+      priors: by name; those of density "none" are left out.
+      stored: [N, ...] examples.
+      prepare: (key, stored) -> x.
+      key: PRNG key; consumed here.
+      num_importance_samples: S.
+      chunk_size: draws of each example at a time; bounds the memory, and does not
+        change the draws.
+      batch_size: examples at a time.
+
+    Returns:
+      Per prior [N] nats; of one "up to log Z" still to be reduced by log Z.
+    """
+    priors = {n: prior for n, prior in priors.items() if prior.density != "none"}
+    chunk_size = min(chunk_size, num_importance_samples)
+    kept: dict[Name, list[np.ndarray]] = {name: [] for name in priors}
+    size = min(batch_size, len(stored))
+    for i, (batch, mask) in enumerate(datasets.padded_batches(stored, size)):
+        of_batch = rng.at_step(key, i)
+        x = jax.jit(prepare)(rng.stream(of_batch, "prepare"), batch)
+        sums = dict.fromkeys(priors, jnp.full(len(x), -jnp.inf))
+        for first in range(0, num_importance_samples, chunk_size):
+            num = min(chunk_size, num_importance_samples - first)
+            z, log_w = _draw(num, model, x, rng.stream(of_batch, "posterior"), first)
+            density_key = rng.at_step(rng.stream(of_batch, "densities"), first)
+            for name, prior in priors.items():
+                sums[name] = _add(prior, z, log_w, density_key, sums[name])
+        for name, total in sums.items():
+            kept[name].append(np.asarray(total, np.float64)[mask])
+    log_s = np.log(num_importance_samples)
+    return {name: np.concatenate(parts) - log_s for name, parts in kept.items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _draw(
+    num: int, model: OneVector, x: Array, key: Array, first: Array | int
+) -> tuple[Array, Array]:
+    """Draws number `first` and following: z [num, B, D], log p(x | z) / q(z | x)."""
+
+    def one(s: Array) -> tuple[Array, Array]:
+        z, log_q = model.encode(x, rng.at_step(key, s))
+        return z, model.decode(z).log_prob(x) - log_q
+
+    return jax.vmap(one)(first + jnp.arange(num))
+
+
+@jax.jit
+def _add(prior: LatentPrior, z: Array, log_w: Array, key: Array, total: Array) -> Array:
+    """log of the sum of weights [B], with those of z [C, B, D] added."""
+    flat = z.reshape(-1, z.shape[-1])
+    log_p = prior.log_prob(flat, key).reshape(log_w.shape)  # [C, B]
+    return jnp.logaddexp(total, jax.nn.logsumexp(log_w + log_p, 0))
+
+
+@jax.default_matmul_precision("float32")
+def log_z(
+    prior: Unnormalised, key: Array, num_draws: int, batch_size: int
+) -> WeightSums:
+    """Sums of independent unbiased estimates of Z, whose `log_mean` is log Z.
+
+    Args:
+      prior: of density "up to log Z".
+      key: PRNG key; consumed here.
+      num_draws: estimates in all.
+      batch_size: at a time.
+    """
+    sums, size = WeightSums(), min(batch_size, num_draws)
+    for first in range(0, num_draws, size):
+        log_w = np.asarray(_log_z_weights(size, prior, key, first))
+        sums = sums.add(log_w[: num_draws - first])
+    return sums
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_z_weights(
+    num: int, prior: Unnormalised, key: Array, first: Array | int
+) -> Array:
+    keys = jax.vmap(rng.at_step, (None, 0))(key, first + jnp.arange(num))
+    return prior.log_z_weights(keys)
+
+
+def estimates(
+    log_p: np.ndarray | None, log_p_base: np.ndarray, z: Estimate | None
+) -> dict[str, Estimate]:
+    """The negative log-likelihood, and the gain over the base prior, of one prior.
+
+    The gain is the mean of the examples' differences, so its error is that of a paired
+    comparison; the error of log Z is independent of it and added.
+
+    Args:
+      log_p: [N] of `log_marginals`; None of a prior without a density.
+      log_p_base: [N] of the same draws, under the base prior.
+      z: log Z of a prior "up to log Z", else None.
+
+    Returns:
+      `nll`, `gain` and `log_z`, in nats, as far as they are known.
+    """
+    if log_p is None:
+        return {}
+    found = {
+        "nll": importance.mean_estimate(-log_p, "nats"),
+        "gain": importance.mean_estimate(log_p - log_p_base, "nats"),
+    }
+    if z is None:
+        return found
+    minus = z._replace(value=-z.value)
+    return {
+        "nll": importance.difference(found["nll"], minus),
+        "gain": importance.difference(found["gain"], z),
+        "log_z": z,
+    }

@@ -1,0 +1,122 @@
+"""What a comparison found, by prior, and as the JSON that its page is made of."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ncp_jax.evaluation.importance import Estimate
+from ncp_jax.priors.ex_post.contract import Density, LatentPrior
+
+Metrics = Mapping[str, Estimate]
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorResult:
+    """One prior, fitted once or several times.
+
+    Attributes:
+      density: what is known of its density.
+      metrics: by name, means over the fits; their errors are those of examples and
+        draws, not of the fits.
+      spreads: by name, standard deviations over the fits; empty of one fit.
+      of_fits: the metrics of each fit.
+      priors: the fitted priors.
+    """
+
+    density: Density
+    metrics: Metrics
+    spreads: Mapping[str, float]
+    of_fits: tuple[Metrics, ...]
+    priors: tuple[LatentPrior, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns all but the priors."""
+        return {
+            "density": self.density,
+            "metrics": _as_json(self.metrics),
+            "spreads": dict(self.spreads),
+            "of_fits": [_as_json(metrics) for metrics in self.of_fits],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Priors side by side, on the same frozen VAE and the same examples.
+
+    Attributes:
+      results: by the name of the prior, in the order they were asked for.
+      nll_base: of the VAE's own prior.
+      floor: of decoded encodings, which no prior's draws can beat; samples only.
+      about: how it was measured, JSON values.
+      page: the HTML page, where a folder was given.
+    """
+
+    results: Mapping[str, PriorResult]
+    nll_base: Estimate
+    floor: Metrics
+    about: Mapping[str, Any]
+    page: Path | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what `pages.priors_page` shows."""
+        return {
+            "about": dict(self.about),
+            "nll_base": self.nll_base._asdict(),
+            "floor": _as_json(self.floor),
+            "priors": {name: each.as_json() for name, each in self.results.items()},
+        }
+
+
+def over_fits(
+    density: Density,
+    of_fits: Sequence[Metrics],
+    likelihoods: Metrics,
+    priors: Sequence[LatentPrior],
+) -> PriorResult:
+    """Averages what several fits of one prior were measured to be.
+
+    Args:
+      density: of the prior.
+      of_fits: the metrics of each.
+      likelihoods: those metrics whose means are known already, since all fits saw the
+        same examples; the others come from draws of each fit's own.
+      priors: the fits.
+    """
+    names = [name for name in of_fits[0] if all(name in each for each in of_fits)]
+    found = {name: [each[name] for each in of_fits] for name in names}
+    metrics = {name: mean(estimates) for name, estimates in found.items()}
+    spreads = {
+        name: float(np.std([e.value for e in estimates], ddof=1))
+        for name, estimates in found.items()
+        if len(estimates) > 1
+    }
+    return PriorResult(
+        density, metrics | dict(likelihoods), spreads, tuple(of_fits), tuple(priors)
+    )
+
+
+def mean(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of independent estimates, with the errors that they have themselves."""
+    value = float(np.mean([e.value for e in estimates]))
+    errors = [e.stderr for e in estimates if e.stderr is not None]
+    stderr = None
+    if len(errors) == len(estimates):
+        stderr = math.sqrt(math.fsum(e**2 for e in errors)) / len(errors)
+    return Estimate(value, stderr, estimates[0].n, estimates[0].unit)
+
+
+def _as_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
+    return {
+        name: {key: _or_null(value) for key, value in e._asdict().items()}
+        for name, e in metrics.items()
+    }
+
+
+def _or_null(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    is_number = isinstance(value, float)
+    return None if is_number and not math.isfinite(value) else value

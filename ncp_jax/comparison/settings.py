@@ -1,0 +1,39 @@
+"""How much a comparison draws and measures."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonSettings:
+    """How much is drawn and measured.
+
+    Attributes:
+      num_encodings: z ~ q(z | x) of each training example, that priors are fitted to.
+      num_valid_encodings: of each validation example, which choose weights.
+      max_examples: of those that likelihoods are measured on; 0 for all.
+      num_importance_samples: z ~ q(z | x) of each of these.
+      chunk_size: of them at a time; bounds the memory.
+      batch_size: examples at a time.
+      num_log_z_draws: estimates of Z, of a prior that is known up to it.
+      log_z_batch_size: at a time.
+      num_samples: draws of each prior that are decoded.
+      sample_batch_size: at a time.
+      num_mmd_samples: of these and of encodings, for the MMD; 0 for none.
+      num_permutations: of its test.
+      num_neighbour_queries: draws and held-out pictures whose nearest training picture
+        is looked for.
+    """
+
+    num_encodings: int = 10
+    num_valid_encodings: int = 2
+    max_examples: int = 2_000
+    num_importance_samples: int = 1_000
+    chunk_size: int = 50
+    batch_size: int = 100
+    num_log_z_draws: int = 1_000_000
+    log_z_batch_size: int = 50_000
+    num_samples: int = 10_000
+    sample_batch_size: int = 1_000
+    num_mmd_samples: int = 2_000
+    num_permutations: int = 200
+    num_neighbour_queries: int = 1_000

@@ -1,0 +1,251 @@
+"""One self-contained HTML page that sets priors side by side; imports no JAX."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from ncp_jax.errors import InputError
+from ncp_jax.pages import galleries, run_page
+from ncp_jax.pages.parts import page, plots, quantities
+from ncp_jax.records import run_records
+
+Metrics = Mapping[str, Mapping[str, Any]]
+Prior = Mapping[str, Any]  # density, metrics, spreads, of_fits
+
+KEY = "priors"  # of results.json
+FLOOR = "Posterior draws"
+DENSITIES = {  # what they are, and their colour
+    "exact": ("the density itself", plots.BASE),
+    "up to log Z": ("all but log Z, whose error is in the interval", plots.NCP),
+    "lower bound": ("an unbiased estimate: the gain is at least this", plots.LANGEVIN),
+    "none": ("no density, samples only", plots.MUTED),
+}
+LIKELIHOODS = {
+    "gain": ("Gain (nats)", "over the base prior, on the same examples and draws"),
+    "nll": ("NLL (nats)", "bound on -log p(x); lower is better"),
+    "log_z": ("log Z (nats)", "where the density is known but for it"),
+}
+COSTS = {
+    "fit_seconds": ("Fit", "seconds, compilation included"),
+    "sampling_seconds": ("1,000 draws", "seconds of z, decoding left out"),
+    "num_bytes": ("Memory", "of these draws"),
+    "num_parameters": ("Numbers", "that the prior holds"),
+}
+
+
+def write(folder: str | Path) -> Path:
+    """Writes `folder/report/priors.html` from results.json and priors/*.png.
+
+    Args:
+      folder: of the run.
+
+    Returns:
+      Path of the page.
+
+    Raises:
+      InputError: nothing was compared in this folder.
+    """
+    folder = Path(folder)
+    results = _results(folder)
+    if not isinstance(results.get(KEY), Mapping):
+        raise InputError(
+            f"{folder / 'results.json'} holds no comparison of priors: run "
+            "--stage=compare on this workdir first"
+        )
+    html = page.document(
+        "Priors side by side",
+        [
+            _lead(results[KEY], results.get("run", {})),
+            *_sections(results[KEY]),
+            *_samples(folder / "priors", ranked(results[KEY]["priors"])),
+            _settings(results[KEY]["about"]),
+        ],
+    )
+    return run_page.replace_page(folder / "report" / "priors.html", html)
+
+
+def is_compared(folder: str | Path) -> bool:
+    """Whether a run has compared priors."""
+    return KEY in _results(Path(folder))
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    return run_records.read_results(folder / "results.json", galleries.REMEDY) or {}
+
+
+def ranked(priors: Mapping[str, Prior]) -> list[str]:
+    """Their names, highest gain first, those without one last."""
+
+    def rank(name: str) -> float:
+        gain = priors[name]["metrics"].get("gain") or {}
+        value = gain.get("value")
+        return -value if value is not None else math.inf
+
+    return sorted(priors, key=rank)
+
+
+def _lead(compared: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    about = compared["about"]
+    base = " ".join(quantities.estimate(compared["nll_base"]))
+    split = about.get("split", "held-out")
+    text = (
+        "Every prior was fitted to the encodings of one frozen VAE and measured on "
+        f"the same {about['num_examples']:,} {split} examples. Under its own prior "
+        f"their NLL is {base} nats."
+    )
+    facts = [run[name] for name in ("device", "git_commit") if name in run]
+    byline = page.escape(" · ".join(map(str, facts)))
+    return (
+        f"<p>{page.escape(text)}</p>\n"
+        + (f'<p class="byline soft">{byline}</p>\n' if facts else "")
+        + "<ul>"
+        + "".join(
+            f"<li><b>{page.escape(name)}</b>: {page.escape(text)}</li>\n"
+            for name, (text, _) in DENSITIES.items()
+        )
+        + "</ul>\n"
+    )
+
+
+def _sections(compared: Mapping[str, Any]) -> Iterable[str]:
+    priors, floor, about = compared["priors"], compared["floor"], compared["about"]
+    names = ranked(priors)
+    note = (
+        "Highest gain first. Value ± half a 95 % interval over "
+        "examples or draws; below it the standard deviation over "
+        f"{about['num_fits']} fits."
+    )
+    if about["num_fits"] == 1:
+        note = "Highest gain first. Value ± half a 95 % interval; one fit of each."
+    likelihoods = _table(priors, names, {**LIKELIHOODS, **COSTS})
+    yield page.section("Likelihood and cost", note, likelihoods + _scatter(priors))
+    measures = {
+        family: meaning
+        for family, meaning in quantities.FAMILIES.items()
+        if any(family in each["metrics"] for each in priors.values())
+        and family != "mmd_p"
+    }
+    if measures:
+        text = (
+            f"{about['num_samples']:,} draws of each prior, decoded. {FLOOR}: decoded "
+            "encodings of training examples, which no prior can beat."
+        )
+        with_floor = {**priors, FLOOR: {"density": "", "metrics": floor, "spreads": {}}}
+        table = _table(with_floor, [*names, FLOOR], measures)
+        yield page.section("Samples", text, table + _paragraph(about.get("note", "")))
+
+
+def _table(
+    priors: Mapping[str, Prior],
+    names: Sequence[str],
+    columns: Mapping[str, tuple[str, str]],
+) -> str:
+    """A row per prior, a column per measure that any of them has."""
+    found = {
+        key: label
+        for key, label in columns.items()
+        if any(key in priors[name]["metrics"] for name in names)
+    }
+    head = "".join(
+        f"<th>{page.escape(label)}<br><small>{page.escape(text)}</small></th>"
+        for label, text in found.values()
+    )
+    body = ""
+    for rank, name in enumerate(names, 1):
+        each = priors[name]
+        title = name if name == FLOOR else f"{rank}. {name}"
+        cells = "".join(
+            f'<td data-label="{page.escape(found[key][0])}">{_cell(each, key)}</td>'
+            for key in found
+        )
+        body += (
+            f"<tr><td>{page.escape(title)}<small>{page.escape(each['density'])}"
+            f"</small></td>{cells}</tr>\n"
+        )
+    table = f'<tr class="head"><th>Prior</th>{head}</tr>\n{body}'
+    return f'<div class="scroll"><table class="summary">{table}</table></div>'
+
+
+def _cell(prior: Prior, name: str) -> str:
+    metric = prior["metrics"].get(name)
+    if metric is None or metric.get("value") is None:
+        return ""
+    value = metric["value"]
+    if name in COSTS:
+        return page.escape(_cost(name, value))
+    if metric.get("stderr") is None:
+        return "no interval" if name in LIKELIHOODS else ""
+    bound = "≥ " if name == "gain" and prior["density"] == "lower bound" else ""
+    text = bound + " ".join(quantities.estimate(metric))
+    spread = prior["spreads"].get(name)
+    return text + (f"<small>sd {spread:.2g}</small>" if spread is not None else "")
+
+
+def _cost(name: str, value: float) -> str:
+    if name == "num_bytes":
+        return f"{value / 1e6:,.1f} MB"
+    if name == "num_parameters":
+        return f"{value:,.0f}"
+    return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:,.3g} s"
+
+
+@matplotlib.rc_context(plots.STYLE)
+def _scatter(priors: Mapping[str, Prior]) -> str:
+    """Gain against the seconds of 1,000 draws; "" without gains."""
+    axes, labels = plots.new_axes(6.4, 4.0), set()
+    for rank, name in enumerate(ranked(priors), 1):
+        each = priors[name]
+        gain = each["metrics"].get("gain")
+        seconds = each["metrics"].get("sampling_seconds")
+        if not gain or not seconds or gain.get("stderr") is None:
+            continue
+        kind = each["density"]
+        x, y = seconds["value"], gain["value"]
+        axes.errorbar(
+            [x],
+            [y],
+            yerr=[quantities.Z95 * gain["stderr"]],
+            fmt="o",
+            color=DENSITIES[kind][1],
+            label=None if kind in labels else kind,
+        )
+        axes.annotate(str(rank), (x, y), xytext=(5, 3), textcoords="offset points")
+        labels.add(kind)
+    if not labels:
+        return ""
+    axes.set(xlabel="seconds per 1,000 draws", ylabel="gain (nats)", xscale="log")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(DENSITIES))
+    caption = (
+        "Gain against what draws cost; numbers as in the table, bars are 95 % intervals"
+    )
+    panel = page.figure(plots.to_png(axes), "plot", caption, caption)
+    return page.grid([panel], "wide")
+
+
+def _samples(folder: Path, names: Sequence[str]) -> Iterable[str]:
+    figures = [
+        galleries.grid_image(folder / f"{name}.png", name)
+        for name in names
+        if (folder / f"{name}.png").exists()
+    ]
+    if figures:
+        text = "Unselected, of the first fit of each; the same decoder throughout."
+        yield page.section("Pictures", text, page.grid(figures))
+
+
+def _settings(about: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td><code>{page.escape(name)}</code></td><td>{page.escape(value)}</td>"
+        "</tr>\n"
+        for name, value in about.items()
+        if name != "note"
+    )
+    table = f'<div class="scroll"><table>{rows}</table></div>'
+    return page.section("How it was measured", "", table)
+
+
+def _paragraph(text: str) -> str:
+    return f'<p class="note soft">{page.escape(text)}</p>\n' if text else ""

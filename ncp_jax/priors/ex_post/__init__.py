@@ -1,0 +1,114 @@
+"""Priors fitted to the encodings of a frozen VAE of one latent vector, one a file.
+
+Knows what a prior over one vector offers and how each learns it.  Knows no VAE, no data
+set and no run: encodings come as arrays.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ncp_jax.errors import InputError
+from ncp_jax.priors.ex_post import contract
+
+
+class Known(NamedTuple):
+    """Where the settings of a prior are, and what its name says of them."""
+
+    module: str
+    settings: str = "Settings"
+    fields: Mapping[str, Any] = types.MappingProxyType({})
+    base: str = ""  # the prior that is reweighted, fitted first; "": the VAE's own
+
+
+PRIORS = {
+    "gaussian": Known("gaussian"),
+    "gmm": Known("gmm"),
+    "vamp": Known("vamp"),
+    "flow": Known("flow"),
+    "autoregressive": Known("autoregressive"),
+    "lars": Known("rejection", "LARSSettings"),
+    "trs": Known("rejection", "TRSSettings"),
+    "snis": Known("snis"),
+    "his": Known("his"),
+    "ebm": Known("ebm"),
+    "ncp": Known("ncp"),
+    "ncp_several": Known("ncp", fields={"num_negatives": 8}),
+    "ncp_ranking": Known("ncp", fields={"num_negatives": 8, "ranking_weight": 10.0}),
+    "ncp_weighted": Known("ncp", fields={"negative_weight": 100.0}),
+    "multistage": Known("multistage"),
+    "implicit": Known("ncp", fields={"hidden_dims": (500, 500, 500), "dropout": 0.5}),
+    "two_stage": Known("two_stage"),
+    "diffusion": Known("diffusion"),
+    "ncp_over_gmm": Known("ncp", base="gmm"),
+    "ncp_over_flow": Known("ncp", base="flow"),
+}
+NAMES = tuple(PRIORS)
+
+
+def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
+    """Returns how a prior is fitted: a frozen dataclass, a `contract.Fit`.
+
+    Args:
+      name: one of `NAMES`.
+      changes: of its fields; those of a field that holds settings are a mapping again,
+        e.g. {"training": {"num_steps": 100}}.
+
+    Raises:
+      InputError: there is no such prior or field.
+    """
+    if name not in PRIORS:
+        close = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise InputError(
+            f"there is no prior {name!r}.{hint} There are {', '.join(NAMES)}"
+        )
+    known = PRIORS[name]
+    module = importlib.import_module(f"{__name__}.{known.module}")
+    fields = dict(known.fields)
+    if known.base:
+        fields["base"] = settings_of(known.base)
+    return _changed(name, getattr(module, known.settings)(**fields), changes or {})
+
+
+def shortened(settings: Any, max_steps: int, max_draws: int) -> Any:
+    """The same settings with at most so many updates and draws, in what they hold too.
+
+    Args:
+      settings: of a prior.
+      max_steps: updates; 0 for no bound.
+      max_draws: of every number of draws or proposals; 0 for no bound.
+    """
+    values: dict[str, Any] = {}
+    is_training = isinstance(settings, contract.Training)
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        most = max_draws if field.name.endswith(("_draws", "_proposals")) else 0
+        if is_training and field.name in ("num_steps", "steps_per_eval"):
+            most = max_steps
+        if dataclasses.is_dataclass(value):
+            value = shortened(value, max_steps, max_draws)
+        elif most and isinstance(value, int):
+            value = min(value, most)
+        values[field.name] = value
+    return dataclasses.replace(settings, **values)
+
+
+def _changed(name: str, settings: Any, changes: Mapping[str, Any]) -> Any:
+    """The same settings with other values of some fields."""
+    fields = [field.name for field in dataclasses.fields(settings)]
+    if unknown := sorted(changes.keys() - set(fields)):
+        raise InputError(
+            f"prior {name!r} has no setting {unknown[0]!r}: there are "
+            f"{', '.join(fields) or 'none'}"
+        )
+    values = {}
+    for field, value in changes.items():
+        before = getattr(settings, field)
+        if dataclasses.is_dataclass(before) and isinstance(value, Mapping):
+            value = _changed(f"{name}.{field}", before, value)
+        values[field] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(settings, **values)

@@ -1,0 +1,99 @@
+"""The prior r(z) p(z) / Z with r learned by maximum likelihood (App. A).
+
+Pang et al. (2020) train such a prior with the VAE.  Its gradient needs draws of the
+prior itself, for which short runs of Langevin dynamics stand in: they start at p and
+need not arrive.  So log Z and the choice of weights go by draws of p, and what Langevin
+dynamics make of r is asked for by name.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from ncp_jax import rng
+from ncp_jax.models.discriminator import RatioMLP
+from ncp_jax.priors.ex_post.contract import (
+    Encodings,
+    Fit,
+    LatentPrior,
+    Training,
+    with_base,
+)
+from ncp_jax.priors.ex_post.fitting import minimise
+from ncp_jax.priors.ex_post.ncp import Reweighted, Sampling, minus_gain
+from ncp_jax.training.loop import PyTree
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How r is learned.
+
+    Attributes:
+      base: the prior that is reweighted, fitted first; None for the VAE's own.
+      hidden_dims: widths of the ratio's hidden layers.
+      activation: name of a function in `jax.nn`.
+      negatives: "langevin"; or "mala", the same with steps that may be refused.
+      num_langevin_steps: of an update's negatives.
+      step_size: lambda, the square of Pang et al.'s s.
+      num_score_draws: base draws for log Z of the held-out gain.
+      training: how long and how fast.
+      sampling: how draws are made.
+    """
+
+    base: Fit | None = None
+    hidden_dims: tuple[int, ...] = (100, 100)
+    activation: str = "tanh"
+    negatives: Literal["langevin", "mala"] = "langevin"
+    num_langevin_steps: int = 60
+    step_size: float = 0.16
+    num_score_draws: int = 20_000
+    training: Training = dataclasses.field(
+        default=Training(num_steps=6_000, batch_size=128, learning_rate=3e-4)
+    )
+    sampling: Sampling = dataclasses.field(default=Sampling())
+
+    def __call__(
+        self, key: Array, encodings: Encodings, folder: Path | None = None
+    ) -> Reweighted:
+        """Returns the prior whose r has the highest held-out gain."""
+        encodings = with_base(self.base, key, encodings, folder)
+        network = RatioMLP(self.hidden_dims, self.activation)
+        short = Sampling("langevin", 0, self.num_langevin_steps, self.step_size)
+
+        def loss(params: PyTree, z: Array, key: Array, base: LatentPrior) -> Array:
+            still = jax.lax.stop_gradient(params)
+            prior = Reweighted(base, (still,), network, short)
+            keys = jax.random.split(key, len(z))
+            start = base.sample(rng.stream(keys, "start"))
+            move = prior.langevin if self.negatives == "langevin" else prior.mala
+            negatives = jax.lax.stop_gradient(move(rng.stream(keys, "moves"), start))
+            log_r = network.log_r(params, jnp.concatenate([z, negatives]))
+            return jnp.mean(log_r[len(z) :]) - jnp.mean(log_r[: len(z)])
+
+        params = minimise(
+            "ebm",
+            loss,
+            network.start(rng.stream(key, "start"), encodings.train.shape[-1]),
+            encodings,
+            self.training,
+            key,
+            folder,
+            score=minus_gain(network, self.num_score_draws),
+            fixed=(encodings.base,),
+            settings=dataclasses.replace(self, base=None, sampling=Sampling()),
+        )
+        return Reweighted(encodings.base, (params,), network, self.sampling)
+
+
+# What Pang et al. train with, whose draws are those of the short runs.
+LEBM = Settings(
+    hidden_dims=(200, 200),
+    activation="leaky_relu",
+    training=Training(num_steps=20_000, batch_size=100, learning_rate=2e-5),
+    sampling=Sampling("langevin", num_steps=60, step_size=0.16),
+)

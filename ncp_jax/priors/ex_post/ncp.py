@@ -1,0 +1,244 @@
+"""The noise contrastive prior r(z) p(z) / Z: r is learned by telling q from p (Eq. 3).
+
+Aneja, Schwing, Kautz and Vahdat (2021).  Options of the same loss: several negatives;
+the ranking loss beside it (Ma and Collins, 2018); M negatives counted for each positive
+(Noisier NCE, ICLR 2026); dropout, as the implicit prior of Takahashi et al. (2019) has.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from ncp_jax import rng, samplers
+from ncp_jax.models.discriminator import RatioMLP
+from ncp_jax.priors.ex_post.contract import (
+    Density,
+    Encodings,
+    Fit,
+    LatentPrior,
+    Training,
+    log_mean_exp,
+    over_base,
+    with_base,
+)
+from ncp_jax.priors.ex_post.fitting import Loss, minimise
+from ncp_jax.training.loop import PyTree
+from ncp_jax.training.ncp import nce
+
+Array = jax.Array
+
+PROPOSALS_AT_A_TIME = 10_000  # of all chains together: what caches hold
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How draws of r p / Z are made (Sec. 4.3).
+
+    Attributes:
+      method: "sir"; "mala", which starts where SIR ends; or "langevin", which starts at
+        the base prior, is not corrected, and when short does not follow the density.
+      num_proposals: of SIR, whose bias is O(1 / num_proposals).
+      num_steps: of MALA, the first half to adapt its step sizes, or of Langevin.
+      step_size: lambda, as of `samplers.langevin`.
+    """
+
+    method: Literal["sir", "mala", "langevin"] = "sir"
+    num_proposals: int = 5_000
+    num_steps: int = 60
+    step_size: float = 0.16
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reweighted:
+    """p(z) r_1(z) ... r_S(z) / Z.
+
+    Attributes:
+      base: p, of exact density.
+      params: of each r_s.
+      network: of all r_s.
+      sampling: how draws are made.
+    """
+
+    density: ClassVar[Density] = "up to log Z"
+
+    base: LatentPrior
+    params: tuple[PyTree, ...]
+    network: RatioMLP = dataclasses.field(metadata={"static": True})
+    sampling: Sampling = dataclasses.field(
+        default=Sampling(), metadata={"static": True}
+    )
+
+    def log_r(self, z: Array) -> Array:
+        """The sum of log r_s of z [B, D]: [B], nats."""
+        log_r = jnp.zeros(len(z))
+        for params in self.params:
+            log_r += self.network.log_r(params, z)
+        return log_r
+
+    def log_prob(self, z: Array, key: Array | None = None) -> Array:
+        """log p(z) + log r(z), which lacks - log Z: [B], nats."""
+        del key
+        return self.base.log_prob(z) + self.log_r(z)
+
+    def log_z_weights(self, keys: Array) -> Array:
+        """log r of one base draw per key: [B], nats."""
+        return self.log_r(self.base.sample(keys))
+
+    def sample(self, keys: Array) -> Array:
+        """Draws z [B, D], one per key, by the sampler of `sampling`."""
+        how = self.sampling
+        if how.method == "langevin":
+            start = self.base.sample(rng.stream(keys, "start"))
+            return self.langevin(rng.stream(keys, "langevin"), start)
+        draws, _ = samplers.sir(
+            rng.stream(keys, "sir"),
+            self.base.sample,
+            self.log_r,
+            num_proposals=how.num_proposals,
+            chunk_size=max(1, PROPOSALS_AT_A_TIME // len(keys)),
+        )
+        if how.method == "sir":
+            return draws
+        return self.mala(rng.stream(keys, "mala"), draws)
+
+    def langevin(self, keys: Array, start: Array) -> Array:
+        """Moves z [B, D] by steps that are not corrected."""
+        how = self.sampling
+        draws, _ = samplers.langevin(
+            keys, start, self.log_prob, step_size=how.step_size, num_steps=how.num_steps
+        )
+        return draws
+
+    def mala(self, keys: Array, start: Array) -> Array:
+        """Moves z [B, D] by steps that leave r p / Z as it is."""
+        how = self.sampling
+        draws, _ = samplers.mala(
+            keys,
+            start,
+            self.log_prob,
+            step_size=how.step_size,
+            num_steps=how.num_steps,
+            num_adapt_steps=how.num_steps // 2,
+        )
+        return draws
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How r is learned.
+
+    Attributes:
+      base: the prior that is reweighted, fitted first; None for the VAE's own.
+      hidden_dims: widths of the ratio's hidden layers; the paper's 50-100-100-1.
+      activation: name of a function in `jax.nn`.
+      dropout: of the last hidden layer while it learns.
+      num_negatives: base draws for each encoding of an update.
+      ranking_weight: of the ranking loss beside that of NCE.
+      negative_weight: M of `nce.nce_losses`; 1 is the paper's.
+      num_score_draws: base draws for log Z of the held-out gain, which chooses the
+        weights that are kept.
+      training: how long and how fast.
+      sampling: how draws are made.
+    """
+
+    base: Fit | None = None
+    hidden_dims: tuple[int, ...] = (100, 100)
+    activation: str = "tanh"
+    dropout: float = 0.0
+    num_negatives: int = 1
+    ranking_weight: float = 0.0
+    negative_weight: float = 1.0
+    num_score_draws: int = 20_000
+    training: Training = dataclasses.field(default=Training())
+    sampling: Sampling = Sampling()
+
+    def __call__(
+        self, key: Array, encodings: Encodings, folder: Path | None = None
+    ) -> Reweighted:
+        """Returns the prior whose r has the highest held-out gain."""
+        encodings = with_base(self.base, key, encodings, folder)
+        params = contrast(self, key, encodings, encodings.base, folder)
+        return Reweighted(encodings.base, (params,), self.network, self.sampling)
+
+    @property
+    def network(self) -> RatioMLP:
+        """What log r is computed with."""
+        return RatioMLP(self.hidden_dims, self.activation, dropout=self.dropout)
+
+
+# Takahashi et al., who take log Z to be 0.
+IMPLICIT = Settings(hidden_dims=(500, 500, 500), dropout=0.5)
+
+
+def contrast(
+    settings: Settings,
+    key: Array,
+    encodings: Encodings,
+    held_out_base: LatentPrior,
+    folder: Path | None = None,
+) -> PyTree:
+    """Learns to tell encodings from draws of `encodings.base`: parameters of log r.
+
+    Args:
+      settings: of the loss; those of base and sampling do not count.
+      key: PRNG key; consumed here.
+      encodings: both classes; the base only has to have `sample`.
+      held_out_base: its draws score the gain; the same base, or other draws of it.
+      folder: of checkpoints; None keeps none.
+    """
+    network = settings.network
+    params = network.start(rng.stream(key, "start"), encodings.train.shape[-1])
+
+    def loss(
+        params: PyTree, z: Array, key: Array, base: LatentPrior, *rest: LatentPrior
+    ) -> Array:
+        del rest
+        num_draws = len(z) * settings.num_negatives
+        z_p = base.sample(jax.random.split(rng.stream(key, "negatives"), num_draws))
+        both = jnp.concatenate([z, z_p])
+        logits = network.log_r(params, both, rng.stream(key, "dropout"))
+        of_each, _ = nce.losses_of(
+            logits[: len(z)],
+            logits[len(z) :],
+            is_shared=True,
+            ranking_weight=settings.ranking_weight,
+            negative_weight=settings.negative_weight,
+        )
+        return jnp.mean(of_each)
+
+    return minimise(
+        "ncp",
+        loss,
+        params,
+        encodings,
+        settings.training,
+        key,
+        folder,
+        score=minus_gain(network, settings.num_score_draws),
+        fixed=(encodings.base, held_out_base),
+        settings=dataclasses.replace(settings, base=None, sampling=Sampling()),
+    )
+
+
+def minus_gain(network: RatioMLP, num_draws: int) -> Loss:
+    """Returns the score log E_p[r] - E_q[log r] in nats, with p the last of `fixed`.
+
+    Donsker and Varadhan's bound on -KL(q, p): minus what r is worth in likelihood,
+    whatever constant r is off by.
+
+    Args:
+      network: of log r.
+      num_draws: of p; log of their mean is too low by about var(r / Z) / (2 num_draws).
+    """
+
+    def score(params: PyTree, z: Array, key: Array, *fixed: LatentPrior) -> Array:
+        log_r = over_base(
+            fixed[-1], lambda z_p: network.log_r(params, z_p), key, num_draws
+        )
+        return log_mean_exp(log_r) - jnp.mean(network.log_r(params, z))
+
+    return score

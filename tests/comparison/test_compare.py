@@ -1,0 +1,234 @@
+"""`ncp_jax.compare` on a VAE that is not ours: numbers, a page, a fit that goes on."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ncp_jax
+from ncp_jax.comparison import compare as comparison
+from ncp_jax.comparison import fits
+from ncp_jax.errors import InputError
+from ncp_jax.pages import priors_page
+from ncp_jax.priors.ex_post.contract import Encodings
+from ncp_jax.priors.ex_post.gaussian import Gaussian
+from tests.comparison.test_likelihoods import Tilted
+from tests.oracles import ChainVAE
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Coins:
+    """z ~ N(0, I) in the plane, pictures [2, 2, 1] of zeros and ones; q is off p."""
+
+    weights: jax.Array  # [2, 4]
+    blocks = (ncp_jax.Block(1, (2,), (0,)),)
+
+    def posterior(self, x):
+        mean = (x.reshape(len(x), -1) - 0.5) @ self.weights.T + 1.3
+        return ncp_jax.Normal(mean, jnp.full_like(mean, 0.5))
+
+    def encode(self, x, key):
+        q = self.posterior(x)
+        z = q.sample(key)
+        return ncp_jax.Encoding((z[None],), q.log_prob(z)[:, None])
+
+    def root(self, batch_size):
+        return jnp.zeros((batch_size, 2))
+
+    def prior(self, block, k, carry):
+        normal = ncp_jax.Normal(carry, jnp.ones_like(carry))
+        return ncp_jax.GroupPrior(normal, carry[:, :0])
+
+    def absorb(self, block, k, carry, z_k):
+        return z_k
+
+    def decode(self, carry):
+        return ncp_jax.Bernoulli((carry @ self.weights).reshape(-1, 2, 2, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Fits a normal to the encodings, or to a few of them, chosen by its key."""
+
+    num: int = 0
+    log: Any = dataclasses.field(default=None, repr=False)
+
+    def __call__(self, key, encodings: Encodings, folder=None):
+        z = encodings.train.reshape(-1, 2)
+        rows = jax.random.permutation(key, len(z))[: self.num or None]
+        if self.log is not None:
+            self.log.append(folder)
+        return Gaussian(jnp.mean(z[rows], 0), jnp.std(z[rows], 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tilt:
+    """The same mean as a ratio, so a density that is known up to log Z."""
+
+    def __call__(self, key, encodings, folder=None):
+        return Tilted(encodings.base, jnp.mean(encodings.train))
+
+
+SETTINGS = ncp_jax.ComparisonSettings(
+    num_encodings=4,
+    max_examples=40,
+    num_importance_samples=20,
+    chunk_size=10,
+    batch_size=20,
+    num_log_z_draws=4_000,
+    log_z_batch_size=2_000,
+    num_samples=100,
+    sample_batch_size=50,
+    num_mmd_samples=60,
+    num_permutations=50,
+    num_neighbour_queries=20,
+)
+
+
+def data():
+    generator = np.random.default_rng(0)
+    return [
+        generator.integers(256, size=(n, 2, 2, 1), dtype=np.uint8)
+        for n in (200, 50, 60)
+    ]
+
+
+def compared(folder=None, priors=None, **more):
+    return ncp_jax.compare(
+        Coins(jnp.asarray([[1.0, 0.5, -0.5, 1.0], [0.5, -1.0, 1.0, 0.0]])),
+        *data(),
+        priors=priors or {"gaussian": {}, "moments": Moments(50), "tilt": Tilt()},
+        key=jax.random.key(0),
+        prepare=ncp_jax.binarize,
+        settings=SETTINGS,
+        folder=folder,
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    return folder, compared(folder, num_fits=2)
+
+
+def test_gains_are_over_the_vae_s_own_prior(found):
+    _, compared = found
+    results = compared.results
+    assert list(results) == ["gaussian", "moments", "tilt"]
+    base = results["gaussian"].metrics
+    assert base["gain"].value == 0.0 and base["gain"].stderr == 0.0
+    assert base["nll"] == compared.nll_base and base["nll"].n == 40
+    for name in ("moments", "tilt"):  # q is about (1.3, 1.3) off
+        gain = results[name].metrics["gain"]
+        assert gain.value > 3 * gain.stderr > 0
+        difference = base["nll"].value - results[name].metrics["nll"].value
+        assert gain.value == pytest.approx(difference, abs=1e-5)
+    assert results["tilt"].density == "up to log Z"
+    assert results["tilt"].metrics["log_z"].value == pytest.approx(1.69, abs=0.4)
+
+
+def test_fits_have_their_own_numbers_and_a_spread(found):
+    _, compared = found
+    of_name = compared.results["moments"]
+    gains = [each["gain"].value for each in of_name.of_fits]
+    assert gains[0] != gains[1]
+    assert of_name.spreads["gain"] == pytest.approx(np.std(gains, ddof=1))
+    assert of_name.metrics["gain"].value == pytest.approx(np.mean(gains), rel=1e-5)
+    # The same examples for both: the error is not smaller by the root of two.
+    alone = min(each["gain"].stderr for each in of_name.of_fits)
+    assert of_name.metrics["gain"].stderr > 0.9 * alone
+    near = [each["nearer_than_held_out"] for each in of_name.of_fits]
+    of_mean = of_name.metrics["nearer_than_held_out"].stderr
+    assert of_mean == pytest.approx(np.hypot(*(e.stderr for e in near)) / 2)
+
+
+def test_samples_and_costs_are_measured(found):
+    _, compared = found
+    metrics = compared.results["moments"].metrics
+    names = {"mmd", "mmd_p", "nearer_than_held_out", "sampling_seconds", "fit_seconds"}
+    assert names | {"num_bytes", "num_parameters"} <= metrics.keys()
+    assert metrics["num_parameters"].value == 4
+    assert metrics["sampling_seconds"].value > 0
+    worse = compared.results["gaussian"].metrics["mmd"]
+    assert worse.value - metrics["mmd"].value > 4 * worse.stderr
+    assert {"mmd", "nearer_than_held_out"} <= compared.floor.keys()
+
+
+def test_the_page_holds_every_prior_by_gain(found):
+    folder, compared = found
+    assert compared.page == folder / "report" / "priors.html"
+    html = compared.page.read_text()
+    rows = [row.partition("<small>")[0][3:] for row in html.split("<tr><td>")[1:4]]
+    record = json.loads((folder / "results.json").read_text())["priors"]
+    assert rows == priors_page.ranked(record["priors"]) and rows[-1] == "gaussian"
+    assert record == json.loads(json.dumps(compared.as_json()))
+    assert html.count("<img") == 4  # gain against cost, and pictures of each
+    assert "Posterior draws" in html and "60 test" not in html and "40 test" in html
+    assert (folder / "priors" / "tilt.png").exists()
+
+
+def test_a_fit_that_is_there_keeps_its_seconds(tmp_path, key):
+    log: list = []
+    encodings = Encodings(jnp.ones((3, 2, 2)), jnp.ones((1, 1, 2)), None)
+    first = fits.fit("moments", Moments(log=log), key, encodings, tmp_path)
+    again = fits.fit("moments", Moments(log=log), key, encodings, tmp_path)
+    assert first.seconds == again.seconds and log[0] == log[1]
+    other = fits.fit("moments", Moments(5, log), key, encodings, tmp_path)
+    assert log[2] != log[0] and other.seconds != first.seconds  # beside the first
+
+
+def test_a_fit_that_was_stopped_counts_its_seconds(tmp_path, key):
+    class Stops:
+        def __call__(self, key, encodings, folder):
+            if not (folder / "stopped").exists():
+                (folder / "stopped").touch()
+                raise KeyboardInterrupt
+            return Gaussian(jnp.zeros(2), jnp.ones(2))
+
+        def __repr__(self):
+            return "Stops"
+
+    encodings = Encodings(jnp.ones((3, 2, 2)), jnp.ones((1, 1, 2)), None)
+    with pytest.raises(KeyboardInterrupt):
+        fits.fit("stops", Stops(), key, encodings, tmp_path)
+    (record,) = tmp_path.glob("*.json")
+    before = json.loads(record.read_text())
+    assert not before["is_done"] and before["seconds"] > 0
+    done = fits.fit("stops", Stops(), key, encodings, tmp_path)
+    assert done.seconds > before["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("priors", "message"),
+    [
+        (["gausian"], r"no prior 'gausian'.*Did you mean 'gaussian'"),
+        ("gaussian", r"priors must hold names"),
+        ([], r"priors must hold names"),
+        ({"gaussian": {"widht": 3}}, r"'gaussian' has no setting 'widht'"),
+    ],
+)
+def test_what_is_no_prior_is_named(priors, message):
+    with pytest.raises(InputError, match=message):
+        comparison.fits_of(priors)
+
+
+def test_what_a_fit_returns_must_be_a_prior():
+    with pytest.raises(InputError, match=r"'nothing'.*dict must have `density`"):
+        compared(priors={"nothing": lambda key, encodings, folder: {}})
+
+
+def test_a_vae_of_several_groups_is_refused():
+    with pytest.raises(InputError, match="2 latent groups"):
+        ncp_jax.compare(ChainVAE(), *data(), key=jax.random.key(0))
+
+
+def test_a_run_of_main_is_not_overwritten(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="run of another kind"):
+        compared(tmp_path)

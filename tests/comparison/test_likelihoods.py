@@ -1,0 +1,145 @@
+"""`comparison/likelihoods.py` on a linear VAE, whose log p(x) has a closed form."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ncp_jax.comparison import likelihoods, one_vector
+from ncp_jax.evaluation.importance import Estimate, WeightSums
+from ncp_jax.priors.ex_post.gaussian import Gaussian
+from ncp_jax.training.ncp import preparation
+from tests.oracles import LinearGaussianVAE
+from tests.statistics import assert_mean
+
+TILT = 0.7
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tilted:
+    """N(0, I) times exp(tilt sum z): N(tilt, I) up to log Z = D tilt^2 / 2."""
+
+    density: ClassVar = "up to log Z"
+    base: Gaussian
+    tilt: float
+
+    def sample(self, keys):
+        return self.base.sample(keys) + self.tilt
+
+    def log_prob(self, z, key=None):
+        return self.base.log_prob(z) + self.tilt * jnp.sum(z, 1)
+
+    def log_z_weights(self, keys):
+        return self.tilt * jnp.sum(self.base.sample(keys), 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Noisy:
+    """N(tilt, I) whose density is estimated without bias: a factor of mean 1."""
+
+    density: ClassVar = "lower bound"
+    exact: Gaussian
+
+    def sample(self, keys):
+        return self.exact.sample(keys)
+
+    def log_prob(self, z, key=None):
+        noise = 0.5 * jax.random.normal(key, z.shape[:1])
+        return self.exact.log_prob(z) + noise - 0.125
+
+
+@dataclasses.dataclass(frozen=True)
+class Nameless:
+    density: ClassVar = "none"
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    """(VAE, x): q is not the posterior, so that there is something to bound."""
+    weights = jnp.array([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
+    vae = LinearGaussianVAE(weights, q_shift=0.1, q_scale=1.2)
+    return vae, np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+
+
+def normal(mean):
+    return Gaussian(jnp.full(2, mean), jnp.ones(2))
+
+
+def measured(oracle, key, **sizes):
+    vae, x = oracle
+    priors = {
+        "base": normal(0.0),
+        "exact": normal(TILT),
+        "tilted": Tilted(normal(0.0), jnp.float32(TILT)),
+        "noisy": Noisy(normal(TILT)),
+        "none": Nameless(),
+    }
+    sizes = {"num_importance_samples": 400, "chunk_size": 100, "batch_size": 20} | sizes
+    return likelihoods.log_marginals(
+        one_vector.of(vae), priors, x, preparation.as_stored, key, **sizes
+    )
+
+
+def test_they_are_the_exact_log_p_of_every_prior(oracle, key):
+    """The bound is below by about var(w) / 2 S, here less than 0.01 nats."""
+    vae, x = oracle
+    found = measured(oracle, key)
+    assert found.keys() == {"base", "exact", "tilted", "noisy"}
+    exact = vae.log_marginal(x, TILT)
+    np.testing.assert_allclose(found["base"], vae.log_marginal(x), atol=0.15)
+    np.testing.assert_allclose(found["exact"], exact, atol=0.15)
+    np.testing.assert_allclose(found["tilted"] - TILT**2, found["exact"], atol=1e-4)
+    assert_mean(found["noisy"] - found["exact"], 0.0, std=0.1, bias=0.01)
+    assert np.abs(exact - vae.log_marginal(x)).max() > 0.5  # the priors differ
+
+
+def test_chunks_and_batches_change_nothing(oracle, key):
+    """But for the noise of a density that is estimated, which is of a chunk's key."""
+    found = measured(oracle, key, num_importance_samples=50, chunk_size=50)
+    again = measured(oracle, key, num_importance_samples=50, chunk_size=20)
+    for name in ("base", "exact", "tilted"):
+        np.testing.assert_allclose(found[name], again[name], rtol=1e-5)
+
+
+def test_equal_draws_make_tight_differences(oracle, key):
+    found = measured(oracle, key)
+    of_gain = likelihoods.estimates(found["exact"], found["base"], None)
+    alone = np.std(found["base"], ddof=1) / np.sqrt(30)
+    vae, x = oracle
+    truth = np.mean(vae.log_marginal(x, TILT) - vae.log_marginal(x))
+    assert of_gain["gain"].value == pytest.approx(truth, abs=0.02)
+    assert of_gain["gain"].stderr < 0.5 * alone
+
+
+def test_log_z_is_that_of_the_tilt(oracle, key):
+    prior = Tilted(normal(0.0), jnp.float32(TILT))
+    sums = likelihoods.log_z(prior, key, 100_500, 50_000)
+    assert sums.count == 100_500
+    # Of one weight the variance is e^(2 tilt^2) - 1 = 1.66; 6 errors fail once in 1e8.
+    stderr = np.sqrt(1.66 / 100_500)
+    assert abs(sums.log_mean.value - TILT**2) < 6 * stderr < 0.06 * TILT**2
+    assert sums.log_mean.stderr == pytest.approx(stderr, rel=0.1)
+
+
+def test_the_error_of_log_z_is_added():
+    log_p, base = np.array([1.0, 3.0, 2.0]), np.array([0.0, 1.0, 0.5])
+    z = Estimate(0.25, 0.3, 100, "nats")
+    plain = likelihoods.estimates(log_p, base, None)
+    found = likelihoods.estimates(log_p, base, z)
+    assert (plain["nll"].value, plain["gain"].value) == (-2.0, 1.5)
+    assert found["nll"].value == -2.0 + 0.25 and found["gain"].value == 1.5 - 0.25
+    for name in ("nll", "gain"):
+        expected = np.hypot(plain[name].stderr, 0.3)
+        assert found[name].stderr == pytest.approx(expected)
+    assert (found["gain"].n, found["gain"].unit) == (3, "nats")
+
+
+def test_without_an_error_of_log_z_there_is_none_of_the_gain():
+    z = WeightSums().add(np.array([0.0, 40.0])).log_mean
+    found = likelihoods.estimates(np.array([1.0, 2.0]), np.zeros(2), z)
+    assert found["gain"].stderr is None and found["nll"].stderr is None

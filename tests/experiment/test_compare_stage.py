@@ -1,0 +1,148 @@
+"""`--stage=compare` on one small run: what it writes, and what it leaves alone."""
+
+import json
+
+import pytest
+
+from ncp_jax.errors import InputError
+from ncp_jax.experiment import compare_stage, stages
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import config_files, validation, workdir
+from ncp_jax.priors import ex_post
+from ncp_jax.priors.ex_post.contract import Training
+from tests import tiny
+
+SMALL = {
+    "names": ("gaussian",),
+    "max_steps": 20,
+    "max_draws": 50,
+    "max_examples": 40,
+    "num_importance_samples": 5,
+    "num_samples": 40,
+    "num_mmd_samples": 30,
+    "num_permutations": 20,
+    "num_log_z_draws": 500,
+    "log_z_batch_size": 500,
+    "num_neighbour_queries": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """The folder of a whole run: stage 1, and this."""
+    folder = tmp_path_factory.mktemp("compared") / "run"
+    stages.run(tiny.config(compare=SMALL), folder, "all")
+    return folder
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_names_make_the_whole_run_a_comparison(compared):
+    found = results(compared)
+    assert found["run"]["wall_seconds"].keys() == {"vae", "compare"}
+    assert not (compared / "ncp").exists() and not (compared / "samples").exists()
+    priors = found["priors"]["priors"]
+    gain = priors["gaussian"]["metrics"]["gain"]
+    assert list(priors) == ["gaussian"] and (gain["value"], gain["n"]) == (0.0, 40)
+    assert found["priors"]["about"]["split"] == "test"
+    for page in ("priors.html", "index.html"):
+        assert "<html" in (compared / "report" / page).read_text()
+    assert {p.name for p in (compared / "priors").iterdir()} == {
+        *("gaussian.png", "gaussian-0")
+    }
+
+
+def test_all_again_measures_nothing_and_fits_nothing(compared, capsys, monkeypatch):
+    monkeypatch.setattr(compare_stage, "compare", None)  # whoever calls it fails
+    before = results(compared)
+    stages.run(tiny.config(compare=SMALL), compared, "all")
+    assert results(compared) == before and "vae: complete" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_other_settings_measure_again_and_fits_stay(compared):
+    """The second time nothing is fitted."""
+    names = ("ncp",)
+    config = tiny.config(compare={**SMALL, "names": names})
+    stages.run(config, compared, "compare")
+    first = results(compared)["priors"]["priors"]
+    config.compare.split = "valid"
+    stages.run(config, compared, "compare")
+    found = results(compared)["priors"]
+    assert found["about"]["split"] == "valid" and tuple(found["priors"]) == names
+    for name in names:
+        before, after = (p[name]["metrics"] for p in (first, found["priors"]))
+        assert before["fit_seconds"] == after["fit_seconds"]
+        assert before["nll"] != after["nll"] and after["gain"]["stderr"] > 0
+    assert "log_z" in found["priors"]["ncp"]["metrics"]
+
+
+def test_what_builds_on_what():
+    assert workdir.built_on("vae") == ["vae", "ncp", "sample", "evaluate", "compare"]
+    assert workdir.built_on("sample") == ["sample", "evaluate"]
+    assert workdir.built_on("compare") == ["compare"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": ("gausian",)}, r"config\.compare\.names must hold some of"),
+        ({"names": ("ncp", "ncp")}, r"each once"),
+        ({"split": "train"}, r"config\.compare\.split must be one of"),
+        ({"num_mmd_samples": 2}, r"num_mmd_samples must be 3 or more"),
+        ({"num_samples": 0}, r"config\.compare\.num_samples must be finite and pos"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        validation.validate(tiny.config(compare=changes))
+
+
+@pytest.mark.parametrize(
+    ("names", "priors", "message"),
+    [
+        ((), {"ncp": {"hiden": 3}}, r"priors\.ncp: prior 'ncp' has no setting 'hiden'"),
+        (("gaussian",), {"ncp": {}}, r"priors\.ncp is of a prior that is not among"),
+        ((), {"npc": {}}, r"priors\.npc: there is no prior 'npc'.*Did you mean"),
+    ],
+)
+def test_settings_of_priors_are_checked(names, priors, message):
+    config = tiny.config(compare={"names": names})
+    with config.unlocked():
+        config.compare.priors = priors
+    with pytest.raises(InputError, match=message):
+        validation.validate(config)
+
+
+def test_the_settings_of_a_prior_are_changed_and_shortened():
+    plain = ex_post.settings_of("ncp")
+    changes = {"hidden_dims": [5, 6], "training": {"num_steps": 70}}
+    found = ex_post.settings_of("ncp", changes)
+    assert found.hidden_dims == (5, 6)
+    assert found.training == Training(num_steps=70)
+    assert found.num_negatives == plain.num_negatives
+    short = ex_post.shortened(found, 30, 40)
+    assert (short.training.num_steps, short.training.steps_per_eval) == (30, 30)
+    assert short.sampling.num_proposals == 40 and short.hidden_dims == (5, 6)
+    assert short.sampling.num_steps == found.sampling.num_steps  # of a chain
+    assert ex_post.shortened(found, 0, 0) == found
+
+
+def test_a_prior_over_another_holds_how_that_is_fitted():
+    found = ex_post.settings_of("ncp_over_gmm", {"base": {"reg_covar": 0.5}})
+    assert found.base == ex_post.settings_of("gmm", {"reg_covar": 0.5})
+
+
+@pytest.mark.parametrize("variant", ["", "fashion", "smoke"])
+def test_the_config_of_all_priors(variant):
+    config = config_files.load("priors_mnist", variant)
+    validation.validate(config)
+    assert tuple(config.compare.names) == ex_post.NAMES
+    assert config.data.name == {"fashion": "fashion_mnist"}.get(variant, "mnist")
+    of_vae = config_files.load("mnist_mlp", "smoke" if variant == "smoke" else "")
+    of_vae.vae.num_steps = config.vae.num_steps = 200_000
+    sections = ("vae",) if variant else ("seed", "data", "vae")
+    lines = config_lib.differences(of_vae.to_dict(), config.to_dict(), sections)
+    assert lines == []  # so that its stage 1 can be taken over

@@ -1,0 +1,118 @@
+"""`priors_page.py`: a row per prior by gain, with what is known of its density."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from ncp_jax.errors import InputError
+from ncp_jax.pages import priors_page
+
+
+def metric(value, stderr=0.1, n=50):
+    return {"value": value, "stderr": stderr, "n": n, "unit": "nats"}
+
+
+def prior(density, spreads=None, **metrics):
+    costs = {
+        "fit_seconds": metric(12.0, None),
+        "sampling_seconds": metric(0.005, None),
+        "num_bytes": metric(3e6, None),
+        "num_parameters": metric(1234.0, None),
+    }
+    found = {
+        name: m if isinstance(m, dict) else metric(m) for name, m in metrics.items()
+    }
+    metrics = {**found, **costs}
+    return {
+        "density": density,
+        "metrics": metrics,
+        "spreads": spreads or {},
+        "of_fits": [],
+    }
+
+
+PRIORS = {
+    "low": prior(
+        "exact", {"gain": 0.034}, gain=0.25, nll=80.0, fd_lenet=5.5, mmd_p=0.2
+    ),
+    "bounded": prior("lower bound", gain=1.5, nll=79.0),
+    "unsure": prior("up to log Z", gain=metric(2.5, None), nll=metric(7.0, None)),
+    "silent": prior("none", fd_lenet=3.25),
+}
+ABOUT = {"split": "valid", "num_examples": 2_000, "num_samples": 300, "num_fits": 3}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    content = {
+        "about": {**ABOUT, "note": "FD <of> what."},
+        "nll_base": metric(80.25),
+        "floor": {"fd_lenet": metric(1.125)},
+        "priors": PRIORS,
+    }
+    run = {"device": "a device", "git_commit": "abc"}
+    results = {"metrics": {}, "run": run, "priors": content}
+    (path / "results.json").write_text(json.dumps(results))
+    (path / "priors").mkdir()
+    Image.new("L", (8, 8)).save(path / "priors" / "low.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def html(folder):
+    return priors_page.write(folder).read_text()
+
+
+def rows(html, section):
+    """{first cell: the others} of a section's table."""
+    part = html.split(f"<h2>{section}</h2>")[1].split("</section>")[0]
+    found = {}
+    for row in part.split("<tr>")[1:]:
+        name, *cells = row.split("<td")[1:]
+        name = name.removeprefix(">").partition("<")[0]
+        name = re.sub(rf"^{len(found) + 1}\. ", "", name)  # its rank
+        found[name] = [c.partition(">")[2].split("</td>")[0] for c in cells]
+    return found
+
+
+def test_the_highest_gain_is_first_and_no_gain_last(html):
+    found = rows(html, "Likelihood and cost")
+    assert list(found) == ["unsure", "bounded", "low", "silent"]
+    assert found["low"][:2] == ["0.25 ± 0.20<small>sd 0.034</small>", "80.00 ± 0.20"]
+    assert found["bounded"][0] == "≥ 1.50 ± 0.20"
+    assert found["unsure"][:2] == ["no interval", "no interval"]
+    assert found["silent"][:2] == ["", ""]
+    assert found["low"][2:] == ["12 s", "5 ms", "3.0 MB", "1,234"]
+
+
+def test_samples_have_the_floor_below_them(html):
+    found = rows(html, "Samples")
+    assert list(found) == ["unsure", "bounded", "low", "silent", "Posterior draws"]
+    assert found["Posterior draws"] == ["1.12 ± 0.20"]
+    assert [found[name] for name in ("bounded", "low")] == [[""], ["5.50 ± 0.20"]]
+    assert "FD &lt;of&gt; what." in html and "p-value" not in html
+
+
+def test_it_says_of_what_the_numbers_are(html):
+    assert "the same 2,000 valid examples" in html and "80.25 ± 0.20 nats" in html
+    assert "a device · abc" in html and "over 3 fits" in html
+    assert html.count("<img") == 2  # the plot, and the only pictures that are there
+    assert "<code>num_samples</code>" in html
+
+
+def test_no_gain_with_an_interval_means_no_plot(folder, tmp_path):
+    results = json.loads((folder / "results.json").read_text())
+    for name in ("low", "bounded"):
+        del results["priors"]["priors"][name]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert "<img" not in priors_page.write(tmp_path).read_text()
+
+
+def test_a_run_without_a_comparison_says_what_to_run(tmp_path):
+    (tmp_path / "results.json").write_text('{"metrics": {}}')
+    assert not priors_page.is_compared(tmp_path)
+    with pytest.raises(InputError, match="--stage=compare"):
+        priors_page.write(tmp_path)
