@@ -35,4 +35,10 @@ def get_config(variant: str = "") -> ConfigDict:
         steps_per_eval=1_000,
     )
     config.sample.update(langevin_in_noise=True)
+    config.evaluate.update(
+        max_examples=2_000,
+        num_importance_samples=200,
+        num_snis_proposals=128,
+        num_snis_samples=4,
+    )
     return config_lib.variant(config, variant)
