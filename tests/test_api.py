@@ -218,7 +218,7 @@ def test_a_prior_says_what_it_is_in_one_line(fitted):
 
 def test_an_address_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="workdir=gs://bucket/x is an address"):
+    with pytest.raises(ncp_jax.InputError, match="workdir=gs://bucket/x is an address"):
         fit(workdir="gs://bucket/x")
     assert not list(tmp_path.iterdir())
 
