@@ -91,7 +91,7 @@ def test_several_groups_are_refused():
 
 def frozen(key):
     module = MLPVAE((3,), 2, (8,), likelihood="normal")
-    return FrozenVAE(module, module.init(key, jnp.zeros((1, 3)), key))
+    return FrozenVAE(module, jax.jit(module.init)(key, jnp.zeros((1, 3)), key))
 
 
 def test_encodings_are_draws_of_the_posterior_that_it_says(key):
