@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import ncp_jax
-from ncp_jax.errors import InputError
 from ncp_jax.training import run_log
 from tests.oracles import ThreeGroupVAE
 from tests.statistics import assert_mean

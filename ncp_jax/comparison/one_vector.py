@@ -1,6 +1,7 @@
 """A frozen VAE of one latent vector: z [B, D] in and out, and its encodings."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from ncp_jax import rng
 from ncp_jax.data import datasets
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation import diagnostics
-from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.models.base import Block, LatentVariableModel
 from ncp_jax.models.distributions import Distribution, Likelihood, Normal
 from ncp_jax.priors.ex_post.contract import Density, Encodings, LatentPrior
 from ncp_jax.priors.ex_post.gaussian import Gaussian
@@ -92,14 +93,23 @@ def of(vae: LatentVariableModel) -> OneVector:
     Raises:
       InputError: it has more than one group.
     """
-    num_groups = sum(block.num_groups for block in vae.blocks)
+    check(vae.blocks)
+    return OneVector(vae)
+
+
+def check(blocks: Sequence[Block]) -> None:
+    """Refuses the groups of a VAE that has more than one.
+
+    Raises:
+      InputError: saying how many there are.
+    """
+    num_groups = sum(block.num_groups for block in blocks)
     if num_groups != 1:
         raise InputError(
             f"the VAE has {num_groups} latent groups: priors are compared on VAEs of "
             "one, since each is of one vector z; of several groups ncp_jax.fit "
             "(--stage=ncp) reweights each given those before"
         )
-    return OneVector(vae)
 
 
 def encodings(

@@ -23,6 +23,16 @@ from ncp_jax.priors.ex_post.contract import Fit
 FIELDS = tuple(field.name for field in dataclasses.fields(ComparisonSettings))
 
 
+def check(experiment: Experiment) -> None:
+    """Refuses, before anything is trained, what the comparison could not use.
+
+    Raises:
+      InputError: the VAE has several groups, or the feature network cannot be read.
+    """
+    one_vector.check(experiment.blocks)
+    picture_scores.load_net(experiment)
+
+
 def compare(experiment: Experiment) -> Comparison:
     """Fits the priors that the settings name and measures all alike.
 

@@ -99,6 +99,9 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
         if stage != "benchmark":
             folder.seal_data(data_seal.of(config.data.name, dataset))
         experiment = Experiment(config, folder, dataset)
+        is_compared = stage == "compare" or (stage == "all" and config.compare.names)
+        if is_compared:
+            compare_stage.check(experiment)
         if stage == "import" or (stage == "all" and config.vae.checkpoint):
             import_stage.import_vae(experiment)
         elif config.vae.workdir and stage in ("all", "vae", "ncp"):
@@ -107,7 +110,7 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
             import_stage.check_taken(experiment)
         if stage == "vae" or (stage == "all" and not config.vae.checkpoint):
             train_stage.train(experiment, "vae")
-        if stage == "compare" or (stage == "all" and config.compare.names):
+        if is_compared:
             if stage == "compare" or not folder.is_done("compare"):
                 compare(experiment)
         else:
