@@ -104,7 +104,7 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
             compare_stage.check(experiment)
         if stage == "import" or (stage == "all" and config.vae.checkpoint):
             import_stage.import_vae(experiment)
-        elif config.vae.workdir and stage in ("all", "vae", "ncp"):
+        elif config.vae.workdir and stage in ("all", "vae", "ncp", "compare"):
             import_stage.take_over(experiment)
         elif config.vae.workdir and stage != "benchmark":
             import_stage.check_taken(experiment)
