@@ -32,6 +32,7 @@ NAMES = sorted(
     for path in CONFIGS.glob("[!_]*.py")
     if not path.stem.endswith("_nvae")  # those: test_nvae_configs.py
     and not path.stem.startswith("priors_")  # those: test_compare_stage.py
+    and path.stem not in ("static_mlp", "fashion_mlp")  # mnist_mlp on other data
 )
 DRAWN = ("base", "sir", "langevin")
 WITHOUT_FILES = ("digits", "toy25")  # data sets that need none
@@ -78,6 +79,14 @@ def run(request, tmp_path_factory):
     workdir = tmp_path_factory.mktemp(request.param) / "run"
     stages.run(config, workdir, "all")
     return config, workdir
+
+
+@pytest.mark.parametrize("name", ["static_mlp", "fashion_mlp"])
+@pytest.mark.parametrize("variant", ["", "smoke"])
+def test_some_configs_are_mnist_mlp_on_other_data(name, variant):
+    here, there = (load(n, variant).to_dict() for n in (name, "mnist_mlp"))
+    assert here.pop("data")["name"] != there.pop("data")["name"]
+    assert here == there
 
 
 def test_every_required_metric_is_there_and_whole(run):

@@ -369,6 +369,8 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
         )
         if config.vae.model.name == "nvae":
             _shrink_nvae(config)
+        if config.vae.model.name == "conv_hvae":
+            config.vae.model.update(latent_dim=8, channels=4, hidden_dim=32)
     return config
 
 
