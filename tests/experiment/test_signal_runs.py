@@ -91,7 +91,9 @@ def test_samples_in_other_latents_are_named(run, tmp_path):
     with np.load(path) as drawn:
         arrays = dict(drawn)
     np.savez(path, **(arrays | {"latents_0": arrays["latents_0"][..., :1]}))
-    with pytest.raises(InputError, match=r"'base' hold other latents.*stage=sample"):
+    with pytest.raises(
+        InputError, match=r"base\.npz .*latents_0 .*must be 2.*stage=sample"
+    ):
         stages.run(settings, workdir, "evaluate")
     path.write_bytes(whole)
 
