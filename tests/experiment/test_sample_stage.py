@@ -36,7 +36,7 @@ def test_base_draws_come_from_the_readjusted_model_in_float32(experiment, monkey
 
     monkeypatch.setattr(sample_stage, "readjust_batch_norm", readjust)
     before = {"params": "as they were", "batch_stats": "old"}
-    after = sample_stage._readjusted(experiment, ncp_on(before)).vae
+    after = sample_stage.readjusted(experiment, ncp_on(before)).vae
     assert asked == [(0.6, 7)]
     assert after.variables == {"params": "as they were", "batch_stats": "new"}
     assert after.module.dtype == jnp.float32
@@ -44,4 +44,4 @@ def test_base_draws_come_from_the_readjusted_model_in_float32(experiment, monkey
 
 def test_a_model_without_batch_norm_is_refused(experiment):
     with pytest.raises(InputError, match=r"num_readjust_iterations.*'nvae' has none"):
-        sample_stage._readjusted(experiment, ncp_on({"params": {}}))
+        sample_stage.readjusted(experiment, ncp_on({"params": {}}))
