@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,21 @@ MIN_BIN = 1e-3  # of the width and of the height of a spline
 MIN_SLOPE = 1e-3
 MAX_LOG_SCALE = 2.0  # of the affine part of one coupling
 
-TRAINING = Training(num_steps=10_000, batch_size=256)
+TRAINING = Training(num_steps=6_000, batch_size=256)
+
+
+class Spline(NamedTuple):
+    """What a network says of monotone splines; the identity where all are zero.
+
+    Attributes:
+      widths: [B, n, K], logits of the bins' shares of the box.
+      heights: [B, n, K], the same of the values.
+      slopes: [B, n, K - 1] raw, at the knots between; 1 at both ends.
+    """
+
+    widths: Array
+    heights: Array
+    slopes: Array
 
 
 class Couplings(nn.Module):
@@ -58,7 +72,7 @@ class Couplings(nn.Module):
         for (passed, moved), layer in zip(self._halves(), self.layers, strict=True):
             log_scale, shift, spline = layer(e[:, passed])
             out, slope = rational_quadratic(
-                e[:, moved] * jnp.exp(log_scale) + shift, *spline
+                e[:, moved] * jnp.exp(log_scale) + shift, spline
             )
             e = e.at[:, moved].set(out)
             log_det = log_det + jnp.sum(log_scale + slope, axis=1)
@@ -69,7 +83,7 @@ class Couplings(nn.Module):
         layers = list(zip(self._halves(), self.layers, strict=True))
         for (passed, moved), layer in reversed(layers):
             log_scale, shift, spline = layer(noise[:, passed])
-            before, _ = rational_quadratic(noise[:, moved], *spline, is_inverse=True)
+            before, _ = rational_quadratic(noise[:, moved], spline, is_inverse=True)
             noise = noise.at[:, moved].set((before - shift) * jnp.exp(-log_scale))
         return noise
 
@@ -91,7 +105,7 @@ class Conditioner(nn.Module):
     num_bins: int
 
     @nn.compact
-    def __call__(self, h: Array) -> tuple[Array, Array, tuple[Array, Array, Array]]:
+    def __call__(self, h: Array) -> tuple[Array, Array, Spline]:
         """From [B, D'] to log scale, shift [B, n] and a spline's three parts."""
         for width in self.hidden_dims:
             h = nn.silu(nn.Dense(width)(h))
@@ -102,31 +116,30 @@ class Conditioner(nn.Module):
         widths, heights, slopes = jnp.split(
             raw[..., 2:], [self.num_bins, 2 * self.num_bins], axis=-1
         )
-        return log_scale, raw[..., 1], (widths, heights, slopes)
+        return log_scale, raw[..., 1], Spline(widths, heights, slopes)
 
 
 def rational_quadratic(
-    x: Array, widths: Array, heights: Array, slopes: Array, is_inverse: bool = False
+    x: Array, spline: Spline, is_inverse: bool = False
 ) -> tuple[Array, Array]:
     """A monotone spline on [-BOUND, BOUND], the identity elsewhere and for zeros.
 
     Args:
       x: [B, n].
-      widths: [B, n, K], logits of the bins' shares of the box.
-      heights: the same of the values.
-      slopes: [B, n, K - 1] raw, at the knots between; 1 at both ends.
+      spline: of each coordinate.
       is_inverse: the other way round.
 
     Returns:
       [B, n] values and log derivatives of the map that was asked for.
     """
-    left, bottom = _knots(widths), _knots(heights)  # [B, n, K + 1]
-    inner = MIN_SLOPE + (1 - MIN_SLOPE) * jax.nn.softplus(slopes) / np.log(2.0)
+    left, bottom = _knots(spline.widths), _knots(spline.heights)  # [B, n, K + 1]
+    raised = jax.nn.softplus(spline.slopes) / np.log(2.0)
+    inner = MIN_SLOPE + (1 - MIN_SLOPE) * raised
     slope = jnp.pad(inner, ((0, 0), (0, 0), (1, 1)), constant_values=1.0)
     inside = jnp.clip(x, -BOUND, BOUND)
     searched = bottom if is_inverse else left
     number = jnp.sum(inside[..., None] >= searched[..., 1:-1], axis=-1)
-    is_bin = jax.nn.one_hot(number, widths.shape[-1])
+    is_bin = jax.nn.one_hot(number, spline.widths.shape[-1])
     x0, x1, y0, y1, d0, d1 = (
         jnp.sum(is_bin * ends, axis=-1)
         for knots in (left, bottom, slope)
@@ -137,10 +150,9 @@ def rational_quadratic(
     if is_inverse:
         share = (inside - y0) / (y1 - y0)
         b = d0 - share * bend
-        c = share * mean_slope
-        a = mean_slope - b
-        root = jnp.sqrt(jnp.maximum(b**2 + 4 * a * c, 0.0))
-        t = 2 * c / (b + root)
+        c = 2 * share * mean_slope
+        root = jnp.sqrt(jnp.maximum(b**2 + 2 * (mean_slope - b) * c, 0.0))
+        t = c / (b + root)
         out = x0 + t * (x1 - x0)
     else:
         t = (inside - x0) / (x1 - x0)
@@ -149,9 +161,9 @@ def rational_quadratic(
     below = mean_slope + bend * t * (1 - t)
     above = d1 * t**2 + 2 * mean_slope * t * (1 - t) + d0 * (1 - t) ** 2
     log_slope = 2 * jnp.log(mean_slope) + jnp.log(above) - 2 * jnp.log(below)
+    log_slope = -log_slope if is_inverse else log_slope
     is_inside = jnp.abs(x) < BOUND
-    log_slope = jnp.where(is_inside, -log_slope if is_inverse else log_slope, 0.0)
-    return jnp.where(is_inside, out, x), log_slope
+    return jnp.where(is_inside, out, x), jnp.where(is_inside, log_slope, 0.0)
 
 
 def _knots(logits: Array) -> Array:
@@ -225,7 +237,7 @@ class Settings:
         moments = gaussian.matched(encodings)
         dim = len(moments.mean)
         net = Couplings(dim, self.num_couplings, self.hidden_dims, self.num_bins)
-        params = net.init(rng.stream(key, "init"), jnp.zeros((1, dim)))
+        params = jax.jit(net.init)(rng.stream(key, "init"), jnp.zeros((1, dim)))
         params = fitting.minimise(
             "flow",
             lambda params, z, key: -jnp.mean(Flow(moments, params, net).log_prob(z)),
