@@ -23,7 +23,21 @@ MIN_BIN = 1e-3  # of the width and of the height of a spline
 MIN_SLOPE = 1e-3
 MAX_LOG_SCALE = 2.0  # of the affine part of one coupling
 
-TRAINING = Training(num_steps=10_000, batch_size=256)
+TRAINING = Training(num_steps=6_000, batch_size=256)
+
+
+class Spline(NamedTuple):
+    """What a network says of monotone splines; the identity where all are zero.
+
+    Attributes:
+      widths: [B, n, K], logits of the bins' shares of the box.
+      heights: [B, n, K], the same of the values.
+      slopes: [B, n, K - 1] raw, at the knots between; 1 at both ends.
+    """
+
+    widths: Array
+    heights: Array
+    slopes: Array
 
 
 class Spline(NamedTuple):
@@ -150,10 +164,9 @@ def rational_quadratic(
     if is_inverse:
         share = (inside - y0) / (y1 - y0)
         b = d0 - share * bend
-        c = share * mean_slope
-        a = mean_slope - b
-        root = jnp.sqrt(jnp.maximum(b**2 + 4 * a * c, 0.0))
-        t = 2 * c / (b + root)
+        c = 2 * share * mean_slope
+        root = jnp.sqrt(jnp.maximum(b**2 + 2 * (mean_slope - b) * c, 0.0))
+        t = c / (b + root)
         out = x0 + t * (x1 - x0)
     else:
         t = (inside - x0) / (x1 - x0)
@@ -162,9 +175,9 @@ def rational_quadratic(
     below = mean_slope + bend * t * (1 - t)
     above = d1 * t**2 + 2 * mean_slope * t * (1 - t) + d0 * (1 - t) ** 2
     log_slope = 2 * jnp.log(mean_slope) + jnp.log(above) - 2 * jnp.log(below)
+    log_slope = -log_slope if is_inverse else log_slope
     is_inside = jnp.abs(x) < BOUND
-    log_slope = jnp.where(is_inside, -log_slope if is_inverse else log_slope, 0.0)
-    return jnp.where(is_inside, out, x), log_slope
+    return jnp.where(is_inside, out, x), jnp.where(is_inside, log_slope, 0.0)
 
 
 def _knots(logits: Array) -> Array:
