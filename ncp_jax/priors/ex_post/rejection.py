@@ -168,16 +168,23 @@ class TruncatedSettings:
 class TRSSettings(TruncatedSettings):
     """How TRS learns: by its bound, with other draws in each update.
 
+    Attributes:
+      num_density_draws: base draws of every `log_prob` in the end.
+
     Raises:
       InputError: fewer draws than can be refused.
     """
 
+    num_density_draws: int = 8_192
+
     def __post_init__(self) -> None:
         """Checks the number of draws."""
-        if self.num_draws < self.num_attempts - 1:
+        fewest = min(self.num_draws, self.num_density_draws)
+        if fewest < self.num_attempts - 1:
             raise InputError(
-                f"num_draws = {self.num_draws} of TRS: num_attempts = "
-                f"{self.num_attempts} needs {self.num_attempts - 1} or more"
+                f"num_draws = {self.num_draws} and num_density_draws = "
+                f"{self.num_density_draws} of TRS: num_attempts = "
+                f"{self.num_attempts} needs {self.num_attempts - 1} or more of both"
             )
 
     def __call__(
@@ -185,10 +192,10 @@ class TRSSettings(TruncatedSettings):
     ) -> TRS:
         """Returns the prior with the highest held-out bound."""
         encodings = with_base(self.base, key, encodings, folder)
-        fixed = self.network, self.num_attempts, self.num_draws
+        sizes = self.num_attempts, self.num_draws
 
         def loss(params: PyTree, z: Array, key: Array, base: LatentPrior) -> Array:
-            return -jnp.mean(TRS(base, params, *fixed).excess(z, key))
+            return -jnp.mean(TRS(base, params, self.network, *sizes).excess(z, key))
 
         params = minimise(
             "trs",
@@ -199,9 +206,12 @@ class TRSSettings(TruncatedSettings):
             key,
             folder,
             fixed=(encodings.base,),
-            settings=dataclasses.replace(self, base=None),
+            settings=dataclasses.replace(
+                self, base=None, num_density_draws=self.num_draws
+            ),
         )
-        return TRS(encodings.base, params, *fixed)
+        sizes = self.num_attempts, self.num_density_draws
+        return TRS(encodings.base, params, self.network, *sizes)
 
 
 @dataclasses.dataclass(frozen=True)
