@@ -153,7 +153,7 @@ class Settings:
         moments = gaussian.matched(encodings)
         dim = len(moments.mean)
         net = MaskedMLP(dim, self.hidden_dims, self.num_components)
-        params = net.init(rng.stream(key, "init"), jnp.zeros((1, dim)))
+        params = jax.jit(net.init)(rng.stream(key, "init"), jnp.zeros((1, dim)))
         params = fitting.minimise(
             "autoregressive",
             lambda params, z, key: (

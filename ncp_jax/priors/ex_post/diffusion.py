@@ -202,7 +202,9 @@ class Settings:
         moments = gaussian.matched(encodings)
         dim = len(moments.mean)
         net = Tilt(dim, self.width)
-        params = net.init(rng.stream(key, "init"), jnp.zeros((1, dim)), jnp.zeros(1))
+        params = jax.jit(net.init)(
+            rng.stream(key, "init"), jnp.zeros((1, dim)), jnp.zeros(1)
+        )
         params = fitting.minimise(
             "diffusion",
             lambda params, z, key: denoising_loss(net, params, moments.whiten(z), key),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,21 @@ MIN_BIN = 1e-3  # of the width and of the height of a spline
 MIN_SLOPE = 1e-3
 MAX_LOG_SCALE = 2.0  # of the affine part of one coupling
 
-TRAINING = Training(num_steps=10_000, batch_size=256)
+TRAINING = Training(num_steps=6_000, batch_size=256)
+
+
+class Spline(NamedTuple):
+    """What a network says of monotone splines; the identity where all are zero.
+
+    Attributes:
+      widths: [B, n, K], logits of the bins' shares of the box.
+      heights: [B, n, K], the same of the values.
+      slopes: [B, n, K - 1] raw, at the knots between; 1 at both ends.
+    """
+
+    widths: Array
+    heights: Array
+    slopes: Array
 
 
 class Couplings(nn.Module):
@@ -58,7 +72,7 @@ class Couplings(nn.Module):
         for (passed, moved), layer in zip(self._halves(), self.layers, strict=True):
             log_scale, shift, spline = layer(e[:, passed])
             out, slope = rational_quadratic(
-                e[:, moved] * jnp.exp(log_scale) + shift, *spline
+                e[:, moved] * jnp.exp(log_scale) + shift, spline
             )
             e = e.at[:, moved].set(out)
             log_det = log_det + jnp.sum(log_scale + slope, axis=1)
@@ -69,7 +83,7 @@ class Couplings(nn.Module):
         layers = list(zip(self._halves(), self.layers, strict=True))
         for (passed, moved), layer in reversed(layers):
             log_scale, shift, spline = layer(noise[:, passed])
-            before, _ = rational_quadratic(noise[:, moved], *spline, is_inverse=True)
+            before, _ = rational_quadratic(noise[:, moved], spline, is_inverse=True)
             noise = noise.at[:, moved].set((before - shift) * jnp.exp(-log_scale))
         return noise
 
@@ -91,7 +105,7 @@ class Conditioner(nn.Module):
     num_bins: int
 
     @nn.compact
-    def __call__(self, h: Array) -> tuple[Array, Array, tuple[Array, Array, Array]]:
+    def __call__(self, h: Array) -> tuple[Array, Array, Spline]:
         """From [B, D'] to log scale, shift [B, n] and a spline's three parts."""
         for width in self.hidden_dims:
             h = nn.silu(nn.Dense(width)(h))
@@ -102,31 +116,30 @@ class Conditioner(nn.Module):
         widths, heights, slopes = jnp.split(
             raw[..., 2:], [self.num_bins, 2 * self.num_bins], axis=-1
         )
-        return log_scale, raw[..., 1], (widths, heights, slopes)
+        return log_scale, raw[..., 1], Spline(widths, heights, slopes)
 
 
 def rational_quadratic(
-    x: Array, widths: Array, heights: Array, slopes: Array, is_inverse: bool = False
+    x: Array, spline: Spline, is_inverse: bool = False
 ) -> tuple[Array, Array]:
     """A monotone spline on [-BOUND, BOUND], the identity elsewhere and for zeros.
 
     Args:
       x: [B, n].
-      widths: [B, n, K], logits of the bins' shares of the box.
-      heights: the same of the values.
-      slopes: [B, n, K - 1] raw, at the knots between; 1 at both ends.
+      spline: of each coordinate.
       is_inverse: the other way round.
 
     Returns:
       [B, n] values and log derivatives of the map that was asked for.
     """
-    left, bottom = _knots(widths), _knots(heights)  # [B, n, K + 1]
-    inner = MIN_SLOPE + (1 - MIN_SLOPE) * jax.nn.softplus(slopes) / np.log(2.0)
+    left, bottom = _knots(spline.widths), _knots(spline.heights)  # [B, n, K + 1]
+    raised = jax.nn.softplus(spline.slopes) / np.log(2.0)
+    inner = MIN_SLOPE + (1 - MIN_SLOPE) * raised
     slope = jnp.pad(inner, ((0, 0), (0, 0), (1, 1)), constant_values=1.0)
     inside = jnp.clip(x, -BOUND, BOUND)
     searched = bottom if is_inverse else left
     number = jnp.sum(inside[..., None] >= searched[..., 1:-1], axis=-1)
-    is_bin = jax.nn.one_hot(number, widths.shape[-1])
+    is_bin = jax.nn.one_hot(number, spline.widths.shape[-1])
     x0, x1, y0, y1, d0, d1 = (
         jnp.sum(is_bin * ends, axis=-1)
         for knots in (left, bottom, slope)
@@ -225,7 +238,7 @@ class Settings:
         moments = gaussian.matched(encodings)
         dim = len(moments.mean)
         net = Couplings(dim, self.num_couplings, self.hidden_dims, self.num_bins)
-        params = net.init(rng.stream(key, "init"), jnp.zeros((1, dim)))
+        params = jax.jit(net.init)(rng.stream(key, "init"), jnp.zeros((1, dim)))
         params = fitting.minimise(
             "flow",
             lambda params, z, key: -jnp.mean(Flow(moments, params, net).log_prob(z)),

@@ -59,10 +59,12 @@ def matched(encodings: Encodings) -> Gaussian:
     Learnt priors are densities of e = `whiten(z)`, so that what they start from is this
     one whatever the scale of the encodings.
     """
-    train = encodings.train.reshape(-1, encodings.train.shape[-1])
-    return Gaussian(
-        jnp.mean(train, axis=0), jnp.maximum(jnp.std(train, axis=0), MIN_STD)
-    )
+    return _moments(encodings.train.reshape(-1, encodings.train.shape[-1]))
+
+
+@jax.jit
+def _moments(z: Array) -> Gaussian:
+    return Gaussian(jnp.mean(z, axis=0), jnp.maximum(jnp.std(z, axis=0), MIN_STD))
 
 
 @dataclasses.dataclass(frozen=True)

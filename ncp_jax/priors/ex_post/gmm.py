@@ -1,6 +1,7 @@
 """A mixture of normals with full covariances, fitted by EM (Ghosh et al., 2020)."""
 
 import dataclasses
+import functools
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar
@@ -107,7 +108,7 @@ class Settings:
         for k in self.num_components:
             seed = rng.numpy_seed(rng.at_step(rng.stream(key, "EM"), k))
             mixture = fitting.kept(
-                lambda k=k, seed=seed: self._fit(rows, k, seed),
+                functools.partial(self._fit, rows, k, seed),
                 like=_empty(k, dim),
                 metadata=self._metadata(key, encodings, k),
                 folder=None if folder is None else folder / str(k),

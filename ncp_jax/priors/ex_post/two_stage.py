@@ -48,7 +48,7 @@ class SecondVAE(nn.Module):
         mean = self.decoder(u)
         return Normal(mean, jnp.exp(self.log_std) * jnp.ones_like(mean))
 
-    def elbo(self, e: Array, key: Array) -> Array:
+    def __call__(self, e: Array, key: Array) -> Array:
         """E_q[log p(e | u)] - KL(q(u | e) || N(0, I)), one u for each e: [B], nats."""
         posterior = self.encode(e)
         u = posterior.sample(key)
@@ -164,14 +164,10 @@ class Settings:
         dim = len(moments.mean)
         net = SecondVAE(dim, self.hidden_dims)
         init = rng.stream(key, "init")
-        params = net.init(init, jnp.zeros((1, dim)), init, method=SecondVAE.elbo)
+        params = jax.jit(net.init)(init, jnp.zeros((1, dim)), init)
         params = fitting.minimise(
             "two_stage",
-            lambda params, z, key: (
-                -jnp.mean(
-                    net.apply(params, moments.whiten(z), key, method=SecondVAE.elbo)
-                )
-            ),
+            lambda params, z, key: -jnp.mean(net.apply(params, moments.whiten(z), key)),
             params,
             encodings,
             self.training,

@@ -4,6 +4,7 @@ Two problems have known answers: a mixture of three normals, and N(TILT, I).
 Fits are functions of their key, so what is asserted of them is the same in every run.
 """
 
+import functools
 import math
 import shutil
 
@@ -42,11 +43,13 @@ def log_mixture(z):
     return scipy.special.logsumexp(logs.sum(-1), b=WEIGHTS, axis=1)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def draw_mixture(key, number):
     """Independent draws of q(z): [number, 2]."""
     return _draw_means(key, number, STDS)
 
 
+@jax.jit
 def mixture():
     """Encodings of a VAE whose aggregate posterior is the mixture."""
     key = jax.random.key(17)
@@ -58,6 +61,7 @@ def mixture():
     return Encodings(train, valid, BASE, posterior)
 
 
+@jax.jit
 def tilted():
     """Encodings whose aggregate posterior is N(TILT, I)."""
     key = jax.random.key(18)

@@ -6,7 +6,15 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from ncp_jax.priors.ex_post import gaussian, gmm, vamp
+from ncp_jax.priors.ex_post import (
+    autoregressive,
+    diffusion,
+    flow,
+    gaussian,
+    gmm,
+    two_stage,
+    vamp,
+)
 from ncp_jax.priors.ex_post.contract import LatentPrior, Training
 from tests.priors.ex_post import suite
 
@@ -29,16 +37,26 @@ class Fitted(NamedTuple):
     folder: Path  # of checkpoints
 
 
-SHORT = Training(num_steps=200, batch_size=512, learning_rate=2e-2, steps_per_eval=100)
+def brief(num_steps, learning_rate=1e-2):
+    return Training(num_steps, 512, learning_rate, steps_per_eval=num_steps // 2)
+
 
 CASES = {
     "gaussian": Case(gaussian.Settings(), None),
     "gmm": Case(gmm.Settings((2, 3)), 0.02),
-    "vamp": Case(vamp.Settings(20, SHORT), 0.05),
+    "vamp": Case(vamp.Settings(20, brief(200, 2e-2)), 0.05),
+    "flow": Case(flow.Settings(2, (32,), 8, brief(200)), 0.1),
+    "autoregressive": Case(autoregressive.Settings((32,), 6, brief(200)), 0.05),
+    "two_stage": Case(two_stage.Settings((32,), 100, brief(400, 2e-2)), 0.2, 0.01),
+    "diffusion": Case(diffusion.Settings(32, 15, brief(300)), 0.07),
 }
 TILTED = {
     "gmm": gmm.Settings((1,)),
-    "vamp": vamp.Settings(20, SHORT),
+    "vamp": vamp.Settings(20, brief(100, 2e-2)),
+    "flow": flow.Settings(2, (8,), 4, brief(20)),
+    "autoregressive": autoregressive.Settings((8,), 3, brief(60)),
+    "two_stage": two_stage.Settings((8,), 10, brief(200)),
+    "diffusion": diffusion.Settings(8, 10, brief(20)),
 }
 
 
