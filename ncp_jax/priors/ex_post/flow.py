@@ -40,20 +40,6 @@ class Spline(NamedTuple):
     slopes: Array
 
 
-class Spline(NamedTuple):
-    """What a network says of monotone splines; the identity where all are zero.
-
-    Attributes:
-      widths: [B, n, K], logits of the bins' shares of the box.
-      heights: [B, n, K], the same of the values.
-      slopes: [B, n, K - 1] raw, at the knots between; 1 at both ends.
-    """
-
-    widths: Array
-    heights: Array
-    slopes: Array
-
-
 class Couplings(nn.Module):
     """An invertible map of e [B, D] with a triangular Jacobian in each layer.
 
