@@ -53,7 +53,7 @@ class Settings:
     step_size: float = 0.16
     num_score_draws: int = 20_000
     training: Training = dataclasses.field(
-        default=Training(num_steps=6_000, batch_size=128, learning_rate=3e-4)
+        default=Training(num_steps=6_000, batch_size=128)
     )
     sampling: Sampling = dataclasses.field(default=Sampling())
 

@@ -23,7 +23,7 @@ MIN_BIN = 1e-3  # of the width and of the height of a spline
 MIN_SLOPE = 1e-3
 MAX_LOG_SCALE = 2.0  # of the affine part of one coupling
 
-TRAINING = Training(num_steps=10_000, batch_size=256)
+TRAINING = Training(num_steps=6_000, batch_size=256)
 
 
 class Spline(NamedTuple):

@@ -171,7 +171,9 @@ class Settings:
     momentum_dims: tuple[int, ...] = (300, 300)
     num_steps: int = 5
     step_size: float = 0.1
-    training: Training = dataclasses.field(default=Training())
+    training: Training = dataclasses.field(
+        default=Training(num_steps=8_000, batch_size=256)
+    )
 
     def __call__(
         self, key: Array, encodings: Encodings, folder: Path | None = None

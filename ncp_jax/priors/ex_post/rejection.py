@@ -7,6 +7,7 @@ Z = E_p[a] and alpha = (1 - Z)^(T-1).  LARS (Bauer and Mnih, 2019) estimates Z; 
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax import rng, samplers
+from ncp_jax.errors import InputError
 from ncp_jax.models.discriminator import RatioMLP
 from ncp_jax.priors.ex_post.contract import (
     Density,
@@ -136,6 +138,8 @@ class TruncatedSettings:
       activation: name of a function in `jax.nn`.
       num_attempts: T, 2 or more.
       num_draws: base draws of an update, for Z or in the place of those refused.
+      acceptance: a before training: next to 1 the density has no room to grow, and
+        where (1 - a)^T is large the last attempt is most of it.
       training: how long and how fast.
     """
 
@@ -144,6 +148,7 @@ class TruncatedSettings:
     activation: str = "tanh"
     num_attempts: int = 100
     num_draws: int = 1_024
+    acceptance: float = 0.1
     training: Training = dataclasses.field(default=Training())
 
     @property
@@ -151,33 +156,62 @@ class TruncatedSettings:
         """What the logit of a is computed with."""
         return RatioMLP(self.hidden_dims, self.activation)
 
+    def start(self, key: Array, dim: int) -> PyTree:
+        """Parameters with which a(z) = `acceptance` for all z [B, dim]."""
+        last = f"Dense_{len(self.hidden_dims)}"
+        params = self.network.start(key, dim)
+        bias = jnp.full(1, math.log(self.acceptance) - math.log1p(-self.acceptance))
+        return params | {last: params[last] | {"bias": bias}}
+
 
 @dataclasses.dataclass(frozen=True)
 class TRSSettings(TruncatedSettings):
-    """How TRS learns: by its bound, with other draws in each update."""
+    """How TRS learns: by its bound, with other draws in each update.
+
+    Attributes:
+      num_density_draws: base draws of every `log_prob` in the end.
+
+    Raises:
+      InputError: fewer draws than can be refused.
+    """
+
+    num_density_draws: int = 8_192
+
+    def __post_init__(self) -> None:
+        """Checks the number of draws."""
+        fewest = min(self.num_draws, self.num_density_draws)
+        if fewest < self.num_attempts - 1:
+            raise InputError(
+                f"num_draws = {self.num_draws} and num_density_draws = "
+                f"{self.num_density_draws} of TRS: num_attempts = "
+                f"{self.num_attempts} needs {self.num_attempts - 1} or more of both"
+            )
 
     def __call__(
         self, key: Array, encodings: Encodings, folder: Path | None = None
     ) -> TRS:
         """Returns the prior with the highest held-out bound."""
         encodings = with_base(self.base, key, encodings, folder)
-        fixed = self.network, self.num_attempts, self.num_draws
+        sizes = self.num_attempts, self.num_draws
 
         def loss(params: PyTree, z: Array, key: Array, base: LatentPrior) -> Array:
-            return -jnp.mean(TRS(base, params, *fixed).excess(z, key))
+            return -jnp.mean(TRS(base, params, self.network, *sizes).excess(z, key))
 
         params = minimise(
             "trs",
             loss,
-            self.network.start(rng.stream(key, "start"), encodings.train.shape[-1]),
+            self.start(rng.stream(key, "start"), encodings.train.shape[-1]),
             encodings,
             self.training,
             key,
             folder,
             fixed=(encodings.base,),
-            settings=dataclasses.replace(self, base=None),
+            settings=dataclasses.replace(
+                self, base=None, num_density_draws=self.num_draws
+            ),
         )
-        return TRS(encodings.base, params, *fixed)
+        sizes = self.num_attempts, self.num_density_draws
+        return TRS(encodings.base, params, self.network, *sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +219,7 @@ class LARSSettings(TruncatedSettings):
     """How LARS learns: by its density, with a running average in the place of Z.
 
     The gradient of Z is that of the update's own draws.  The average starts where Z is,
-    at 1/2, and every update moves it.
+    and every update moves it.
 
     Attributes:
       num_score_draws: base draws for Z in a validation.
@@ -204,14 +238,14 @@ class LARSSettings(TruncatedSettings):
         params = minimise(
             "lars",
             loss,
-            self.network.start(rng.stream(key, "start"), encodings.train.shape[-1]),
+            self.start(rng.stream(key, "start"), encodings.train.shape[-1]),
             encodings,
             self.training,
             key,
             folder,
             score=score,
             fixed=(encodings.base,),
-            carry=0.5,  # Z before the first update
+            carry=self.acceptance,  # Z before the first update
             settings=dataclasses.replace(self, base=None, num_z_draws=0),
         )
         fitted = encodings.base, params, self.network, self.num_attempts

@@ -55,7 +55,7 @@ TILTED = {
     "vamp": vamp.Settings(20, brief(100, 2e-2)),
     "flow": flow.Settings(2, (8,), 4, brief(20)),
     "autoregressive": autoregressive.Settings((8,), 3, brief(60)),
-    "two_stage": two_stage.Settings((8,), 10, brief(60)),
+    "two_stage": two_stage.Settings((8,), 10, brief(200)),
     "diffusion": diffusion.Settings(8, 10, brief(20)),
 }
 
