@@ -191,27 +191,30 @@ def make_validate(
     """Returns the negative ELBO on held-out data, its noise fixed by `key`.
 
     The function is (state, data) -> (state, metrics) with data["valid"] [n, B, ...] and
-    data["valid_mask"] [n, B], False for padding.
+    data["valid_mask"] [n, B], False for padding.  With averaged weights "newest_loss"
+    is that of the weights that are not averaged.
     """
 
-    def validate(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+    def mean_loss(variables: PyTree, data: PyTree) -> Array:
         def batch_loss(batch: tuple[Array, Array, Array]) -> Array:
             index, stored, mask = batch
             batch_key = rng.at_step(key, index)
             x = prepare(rng.stream(batch_key, "prepare"), stored)
             terms = module.apply(
-                state.eval_variables,
-                x,
-                rng.stream(batch_key, "posterior"),
-                method="elbo_terms",
+                variables, x, rng.stream(batch_key, "posterior"), method="elbo_terms"
             )
             return jnp.sum(elbo_loss(terms), where=mask)
 
         num_batches = data["valid"].shape[0]
         batches = (jnp.arange(num_batches), data["valid"], data["valid_mask"])
         total = jnp.sum(jax.lax.map(batch_loss, batches))
-        loss = total / jnp.sum(data["valid_mask"]).astype(total.dtype)
-        return state, {"loss": loss}
+        return total / jnp.sum(data["valid_mask"]).astype(total.dtype)
+
+    def validate(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
+        metrics = {"loss": mean_loss(state.eval_variables, data)}
+        if state.averages is not None:
+            metrics["newest_loss"] = mean_loss(state.variables, data)
+        return state, metrics
 
     return validate
 

@@ -190,7 +190,12 @@ def test_validation_freezes_batch_statistics(key):
     np.testing.assert_array_equal(validate(state, other)[1]["loss"], first["loss"])
     stats = {"norm": {"mean": jnp.ones(4), "var": 2.0 * jnp.ones(4)}}
     moved = state.replace(model_state=state.model_state | {"batch_stats": stats})
-    assert validate(moved, data)[1]["loss"] != first["loss"]
+    of_moved = validate(moved, data)[1]["loss"]
+    assert of_moved != first["loss"] and "newest_loss" not in first
+    averages = {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
+    _, of_both = validate(moved.replace(averages=averages), data)
+    np.testing.assert_array_equal(of_both["loss"], first["loss"])
+    np.testing.assert_array_equal(of_both["newest_loss"], of_moved)
 
 
 # --- the penalty

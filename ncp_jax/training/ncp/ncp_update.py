@@ -185,7 +185,8 @@ def make_validate(
     The function is (state, data) -> (state, metrics [K]), with data["valid"]
     [n, B, ...] and data["valid_mask"] [n, B].  The state remembers each group's best
     weights.  The metrics are those of `held_out.merge`, "best_loss", the lowest score
-    so far, and "stopped".
+    so far, and "stopped"; with averaged weights "newest_loss" and "newest_gain" are
+    those of the weights that are not averaged.
 
     Args:
       discriminator: (z_k, context) -> logit.
@@ -205,8 +206,17 @@ def make_validate(
     """
     mesh = mesh or _one_device()
 
-    def sums_of(group: GroupState, draws: ContrastiveDraws, mask: Array) -> Sums:
-        both = nce.logits(discriminator, group.eval_params, draws)
+    def sums_of(
+        group: GroupState, draws: ContrastiveDraws, mask: Array
+    ) -> tuple[Sums, ...]:
+        """Of the weights that would be kept, and of the newest where those are not."""
+        weights = [group.eval_params]
+        if group.ema_params is not None:
+            weights.append(group.params)
+        return tuple(sums_with(params, draws, mask) for params in weights)
+
+    def sums_with(params: PyTree, draws: ContrastiveDraws, mask: Array) -> Sums:
+        both = nce.logits(discriminator, params, draws)
         is_shared = draws.context.size == 0
         losses, _ = nce.losses_of(
             *both,
@@ -222,7 +232,7 @@ def make_validate(
     def validate(state: NCPState, data: PyTree) -> tuple[NCPState, Metrics]:
         vae, num_batches = data["vae"], data["valid"].shape[0]
 
-        def batch_sums(index: Array) -> tuple[list[Sums], Array]:
+        def batch_sums(index: Array) -> tuple[list[tuple[Sums, ...]], Array]:
             i = index % num_batches
             batch_key = rng.at_step(key, index)
             x = prepare(rng.stream(batch_key, "prepare"), data["valid"][i])
@@ -234,12 +244,17 @@ def make_validate(
 
         indices = jnp.arange(num_passes * num_batches)
         per_stack, counts = jax.lax.map(batch_sums, indices)
-        metrics = [held_out.merge(found, counts, num_negatives) for found in per_stack]
+        merge = partial(held_out.merge, counts=counts, num_negatives=num_negatives)
+        metrics = [merge(found) for found, *_ in per_stack]
         scores = [held_out.score(measured, select_by) for measured in metrics]
         judged = _over_stacks(mesh, jax.vmap(nce.judge), state.stacks, scores)
         for measured, groups in zip(metrics, judged, strict=True):
             measured["best_loss"] = groups.best_loss
             measured["stopped"] = _has_stopped(groups, patience).astype(jnp.float32)
+        for measured, (_, *newest) in zip(metrics, per_stack, strict=True):
+            for found in newest:
+                of_newest = merge(found)
+                measured |= {f"newest_{n}": of_newest[n] for n in ("loss", "gain")}
         joined = _per_group(mesh, vae.blocks, metrics)
         return state.replace(stacks=tuple(judged)), joined
 

@@ -530,6 +530,9 @@ def test_the_averaged_weights_are_judged_and_kept(key):
     after, metrics = validate(state.replace(stacks=(both,)))
     other = validate_of(network, vae, key, formulation="vmap")
     _, expected = other(state.replace(stacks=(only,)))
+    for name in ("loss", "gain"):  # of the weights themselves, to be seen beside
+        np.testing.assert_array_equal(expected.pop(f"newest_{name}"), expected[name])
+        assert (metrics.pop(f"newest_{name}") != metrics[name]).all()
     chex.assert_trees_all_close(metrics, expected, rtol=1e-6)
     (best,) = after.best_params(vae.blocks)
     chex.assert_trees_all_equal(best, average)
