@@ -46,6 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
         num_importance_samples=200,
         num_snis_proposals=128,
         num_snis_samples=4,
+        fid_num_images=5_000,
     )
     if variant == "cpu":
         config.vae.update(
