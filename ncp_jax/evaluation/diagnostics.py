@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from ncp_jax import rng, samplers
 from ncp_jax.evaluation import calibration, gains, importance
@@ -19,6 +20,7 @@ from ncp_jax.training.ncp.ncp_update import contrast
 
 Array = jax.Array
 T = TypeVar("T")
+BAR: dict[str, Any] = {"mininterval": 10, "delay": 10, "leave": False}  # seconds
 # (stored examples [B, ...], mask [B], False for padding)
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 
@@ -28,11 +30,14 @@ def over_examples(
 ) -> T:
     """Applies (x, key) -> pytree of [B, ...] to all batches; padding is left out.
 
+    Shows how far it is once that has taken ten seconds.
+
     Returns:
       The same pytree, its leaves NumPy arrays [N, ...].
     """
     kept = []
-    for i, (stored, mask) in enumerate(batches):
+    shown = tqdm.tqdm(batches, "examples", unit="batch", **BAR)
+    for i, (stored, mask) in enumerate(shown):
         out = jax.device_get(function(stored, rng.at_step(key, i)))
         kept.append(jax.tree.map(lambda leaf, mask=mask: leaf[mask], out))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *kept)
