@@ -198,6 +198,7 @@ README_ROWS = {
     "mnist_mlp.py:deep`": "table2/deep_0",
     "static_mlp.py`": "static_mlp",
     "fashion_mlp.py`": "fashion_mlp",
+    "mnist_nvae.py:cpu`": "mnist_nvae",
 }
 
 
@@ -220,7 +221,9 @@ def test_the_readme_s_results_are_those_of_the_recorded_runs():
 def test_the_groups_table_is_that_of_the_recorded_run():
     nvae = _records("mnist_nvae_residual")
     for name, record in (("cpu", _records("mnist_nvae")), ("cpu_residual", nvae)):
-        (row,) = re.findall(rf"^\| `mnist_nvae.py:{name}`.*", DOCS, re.MULTILINE)
+        (row,) = re.findall(
+            rf"^\| `mnist_nvae.py:{name}`.*", PAGES["docs/results.md"], re.MULTILINE
+        )
         for metric in ("nll_base", "nll_ncp", "gain_nats", "log_z"):
             assert _interval(record, metric) in row, metric
     for k in range(10):
@@ -253,6 +256,41 @@ def test_the_tables_of_signal_directions_are_those_of_the_recorded_run():
     assert f"add up to {gains:.2f} nats" in DOCS
     settings = record["run"]["config"]["evaluate"]
     assert (settings["feature_net"], settings["fid_num_images"]) == ("lenet5", 2_500)
+
+
+def test_the_seeds_of_signal_directions_are_those_of_the_recorded_runs():
+    names = ["mnist_nvae", *(f"mnist_nvae_seed_{s}" for s in (1, 2))]
+    found = [n for n in names if (ROOT / "results" / f"{n}.json").exists()]
+    for seed, record in enumerate(map(_records, found)):
+        assert record["run"]["config"]["ncp"]["seed"] == seed
+        gains = (record["metrics"][f"nce_gain/{k}"]["value"] for k in range(5))
+        cells = [_interval(record, n) for n in ("gain_nats", "gain_snis_nats")]
+        cells += [f"{sum(gains):.2f}", _interval(record, "log_z")]
+        cells += [_interval(record, f"fd_lenet_{s}") for s in ("sir", "langevin")]
+        assert f"| {seed} | {' | '.join(cells)} |" in DOCS
+
+
+def test_the_small_hierarchies_are_those_of_the_recorded_runs():
+    def three(values):
+        return ", ".join(f"{value:.3f}" for value in values)
+
+    for row in _records("conditional_hole")["rows"]:
+        names = ("gain", "log_z", "rms_error_of_log_r")
+        gain, half = row["gain_nats"], 1.96 * row["gain_nats_stderr"]
+        cells = [row["discriminators read"], *(three(row[name]) for name in names)]
+        assert f"| {' | '.join(cells)} | {gain:.3f} ± {half:.3f} |" in DOCS
+        assert f"are {three(row['true_gain'])} nats" in DOCS
+        assert f"is {row['true_gain_nats']:.3f} nats, in closed form" in DOCS
+    ladder = _records("mnist_ladder")
+    for k in range(3):
+        cells = (_interval(ladder, f"{n}/{k}") for n in ("nce_loss", "nce_gain"))
+        assert f"| {k} | {' | '.join(cells)} |" in DOCS
+    of_all = ("nll_base", "nll_ncp", "gain_nats", "gain_snis_nats")
+    of_pictures = (f"fd_lenet_{s}" for s in ("base", "sir", "floor"))
+    section = DOCS[DOCS.index("### A ladder of three groups") :]
+    section = section[: section.index("```sh")]
+    for name in (*of_all, *of_pictures):
+        assert _interval(ladder, name) in section, name
 
 
 def test_the_prior_hole_table_is_that_of_the_recorded_run():
