@@ -32,6 +32,7 @@ OF_ALL = ("groups", "batch_size", "dtype")
 OF_SAMPLER = {  # settings of `sample` that a picture depends on
     "base": ("temperature", "num_readjust_iterations"),
     "sir": ("num_proposals",),
+    "asir": ("num_proposals", "tolerance"),
     "isir": ("num_proposals", "num_iterations"),
     "langevin": tuple(f"langevin_{name}" for name in _OF_LANGEVIN),
     "mala": _OF_MALA,

@@ -114,6 +114,11 @@ def test_settings_that_cannot_work_are_named(changes, message):
     [
         ((), {"ncp": {"hiden": 3}}, r"priors\.ncp: prior 'ncp' has no setting 'hiden'"),
         (("gaussian",), {"ncp": {}}, r"priors\.ncp is of a prior that is not among"),
+        ((), {"ncp": 3}, r"priors\.ncp: prior 'ncp' takes a section"),
+        ((), {"ncp": {"training": 3}}, r"'ncp\.training' takes a section"),
+        ((), {"ncp": {"num_negatives": "x"}}, r"'ncp\.num_negatives' takes .* got 'x'"),
+        ((), {"ncp": {"num_negatives": -1}}, r"'ncp\.num_negatives' takes .* got -1"),
+        ((), {"ebm": {"negatives": "gibbs"}}, r"'ebm\.negatives' takes one of"),
         ((), {"npc": {}}, r"priors\.npc: there is no prior 'npc'.*Did you mean"),
     ],
 )

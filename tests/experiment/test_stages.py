@@ -436,7 +436,7 @@ def test_bad_settings_are_refused_before_the_folder_is_made(
 
 
 def test_an_unknown_stage_is_refused_with_the_stages(tmp_path):
-    with pytest.raises(InputError, match="vae, import, ncp, sample, evaluate, report"):
+    with pytest.raises(InputError, match="vae, import, ncp, sample, evaluate, compare"):
         stages.run(tiny.config(), tmp_path / "run", "train")
 
 

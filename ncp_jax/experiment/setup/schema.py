@@ -52,7 +52,7 @@ def checked(config: Any) -> ConfigDict:
     result = default(vae, discriminator)
     values = _section("", given, result.to_dict())
     with result.unlocked():
-        result.update_from_flattened_dict(dict(flatten(values)))
+        result.update(values)  # flattened, a prior that has no section yet has no place
     return result
 
 

@@ -7,7 +7,9 @@ set and no run: encodings come as arrays.
 import dataclasses
 import difflib
 import importlib
+import math
 import types
+import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -97,18 +99,45 @@ def shortened(settings: Any, max_steps: int, max_draws: int) -> Any:
     return dataclasses.replace(settings, **values)
 
 
-def _changed(name: str, settings: Any, changes: Mapping[str, Any]) -> Any:
+def _changed(name: str, settings: Any, changes: Any) -> Any:
     """The same settings with other values of some fields."""
-    fields = [field.name for field in dataclasses.fields(settings)]
-    if unknown := sorted(changes.keys() - set(fields)):
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    if not isinstance(changes, Mapping):
+        raise InputError(f"prior {name!r} takes a section of settings, got {changes!r}")
+    if unknown := sorted(map(str, changes.keys() - fields.keys())):
         raise InputError(
             f"prior {name!r} has no setting {unknown[0]!r}: there are "
             f"{', '.join(fields) or 'none'}"
         )
-    values = {}
-    for field, value in changes.items():
-        before = getattr(settings, field)
-        if dataclasses.is_dataclass(before) and isinstance(value, Mapping):
-            value = _changed(f"{name}.{field}", before, value)
-        values[field] = tuple(value) if isinstance(value, list) else value
+    values = {
+        field: _value(f"{name}.{field}", fields[field].type, before, changes[field])
+        for field in changes
+        for before in [getattr(settings, field)]
+    }
     return dataclasses.replace(settings, **values)
+
+
+def _value(name: str, kind: Any, before: Any, value: Any) -> Any:
+    """A value of the type that the field's default has; others are refused."""
+    if dataclasses.is_dataclass(before) and isinstance(value, Mapping):
+        return _changed(name, before, value)
+    if before is None or dataclasses.is_dataclass(before):  # or a fit of one's own
+        is_none = value is None and type(None) in typing.get_args(kind)
+        if is_none or callable(value) or isinstance(value, type(before)):
+            return value
+        raise InputError(f"prior {name!r} takes a section of settings, got {value!r}")
+    if isinstance(before, tuple):
+        parts = value if isinstance(value, list | tuple) else (value,)
+        return tuple(_value(name, None, before[0], part) for part in parts)
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    is_number = isinstance(before, int | float)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    is_fine = is_whole if isinstance(before, int) else isinstance(value, type(before))
+    if isinstance(before, float) and is_whole:
+        value, is_fine = float(value), True
+    if is_number and is_fine:
+        is_fine = math.isfinite(value) and value >= 0
+    if not is_fine or (choices and value not in choices):
+        what = f"one of {choices}" if choices else f"values like {before!r}"
+        raise InputError(f"prior setting {name!r} takes {what}, got {value!r}")
+    return value

@@ -406,3 +406,12 @@ def test_a_need_is_counted_to_the_byte(monkeypatch):
 
 def test_there_is_some_memory():
     assert 10**8 < budget.memory_bytes() < 10**15
+
+
+def test_settings_of_priors_pass_the_door():
+    config = config_lib.default()
+    changes = {"ncp": {"hidden_dims": (3, 4), "training": {"num_steps": 5}}}
+    with config.unlocked():
+        config.compare.priors = changes
+    checked = schema.checked(schema.checked(config))
+    assert checked.compare.priors.to_dict() == changes and checked.is_locked
