@@ -88,7 +88,7 @@ def over_fits(
     """
     names = [name for name in of_fits[0] if all(name in each for each in of_fits)]
     found = {name: [each[name] for each in of_fits] for name in names}
-    metrics = {name: mean(estimates) for name, estimates in found.items()}
+    metrics = {name: _mean_of_fits(estimates) for name, estimates in found.items()}
     spreads = {
         name: float(np.std([e.value for e in estimates], ddof=1))
         for name, estimates in found.items()
@@ -107,6 +107,18 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
     if len(errors) == len(estimates):
         stderr = math.sqrt(math.fsum(e**2 for e in errors)) / len(errors)
     return Estimate(value, stderr, estimates[0].n, estimates[0].unit)
+
+
+def _mean_of_fits(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of estimates against the same held-out examples, which do not average.
+
+    How much of each error is theirs is not known: it is as large as that of one fit.
+    """
+    found = mean(estimates)
+    errors = [e.stderr for e in estimates if e.stderr is not None]
+    return (
+        found if found.stderr is None else found._replace(stderr=float(np.mean(errors)))
+    )
 
 
 def _as_json(metrics: Metrics) -> dict[str, dict[str, Any]]:

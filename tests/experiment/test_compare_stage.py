@@ -119,6 +119,7 @@ def test_settings_that_cannot_work_are_named(changes, message):
         ((), {"ncp": {"num_negatives": "x"}}, r"'ncp\.num_negatives' takes .* got 'x'"),
         ((), {"ncp": {"num_negatives": -1}}, r"'ncp\.num_negatives' takes .* got -1"),
         ((), {"ebm": {"negatives": "gibbs"}}, r"'ebm\.negatives' takes one of"),
+        ((), {"ncp": {"activation": "nope"}}, r"jax\.nn has no 'nope'"),
         ((), {"npc": {}}, r"priors\.npc: there is no prior 'npc'.*Did you mean"),
     ],
 )

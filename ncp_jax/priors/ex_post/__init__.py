@@ -13,6 +13,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from ncp_jax.errors import InputError
 from ncp_jax.priors.ex_post import contract
 
@@ -129,6 +131,8 @@ def _value(name: str, kind: Any, before: Any, value: Any) -> Any:
     if isinstance(before, tuple):
         parts = value if isinstance(value, list | tuple) else (value,)
         return tuple(_value(name, None, before[0], part) for part in parts)
+    if name.endswith(".activation") and not hasattr(jax.nn, str(value)):
+        raise InputError(f"prior setting {name!r}: jax.nn has no {value!r}")
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
     is_number = isinstance(before, int | float)
     is_whole = isinstance(value, int) and not isinstance(value, bool)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng
+from ncp_jax.errors import InputError
 from ncp_jax.models.mlp_vae import standard_normal
 from ncp_jax.priors.ex_post import fitting, gaussian
 from ncp_jax.priors.ex_post.contract import Density, Encodings, Training
@@ -233,9 +234,17 @@ class Settings:
           key: PRNG key; consumed here.
           encodings: of training and of validation examples.
           folder: of checkpoints; None keeps none.
+
+        Raises:
+          InputError: z has one dimension.
         """
         moments = gaussian.matched(encodings)
         dim = len(moments.mean)
+        if dim < 2:
+            raise InputError(
+                "flow moves some dimensions of z given the others, and this VAE's z "
+                "has one: leave flow and ncp_over_flow out (autoregressive takes one)"
+            )
         net = Couplings(dim, self.num_couplings, self.hidden_dims, self.num_bins)
         params = jax.jit(net.init)(rng.stream(key, "init"), jnp.zeros((1, dim)))
         params = fitting.minimise(

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ncp_jax.errors import InputError
 from ncp_jax.models.distributions import Normal
 from ncp_jax.priors.ex_post import flow
-from ncp_jax.priors.ex_post.contract import Training
+from ncp_jax.priors.ex_post.contract import Encodings, Training
 from ncp_jax.priors.ex_post.flow import Couplings, Spline, rational_quadratic
 from tests.priors.ex_post import suite
 from tests.random_variables import random_variables
@@ -76,3 +77,10 @@ def test_it_starts_as_the_normal_of_the_encodings(key):
     expected = Normal(train.mean(0)[None], train.std(0)[None]).log_prob(z)
     log_p = suite.log_prob(start, z, key)
     np.testing.assert_allclose(log_p, expected, atol=1e-4)
+
+
+def test_one_dimension_is_refused():
+    z = jnp.zeros((4, 1, 1))
+    base = flow.Gaussian(jnp.zeros(1), jnp.ones(1))
+    with pytest.raises(InputError, match="z has one"):
+        flow.Settings()(jax.random.key(0), Encodings(z, z, base))
