@@ -186,8 +186,9 @@ def _conversion(array: np.ndarray) -> str:
 def _divided(path: Path, arrays: Arrays, groups: dict[str, list[str]]) -> Parts:
     """The three parts; each comes from the arrays of one group."""
     joined, rows, first = {}, {}, 0
+    # Across the parts, too: what is trained on must not be what is measured on.
+    _refuse_copies(path, {name: arrays[name] for of in groups.values() for name in of})
     for split, names in groups.items():
-        _refuse_copies(path, {name: arrays[name] for name in names})
         parts = [arrays[name] for name in names]
         joined[split] = parts[0] if len(parts) == 1 else _joined(parts)
         rows[split] = list(range(first, first + len(joined[split])))

@@ -38,6 +38,7 @@ OF_SAMPLER = {  # settings of `sample` that a picture depends on
     "mala": _OF_MALA,
     "sirmala": ("num_proposals", *_OF_MALA),
 }
+_PNG_END = b"IEND\xaeB`\x82"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of a member of an archive: its bytes know no time
 
 
@@ -173,12 +174,15 @@ class _Writer:
         self.check()
 
     def check(self) -> None:
-        """Raises `InputError` if a file is not there."""
+        """Raises `InputError` if a file is not there, or not whole."""
         files = [self._folder / "images.npz"]
         if self._is_png:
             files = [self._png(i) for i in range(self._num_images)]
-        if missing := [path.name for path in files if not path.exists()]:
+        if missing := [path.name for path in files if not _is_whole(path)]:
             raise self._lost(missing[0])
+        has_latents = any(self._folder.glob("latents_*.npy"))
+        if self._is_png and self._has_latents and not has_latents:
+            raise self._lost("latents_0.npy")
 
     def _png(self, i: int) -> Path:
         return self._folder / "images" / f"{i:0{self._digits}}.png"
@@ -219,3 +223,15 @@ class _Writer:
                 ):
                     shutil.copyfileobj(source, target, 2**20)
         os.replace(temporary, path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a picture or an archive is there to its end."""
+    try:
+        if path.suffix == ".npz":
+            return zipfile.is_zipfile(path)
+        with path.open("rb") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:  # none, or shorter
+        return False

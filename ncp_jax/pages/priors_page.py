@@ -89,7 +89,10 @@ def ranked(priors: Mapping[str, Prior]) -> list[str]:
 
 def _lead(compared: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     about = compared["about"]
-    base = " ".join(quantities.estimate(compared["nll_base"]))
+    found = compared["nll_base"]
+    base = f"{found['value']:.4g}"  # of one example
+    if found.get("stderr") is not None:
+        base = " ".join(quantities.estimate(found))
     split = about.get("split", "held-out")
     text = (
         "Every prior was fitted to the encodings of one frozen VAE and measured on "

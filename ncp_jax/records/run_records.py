@@ -50,6 +50,30 @@ class Run(msgspec.Struct):
     stages: dict[str, Any] = {}
 
 
+class ComparedPrior(msgspec.Struct):
+    """One prior of a comparison, as far as its page reads it."""
+
+    density: str
+    metrics: dict[str, Metric]
+    spreads: dict[str, _Spread | None] = {}
+
+
+class ComparedAbout(msgspec.Struct):
+    """How priors were compared, likewise."""
+
+    num_examples: _Count
+    num_fits: _Count
+
+
+class Compared(msgspec.Struct):
+    """Priors side by side."""
+
+    about: ComparedAbout
+    nll_base: Metric
+    floor: dict[str, Metric]
+    priors: dict[str, ComparedPrior]
+
+
 class Results(msgspec.Struct):
     """results.json."""
 
@@ -133,6 +157,8 @@ def read_results(path: Path, remedy: str) -> dict[str, Any] | None:
     checked = _check(path, remedy, content, Results)
     for name, metric in checked.metrics.items():
         _check(path, remedy, metric, Metric, f"metrics[{name!r}]")
+    if isinstance(content.get("priors"), dict):
+        _check(path, remedy, content["priors"], Compared, "priors")
     run = checked.run
     _check(path, remedy, run.config, Config, "run.config")
     for name, stage in run.stages.items():

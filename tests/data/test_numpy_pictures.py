@@ -106,8 +106,8 @@ def test_words_in_names_say_which_part(tmp_path, kind, is_one_file):
 
 
 def test_what_lies_in_files_of_its_own_is_mapped(tmp_path):
-    for split in ("train", "valid", "test"):
-        np.save(tmp_path / f"{split}.npy", pictures(5, seed=len(split)))
+    for seed, split in enumerate(("train", "valid", "test")):
+        np.save(tmp_path / f"{split}.npy", pictures(5, seed=seed))
     assert all(
         isinstance(part.base, np.memmap) or isinstance(part, np.memmap)
         for part in load(tmp_path)
@@ -211,3 +211,11 @@ def test_the_decoded_cache_of_other_pictures_is_not_read(tmp_path):
 )
 def test_a_part_is_a_word_of_its_own(name, split):
     assert numpy_pictures.split_in(name) == split
+
+
+def test_the_same_pictures_for_training_and_test_are_refused(tmp_path):
+    everything = pictures(21, COLOUR)
+    np.save(tmp_path / "x_train.npy", everything)
+    np.save(tmp_path / "x_test.npy", everything[:15])
+    with pytest.raises(InputError, match="hold the same pictures"):
+        load(tmp_path, COLOUR)

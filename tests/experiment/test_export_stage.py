@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import types
 import zipfile
@@ -227,6 +228,7 @@ def test_other_weights_are_refused(prior, tmp_path, capsys):
     ("damage", "message"),
     [
         (lambda f: (f / "images" / "000003.png").unlink(), "has lost 000003.png: del"),
+        (lambda f: os.truncate(f / "images" / "000003.png", 50), "has lost 000003.png"),
         (lambda f: (f / "export.json").unlink(), "holds files and no export.json"),
         (lambda f: (f / "export.json").write_text("{"), "export.json is damaged"),
     ],
