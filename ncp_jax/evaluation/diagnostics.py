@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from ncp_jax import rng, samplers
 from ncp_jax.evaluation import calibration, gains, importance
@@ -20,7 +19,6 @@ from ncp_jax.training.ncp.ncp_update import contrast
 
 Array = jax.Array
 T = TypeVar("T")
-BAR: dict[str, Any] = {"mininterval": 10, "delay": 10, "leave": False}  # seconds
 # (stored examples [B, ...], mask [B], False for padding)
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 
@@ -36,11 +34,17 @@ def over_examples(
       The same pytree, its leaves NumPy arrays [N, ...].
     """
     kept = []
-    shown = tqdm.tqdm(batches, "examples", unit="batch", **BAR)
-    for i, (stored, mask) in enumerate(shown):
+    for i, (stored, mask) in enumerate(progress(batches, "examples")):
         out = jax.device_get(function(stored, rng.at_step(key, i)))
         kept.append(jax.tree.map(lambda leaf, mask=mask: leaf[mask], out))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *kept)
+
+
+def progress(batches: Iterable[T], name: str) -> Iterable[T]:
+    """The same, with a bar once they have taken ten seconds."""
+    import tqdm  # late: whoever imports likelihoods need not have it
+
+    return tqdm.tqdm(batches, name, unit="batch", mininterval=10, delay=10, leave=False)
 
 
 @jax.default_matmul_precision("float32")  # TF32 would move log-weights

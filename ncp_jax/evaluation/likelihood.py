@@ -5,13 +5,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
 from ncp_jax.evaluation import importance
 from ncp_jax.evaluation.bounds import Bounds, example_bounds
-from ncp_jax.evaluation.diagnostics import BAR, Batches, over_examples
+from ncp_jax.evaluation.diagnostics import Batches, over_examples, progress
 from ncp_jax.evaluation.importance import Estimate, WeightSums
 from ncp_jax.priors import ncp_prior
 from ncp_jax.priors.ncp_prior import NCPPrior
@@ -54,7 +53,7 @@ def log_z(
     size = -(-min(batch_size, num_draws) // mesh.size) * mesh.size
     sums, course = WeightSums(), []
     num_batches = -(-num_draws // size)
-    for i in tqdm.trange(num_batches, desc="log Z", unit="batch", **BAR):
+    for i in progress(range(num_batches), "log Z"):
         log_r = np.asarray(_draw_log_r(mesh, size, ncp, key, i * size))
         sums = sums.add(log_r[: num_draws - i * size])
         if (i + 1) & i == 0 or i + 1 == num_batches:
