@@ -17,7 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ncp_jax.data import celeba, cifar, picture_cache, picture_files, readers
+from ncp_jax.data import (
+    celeba,
+    cifar,
+    picture_cache,
+    picture_files,
+    readers,
+    static_mnist,
+)
 from ncp_jax.data.partial_array import PartialArray
 from ncp_jax.errors import InputError
 from ncp_jax.experiment.setup import budget, data_seal, overrides, schema, validation
@@ -140,7 +147,7 @@ def test_packed_pictures(tmp_path, save):
         tmp_path / "x.npz",
         **{k: dice.integers(256, size=(3, 2), dtype=np.uint8) for k in parts},
     )
-    read = lambda path: readers.read_packed_bits(path, SHAPE)  # noqa: E731
+    read = lambda path: static_mnist.read_npz(path, SHAPE)  # noqa: E731
     expected = read(tmp_path / "x.npz")
     assert survive(500, *of_file(tmp_path / "x.npz", read), expected) > 10
 

@@ -145,7 +145,12 @@ def figure(png: bytes, style: str, alt: str, caption: str) -> str:
 def escape(value: Any) -> str:
     """The value as text that no browser takes for markup.
 
-    Bytes of a file's name that are no UTF-8 are shown by their numbers.
+    Bytes of a file's name that are no UTF-8 are shown by their numbers, and so are
+    halves of a character that stand alone.
     """
-    text = str(value).encode("utf-8", "surrogateescape")
-    return html.escape(text.decode("utf-8", "backslashreplace"))
+    text = str(value)
+    try:
+        content = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        content = text.encode("utf-8", "backslashreplace")
+    return html.escape(content.decode("utf-8", "backslashreplace"))
