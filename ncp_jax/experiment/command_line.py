@@ -16,13 +16,10 @@ Exit code 0: done. 2: bad input, which the message names. 130 or 143: stopped by
 Ctrl-C or SIGTERM, to be continued by the same command.
 """
 
-import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple, NoReturn
 
 from absl import flags, logging
@@ -33,7 +30,7 @@ from ncp_jax.data import datasets
 from ncp_jax.errors import InputError, explained, local_path
 from ncp_jax.experiment import stages
 from ncp_jax.experiment.setup import config_files, overrides, schema, standard_streams
-from ncp_jax.training.loop import Preempted
+from ncp_jax.training.loop import Preempted, preempted_by
 
 
 def run() -> NoReturn:
@@ -58,7 +55,7 @@ def main(argv: list[str]) -> int:
         print(f"{__doc__}\n{_choices()}")
         return 0
     try:
-        with _sigterm_raises():
+        with preempted_by(signal.SIGTERM):
             options = _parse(argv)
             parallel.join_processes()
             workdir = Path(local_path("--workdir", options.workdir))
@@ -137,21 +134,6 @@ def _choices() -> str:
         f"stages: {', '.join(stages.STAGES)}\n"
         f"data sets (--config.data.name): {', '.join(datasets.NAMES)}, tfds:NAME"
     )
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM outside of training, where it would save first, ends the run tidily."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        del frame
-        raise Preempted(signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _report(stop: Preempted) -> int:

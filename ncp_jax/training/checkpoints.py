@@ -1,10 +1,11 @@
 """Checkpoints that survive kills and notice damage (Orbax plus a hash per array)."""
 
+import contextlib
 import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -297,6 +298,16 @@ class Nowhere(Checkpoints):
 
     def wait(self) -> None:
         """Does not wait."""
+
+
+@contextlib.contextmanager
+def opened(directory: Path | None, metadata: dict[str, Any]) -> Iterator[Checkpoints]:
+    """The checkpoints in a folder; `Nowhere` without one."""
+    if directory is None:
+        yield Nowhere()
+        return
+    with Checkpoints(directory, metadata) as saved:
+        yield saved
 
 
 class _LatestTwoAndBest(checkpoint_managers.PreservationPolicy):

@@ -1,10 +1,11 @@
 """One training loop for both stages: many steps per dispatch, resumable to the bit."""
 
+import contextlib
 import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -213,6 +214,21 @@ class Preempted(BaseException):
         name = signal.Signals(signum).name
         super().__init__(f"{name}: {what}. Run the same command again to continue.")
         self.exit_code = 128 + signum
+
+
+@contextlib.contextmanager
+def preempted_by(signum: int) -> Iterator[None]:
+    """Outside of training, where it would save first, the signal raises `Preempted`."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        del frame
+        raise Preempted(signum)
+
+    before = signal.signal(signum, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signum, before)
 
 
 class StopSignals:

@@ -7,16 +7,14 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
 from ncp_jax.experiment.setup import schema
-from ncp_jax.training.loop import Preempted
+from ncp_jax.training.loop import Preempted, preempted_by
 
 _PACKAGE = Path(__file__).parents[2]
 _INSTALLED = _PACKAGE / "configs"  # where the wheel has them
@@ -99,22 +97,11 @@ def _get_config(path: Path, variant: str) -> Any:
     return get_config(variant) if variant else get_config()
 
 
-@contextlib.contextmanager
-def _interrupts_apart() -> Iterator[None]:
+def _interrupts_apart() -> contextlib.AbstractContextManager[None]:
     """Ctrl-C ends the run; a KeyboardInterrupt is then of the file's own making."""
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        del frame
-        raise Preempted(signum)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        return contextlib.nullcontext()
+    return preempted_by(signal.SIGINT)
 
 
 def _described(path: Path, error: BaseException) -> str:

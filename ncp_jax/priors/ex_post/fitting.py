@@ -4,9 +4,8 @@ The weights of the lowest held-out score are kept, and a fit that was stopped go
 from its last checkpoint to the same bits.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from flax import struct
 from ncp_jax import rng
 from ncp_jax.priors.ex_post.contract import Encodings, Training
 from ncp_jax.training import loop, optimizers
-from ncp_jax.training.checkpoints import Checkpoints, Nowhere, fingerprint
+from ncp_jax.training.checkpoints import fingerprint, opened
 from ncp_jax.training.loop import Metrics, PyTree, Task
 from ncp_jax.training.run_log import SilentLog
 
@@ -104,7 +103,7 @@ def minimise(
         metadata["settings"] = repr(settings)
     if fixed:
         metadata["fixed"] = fingerprint(fixed)
-    with _checkpoints(folder, metadata) as saved:
+    with opened(folder, metadata) as saved:
         restored = saved.restore_latest(state)
         if restored is not None:
             state = restored.state
@@ -136,7 +135,7 @@ def kept(
     Raises:
       InputError: `folder` holds another fit.
     """
-    with _checkpoints(folder, metadata) as saved:
+    with opened(folder, metadata) as saved:
         restored = saved.restore_latest(like)
         if restored is not None:
             return jax.tree.map(jnp.asarray, restored.state)
@@ -220,12 +219,3 @@ def _task(
 def _without_carry(loss: Loss) -> Loss:
     """The same with nothing to hand on."""
     return lambda *arguments: (loss(*arguments[:-1]), None)
-
-
-@contextlib.contextmanager
-def _checkpoints(folder: Path | None, metadata: dict) -> Iterator[Checkpoints]:
-    if folder is None:
-        yield Nowhere()
-        return
-    with Checkpoints(folder, metadata) as saved:
-        yield saved

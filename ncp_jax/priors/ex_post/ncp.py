@@ -6,6 +6,7 @@ the ranking loss beside it (Ma and Collins, 2018); M negatives counted for each 
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -94,13 +95,8 @@ class Reweighted:
         if how.method == "langevin":
             start = self.base.sample(rng.stream(keys, "start"))
             return self.langevin(rng.stream(keys, "langevin"), start)
-        draws, _ = samplers.sir(
-            rng.stream(keys, "sir"),
-            self.base.sample,
-            self.log_r,
-            num_proposals=how.num_proposals,
-            chunk_size=max(1, PROPOSALS_AT_A_TIME // len(keys)),
-        )
+        of_sir = rng.stream(keys, "sir")
+        draws = resampled(of_sir, self.base, self.log_r, how.num_proposals)
         if how.method == "sir":
             return draws
         return self.mala(rng.stream(keys, "mala"), draws)
@@ -125,6 +121,20 @@ class Reweighted:
             num_adapt_steps=how.num_steps // 2,
         )
         return draws
+
+
+def resampled(
+    keys: Array, base: LatentPrior, log_r: Callable[[Array], Array], num_proposals: int
+) -> Array:
+    """One of M draws of the base prior per key, chosen with weight r: z [B, D]."""
+    draws, _ = samplers.sir(
+        keys,
+        base.sample,
+        log_r,
+        num_proposals=num_proposals,
+        chunk_size=max(1, PROPOSALS_AT_A_TIME // len(keys)),
+    )
+    return draws
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,13 +6,14 @@ encodings the bound is the ranking loss (Ma and Collins, 2018).
 """
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from ncp_jax import rng, samplers
+from ncp_jax import rng
 from ncp_jax.models.discriminator import RatioMLP
 from ncp_jax.priors.ex_post.contract import (
     Density,
@@ -24,7 +25,7 @@ from ncp_jax.priors.ex_post.contract import (
     with_base,
 )
 from ncp_jax.priors.ex_post.fitting import minimise
-from ncp_jax.priors.ex_post.ncp import PROPOSALS_AT_A_TIME
+from ncp_jax.priors.ex_post.ncp import resampled
 from ncp_jax.training.loop import PyTree
 from ncp_jax.training.ncp.nce import ranking_losses
 
@@ -78,14 +79,8 @@ class SNIS:
 
     def sample(self, keys: Array) -> Array:
         """Draws z [B, D], one per key, of just this density."""
-        draws, _ = samplers.sir(
-            keys,
-            self.base.sample,
-            lambda z: self.network.log_r(self.params, z),
-            num_proposals=self.num_proposals,
-            chunk_size=max(1, PROPOSALS_AT_A_TIME // len(keys)),
-        )
-        return draws
+        log_r = partial(self.network.log_r, self.params)
+        return resampled(keys, self.base, log_r, self.num_proposals)
 
 
 @dataclasses.dataclass(frozen=True)

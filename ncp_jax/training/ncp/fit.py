@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check_discriminator
 from ncp_jax.models.discriminator_choice import discriminator_for
 from ncp_jax.priors.ncp_prior import NCPPrior
-from ncp_jax.training import loop, optimizers
-from ncp_jax.training.checkpoints import Checkpoints, Nowhere, fingerprint
+from ncp_jax.training import checkpoints, loop, optimizers
+from ncp_jax.training.checkpoints import Checkpoints, fingerprint
 from ncp_jax.training.loop import Preempted, Prepare, Task
 from ncp_jax.training.ncp import preparation, signal
 from ncp_jax.training.ncp.ncp_update import NCPState
@@ -147,7 +147,8 @@ def fit(
     make_task = partial(given.task, stage, key, settings, mesh)
     state = stage.initial(model, key)
     if settings is None or any(given.vae.directions.widths):
-        with _checkpoints(workdir, metadata) as saved:
+        folder = Path(workdir) / "ncp" / "checkpoints" if workdir else None
+        with checkpoints.opened(folder, metadata) as saved:
             state = _trained(make_task, state, saved, length, workdir, progress)
     params = jax.device_put(state.best_params(model.blocks))
     return signal.prior(given.vae, network, params)
@@ -230,17 +231,6 @@ def _trained(
         raise KeyboardInterrupt(kept) from None
     saved.wait()
     return task.collect(state)
-
-
-@contextlib.contextmanager
-def _checkpoints(
-    workdir: str | Path | None, metadata: dict[str, Any]
-) -> Iterator[Checkpoints]:
-    if workdir is None:
-        yield Nowhere()
-        return
-    with Checkpoints(Path(workdir) / "ncp" / "checkpoints", metadata) as saved:
-        yield saved
 
 
 def _named(key: Array, vae: LatentVariableModel, **arrays: Any) -> dict[str, Any]:
