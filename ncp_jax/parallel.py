@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ncp_jax import rendezvous
 from ncp_jax.errors import InputError
+from ncp_jax.process import rendezvous
 
 PyTree = Any
 

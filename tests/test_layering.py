@@ -11,7 +11,7 @@ PACKAGE = Path(ncp_jax.__file__).parent
 
 FLOORS = [  # the ground first; rooms of one floor do not know each other
     {"errors", "nested"},
-    {"rng", "rendezvous", "records"},
+    {"rng", "process", "records"},
     {"parallel", "data", "pages.parts"},
     {"models", "pages"},
     {"models.nvae", "samplers"},

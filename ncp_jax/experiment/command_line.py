@@ -29,7 +29,8 @@ from ncp_jax import parallel
 from ncp_jax.data import datasets
 from ncp_jax.errors import InputError, explained, local_path
 from ncp_jax.experiment import stages
-from ncp_jax.experiment.setup import config_files, overrides, schema, standard_streams
+from ncp_jax.experiment.setup import config_files, overrides, schema
+from ncp_jax.process import compiled, standard_streams
 from ncp_jax.training.loop import Preempted, preempted_by
 
 
@@ -37,6 +38,7 @@ def run() -> NoReturn:
     """The program: runs on the command line's arguments and ends the process."""
     standard_streams.outlive_readers()
     _quiet_orbax()
+    compiled.keep()
     try:
         code = main(sys.argv)
         sys.stdout.flush()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 STARTS = """
 import os, sys
-from ncp_jax.experiment.setup import standard_streams
+from ncp_jax.process import standard_streams
 standard_streams.outlive_readers()
 """
 WORKS = f"""{STARTS}

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from ncp_jax import rendezvous
 from ncp_jax.errors import InputError
+from ncp_jax.process import rendezvous
 
 SOON = 0.4  # seconds
 
