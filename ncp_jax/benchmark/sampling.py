@@ -19,6 +19,7 @@ from ncp_jax.priors import generation
 from ncp_jax.priors.group_samplers import (
     MALA,
     SIR,
+    AdaptiveSIR,
     Base,
     IteratedSIR,
     Langevin,
@@ -87,6 +88,9 @@ def rows(
                     yield row
                     continue
                 row |= _time(ncp, draw, key, num_images, settings)
+                if "num_proposals" in row:  # it has ended by itself
+                    row["weighed"] = float(np.mean(row["num_proposals"]))
+                    flops = work.flops(draw, num_images, row["weighed"])
                 rate = flops / row["seconds"]
                 row |= {"flops": flops, "flops_per_second": rate}
                 row["share_of_ceiling"] = rate / ceiling
@@ -104,6 +108,7 @@ def _series(
             ncp, num_images, num_proposals, settings.memory_bytes
         )
 
+    *_, most = sorted(settings.num_proposals)
     some = sorted(settings.num_proposals)[-2:][0]  # the last but one, if there are two
     steps = sorted(settings.num_steps)[-2:][0]
     iterations = max(some // 50, 2)
@@ -114,6 +119,7 @@ def _series(
             (Langevin(settings.step_size, t, in_noise=True), t)
             for t in settings.num_steps
         ],
+        "asir": [(AdaptiveSIR(max_proposals=most), most)],
         "isir": [(IteratedSIR(some // iterations, iterations, chunk(50)), some)],
         "mala": [(MALA(0.1, steps, steps // 4), steps)],
         "sirmala": [(SIRThenMALA(half, chunk(half), 0.1, steps // 10 or 1, 0), half)],
@@ -164,7 +170,7 @@ def _diagnostics(info: Any) -> Row:
         parts = list(info)
     found: Row = {}
     for part in parts:
-        for name in ("ess", "log_z", "acceptance", "step_size"):
+        for name in ("ess", "log_z", "acceptance", "step_size", "num_proposals"):
             if name in part._fields:
                 found[name] = np.mean(getattr(part, name), 1).tolist()
         course = getattr(part, "log_density", None)
@@ -217,9 +223,10 @@ class _Work:
             )
             self._of_ratio += len(ncp.reweighted_in(b)) * (two - one)
 
-    def flops(self, draw: Any, num_images: int) -> int:
-        """Those of one call."""
-        return num_images * (self._of_base + _evaluations(draw) * self._of_ratio)
+    def flops(self, draw: Any, num_images: int, evaluations: float = 0.0) -> int:
+        """Those of one call; `evaluations` of log r for a draw, if it chose itself."""
+        evaluations = evaluations or _evaluations(draw)
+        return int(num_images * (self._of_base + evaluations * self._of_ratio))
 
 
 def _weigh(b: int, context: Array, several: list[Array], ncp: NCPPrior) -> list[Array]:
@@ -229,6 +236,7 @@ def _weigh(b: int, context: Array, several: list[Array], ncp: NCPPrior) -> list[
 
 _EVALUATIONS: dict[type, Callable[[Any], int]] = {
     SIR: lambda d: d.num_proposals,
+    AdaptiveSIR: lambda d: d.max_proposals,
     IteratedSIR: lambda d: 1 + d.num_steps * (d.num_proposals - 1),
     Langevin: lambda d: 2 * d.num_steps,
     MALA: lambda d: 2 * (d.num_steps + 1),

@@ -167,6 +167,8 @@ def _cells(row: Row) -> list[tuple[str, str]]:
         return [*cells, ("seconds", f"not run: {row['skipped']}")]
     low, high = _seconds(row["min_seconds"]), _seconds(row["max_seconds"])
     plain = row.get("plain") or {}
+    if "weighed" in row:  # of M at most, by a sampler that ends by itself
+        cells.append(("weighed", f"{row['weighed']:,.0f}"))
     return [
         *cells,
         ("seconds", _seconds(row["seconds"])),
