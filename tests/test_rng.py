@@ -106,6 +106,7 @@ def uses(monkeypatch):
     Lists of "split", "draw", "count" and names, one per key.
     """
     keys, uses = [], defaultdict(list)
+    monkeypatch.setattr(rng, "_unrolled", lambda key: key)  # keys are told by identity
 
     def recording(function, describe):
         def wrapped(key, *args, **kwargs):
@@ -278,3 +279,31 @@ def test_no_key_of_the_likelihood_has_two_purposes(key, uses):
 
     jax.eval_shape(trace)
     assert_one_purpose_per_key(uses, at_least=24)
+
+
+def test_streams_are_jaxs_own_to_the_bit(key):
+    """Keys that went through `rng` draw what JAX's draw, whatever is drawn."""
+    theirs = jax.random.fold_in(key, 7)
+    ours = rng.at_step(key, 7)
+    assert jax.random.key_impl(ours) != jax.random.key_impl(theirs)  # on CPUs
+    draws = {
+        "bits": lambda k: jax.random.bits(k, (3, 5)),
+        "bytes": lambda k: jax.random.bits(k, (9,), jnp.uint8),
+        "nothing": lambda k: jax.random.bits(k, (0,)),
+        "scalar": lambda k: jax.random.bits(k),
+        "normal": lambda k: jax.random.normal(k, (1_000,)),
+        "rows": lambda k: jax.random.randint(k, (1_000,), 0, 60_000),
+        "order": lambda k: jax.random.permutation(k, 100),
+        "choice": lambda k: jax.random.categorical(k, jnp.zeros((4, 9))),
+        "split": lambda k: jax.random.key_data(jax.random.split(k, (2, 3))),
+        "largest": lambda k: jax.random.key_data(jax.random.fold_in(k, 2**32 - 1)),
+        "chains": lambda k: jax.vmap(jax.random.gumbel)(jax.random.split(k, 4)),
+    }
+    for name, draw in draws.items():
+        for both in (draw, jax.jit(draw)):
+            np.testing.assert_array_equal(both(ours), both(theirs), err_msg=name)
+
+
+def test_another_generator_of_the_users_stays(key):
+    of_user = jax.random.key(0, impl="rbg")
+    assert rng.stream(of_user, "any").dtype == of_user.dtype

@@ -101,7 +101,7 @@ def over_batches(
       InputError: if encodings are not finite.
     """
     device_probes = [None if p is None else jnp.asarray(p, jnp.float32) for p in probes]
-    impl = str(jax.random.key_impl(key))
+    impl = key.dtype  # of the generator
     # Processes can share what a key holds, not a key.
     everywhere = (vae, device_probes, jax.random.key_data(key))
     vae, device_probes, key_data = parallel.replicate(mesh, everywhere)
@@ -133,7 +133,7 @@ def _batch_sums(
     mesh: Mesh,
     prepare: Prepare,
     num_draws: int,
-    impl: str,
+    impl: Any,
     vae: LatentVariableModel,
     probes: Sequence[Array | None],
     key_data: Array,
