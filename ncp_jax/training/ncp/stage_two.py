@@ -77,6 +77,7 @@ class StageTwo:
           prepare_held_out: the same, in validation.
           mesh: the devices.
         """
+        groups = signal.groups_that_read(vae)
         shared: dict[str, Any] = {
             "num_negatives": self.num_negatives,
             "ranking_weight": self.ranking_weight,
@@ -84,6 +85,7 @@ class StageTwo:
             "patience": self.patience,
             "mesh": mesh,
             "formulation": self.formulation,
+            "groups": groups,
         }
         stored = batches.on_devices(
             mesh, train, valid, self.batch_size, self.is_train_there
@@ -115,9 +117,9 @@ class StageTwo:
                 **shared,
             ),
             average=held_out.mean_of_steps,
-            remarks=partial(held_out.remarks, groups=signal.groups_that_read(vae)),
-            place=partial(ncp_update.place, mesh),
-            collect=partial(ncp_update.collect, vae.blocks),
+            remarks=partial(held_out.remarks, groups=groups),
+            place=partial(ncp_update.place, mesh, blocks=vae.blocks, groups=groups),
+            collect=partial(ncp_update.collect, vae.blocks, groups=groups),
         )
 
     def initial(self, vae: LatentVariableModel, key: Array) -> NCPState:
