@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ncp_jax import parallel, rng
 from ncp_jax.models import stacks
 from ncp_jax.models.base import Block, LatentVariableModel
+from ncp_jax.priors.directed import constants_of
 from ncp_jax.priors.latents import ContrastiveDraws, contrastive_draws
 from ncp_jax.training import loop
 from ncp_jax.training.loop import Metrics, Prepare, PyTree
@@ -52,14 +53,20 @@ class PartState(NCPState):
 def init_params(
     discriminator: nn.Module, vae: LatentVariableModel, key: Array
 ) -> tuple[PyTree, ...]:
-    """Returns fresh parameters, per block stacked [num_groups, ...]; r = 1."""
+    """Returns fresh parameters, per block stacked [num_groups, ...]; r = 1.
 
-    def init_one(key: Array, latent_shape: Any, context_shape: Any) -> PyTree:
+    Those that the discriminators of `vae` are given (`constants_of`) are left out.
+    """
+    constants = constants_of(vae)
+
+    def init_one(b: int, key: Array) -> PyTree:
+        _, latent_shape, context_shape = vae.blocks[b]
         z, context = jnp.zeros((1, *latent_shape)), jnp.zeros((1, *context_shape))
-        return discriminator.init(key, z, context)["params"]
+        params = discriminator.init(key, z, context)["params"]
+        return {n: value for n, value in params.items() if n not in constants[b]}
 
     return tuple(
-        jax.vmap(lambda k, block=block: init_one(k, *block[1:]))(
+        jax.vmap(partial(init_one, b))(
             jax.random.split(rng.at_step(key, b), block.num_groups)
         )
         for b, block in enumerate(vae.blocks)
@@ -172,8 +179,9 @@ def make_update(
         x = prepare(rng.at_step(prepare_key, state.step), stored)
         draws = draw(data["vae"], x, rng.at_step(draws_key, state.step))
         turns = _turns(blocks, state.step)
+        constants = stacks.by_stack(blocks, constants_of(data["vae"]))
         per_stack = _over_stacks(
-            mesh, learn_stack, of_stacks, state.stacks, draws, turns
+            mesh, learn_stack, of_stacks, state.stacks, draws, turns, constants
         )
         learned = [
             (old, {}) if new is None else new
@@ -234,13 +242,14 @@ def make_validate(
     }
 
     def sums_of(
-        group: GroupState, draws: ContrastiveDraws, mask: Array
+        group: GroupState, draws: ContrastiveDraws, mask: Array, constants: PyTree
     ) -> tuple[Sums, ...]:
         """Of the weights that would be kept, and of the newest where those are not."""
         each = [group.eval_params]
         if group.ema_params is not None:
             each.append(group.params)
-        return tuple(sums_with(params, draws, mask) for params in each)
+        whole = [nce.with_constants(params, constants) for params in each]
+        return tuple(sums_with(params, draws, mask) for params in whole)
 
     def sums_with(params: PyTree, draws: ContrastiveDraws, mask: Array) -> Sums:
         both = nce.logits(discriminator, params, draws)
@@ -271,6 +280,7 @@ def make_validate(
     def validate(state: NCPState, data: PyTree) -> tuple[NCPState, Metrics]:
         vae, num_batches = data["vae"], data["valid"].shape[0]
         of_stacks = idle_groups.rows_of(vae.blocks, groups)
+        constants = stacks.by_stack(vae.blocks, constants_of(vae))
 
         def batch_sums(index: Array) -> tuple[list[Any], Sums, Array]:
             i = index % num_batches
@@ -280,7 +290,7 @@ def make_validate(
             mask = data["valid_mask"][i]
             masks = [jnp.broadcast_to(mask, d.positive.shape[:2]) for d in draws]
             found = _over_stacks(
-                mesh, sums_of_stack, of_stacks, state.stacks, draws, masks
+                mesh, sums_of_stack, of_stacks, state.stacks, draws, masks, constants
             )
             of_idle = idle_groups.sums(mask, num_negatives, **weights)
             return found, of_idle, jnp.sum(mask)

@@ -17,7 +17,7 @@ from ncp_jax.training import batches
 from ncp_jax.training.loop import Prepare, Task
 from ncp_jax.training.ncp import held_out, ncp_update, preparation, signal
 from ncp_jax.training.ncp.ncp_update import NCPState
-from ncp_jax.training.ncp.signal import SignalSettings
+from ncp_jax.training.ncp.signal_settings import SignalSettings
 
 Array = jax.Array
 
@@ -189,7 +189,7 @@ class Given(NamedTuple):
         settings: SignalSettings | None,
         mesh: Mesh,
     ) -> Task:
-        """Returns what the loop trains; with settings, on encodings that are made here.
+        """Returns what the loop trains; on coordinates, those that are made here.
 
         Args:
           stage: how it is trained.
@@ -197,7 +197,9 @@ class Given(NamedTuple):
           settings: of `in_directions`, or None.
           mesh: the devices.
         """
-        given = self if settings is None else self._encoded(stage, key, settings, mesh)
+        given = self
+        if settings is not None and not settings.is_whole:
+            given = self._encoded(stage, key, settings, mesh)
         return dataclasses.replace(stage, num_passes=given.num_passes).task(
             given.vae,
             given.train,
