@@ -160,7 +160,7 @@ def train(path, settings, stops):
     [
         ({"context": "none"}, SignalVAE),
         ({"is_joint": True, "context_size": 0}, SignalVAE),
-        ({"context": "features"}, DirectedVAE),
+        pytest.param({"context": "features"}, DirectedVAE, marks=pytest.mark.slow),
     ],
     ids=["none", "joint", "features"],
 )

@@ -44,7 +44,7 @@ def trained(key, groups, *, num_steps=3, **settings):
     vae, network = coordinates(), MLPDiscriminator((8,))
     optimizer = optimizers.optimizer("adam", lambda step: 0.05, (0.1, 0.2, 0.3, 0.4))
     data = data_of(vae, 64, key)
-    shared = {"groups": groups, "num_negatives": 2, "patience": 3, **settings}
+    shared = {"groups": groups, "num_negatives": 2, **settings}
     update = ncp_update.make_update(
         network, optimizer, as_it_is, key, ema_decay=0.9, **shared
     )

@@ -237,6 +237,7 @@ WITH_MAPS = dataclasses.replace(MORE, with_maps=True, map_channels=2, map_blocks
 POINTS = np.random.default_rng(3).normal(size=(200, 3)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_ratios_may_read_features_and_maps(key):
     """Directions stay as they were found, whatever is learned and decays."""
     ncp = fit(
@@ -255,7 +256,7 @@ def test_ratios_may_read_features_and_maps(key):
     learned = params["onto_features"]["basis"], params["onto_features"]["shift"]
     assert_same(learned, (found.feature_basis[0], found.feature_shift[0]))
     assert {"of_maps", "of_coordinates"} < params.keys()
-    out = ncp_jax.sample(ncp, key, 6, ncp_jax.SIRThenMALA(10, 10, num_steps=2))
+    out = ncp_jax.sample(ncp, key, 6, ncp_jax.SIRThenMALA(10, 10, 0.1, 4, 2))
     _, carry = log_prior(ncp.vae.vae, out.latents)
     np.testing.assert_allclose(ncp.vae.vae.decode(carry).mean, out.images, atol=1e-4)
 
