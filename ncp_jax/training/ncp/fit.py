@@ -1,7 +1,6 @@
 """Stage 2 for a VAE of one's own: from a frozen model to its NCP prior."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import re
@@ -159,7 +158,7 @@ def _directions_file(
     """Where directions that depend on just this are kept; None for nowhere."""
     if workdir is None:
         return None
-    identity = json.dumps([named, dataclasses.asdict(settings)], sort_keys=True)
+    identity = json.dumps([named, settings.named()], sort_keys=True)
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return Path(workdir) / "ncp" / f"directions-{name}.npz"
 

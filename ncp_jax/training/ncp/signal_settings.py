@@ -1,6 +1,7 @@
 """Which signal directions stage 2 reads, what beside them, and by which network."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 
@@ -22,6 +23,9 @@ LEAST = {
     "map_channels": 2,
 }
 CONTEXTS = ("coordinates", "features", "none")
+# Settings that came later: at their defaults they do not tell a training from one that
+# was begun before.
+ADDED = ("context", "with_maps", "map_channels", "map_blocks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,19 @@ class SignalSettings:
                 )
         if fault := self._fault():
             raise InputError(f"signal directions: {fault}")
+
+    def named(self) -> dict[str, Any]:
+        """The values by name; of `ADDED` those that are not the defaults."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ADDED or getattr(self, field.name) != field.default
+        }
+
+    def __str__(self) -> str:
+        """What a checkpoint of `fit` is known by."""
+        values = ", ".join(f"{name}={value!r}" for name, value in self.named().items())
+        return f"{type(self).__name__}({values})"
 
     def _fault(self) -> str:
         """What excludes each other, and what to do; "" if nothing does."""

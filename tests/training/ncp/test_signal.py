@@ -290,6 +290,15 @@ def test_settings_out_of_range_are_named(settings, message):
         SignalSettings(**settings)
 
 
+def test_settings_that_came_later_leave_older_trainings_their_names():
+    assert str(SignalSettings(cap=4)) == (
+        "SignalSettings(cap=4, share=0.95, floor=0.015, context_size=16, "
+        "is_joint=False, num_examples=10000, num_encodings=5)"
+    )
+    assert str(MORE).endswith("num_encodings=5, context='features')")
+    assert MORE.named().keys() - SignalSettings().named().keys() == {"context"}
+
+
 def test_what_cannot_be_is_refused_with_the_way_out():
     with pytest.raises(ncp_jax.InputError, match=r"'auto', None or a SignalSettings"):
         fit(directions="on")
