@@ -33,6 +33,6 @@ from .priors.group_samplers import Langevin as Langevin
 from .priors.group_samplers import SIRThenMALA as SIRThenMALA
 from .priors.ncp_prior import NCPPrior as NCPPrior
 from .training.ncp.fit import fit as fit
-from .training.ncp.signal import SignalSettings as SignalSettings
+from .training.ncp.signal_settings import SignalSettings as SignalSettings
 
 __version__: str

@@ -4,10 +4,12 @@
 checkpoint in FOLDER, and leaves the final state, joined, in FOLDER/STEPS.npz.
 
 `python -m tests.on_devices` prints, as JSON, which collective operations the compiled
-programs hold, and how far draws, and log Z, of all devices lie from those of one.
+programs hold, and how far draws, log Z and groups of which one rests, of all devices
+lie from those of one.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import re
@@ -24,12 +26,21 @@ from ncp_jax.data import datasets
 from ncp_jax.evaluation import likelihood
 from ncp_jax.models import stacks
 from ncp_jax.models.base import FrozenVAE
+from ncp_jax.models.direction_discriminator import DirectionDiscriminator
 from ncp_jax.models.discriminator import MLPDiscriminator
-from ncp_jax.priors import generation, group_samplers, ncp_prior
+from ncp_jax.priors import (
+    directions,
+    feature_directions,
+    generation,
+    group_samplers,
+    ncp_prior,
+)
+from ncp_jax.priors.directed import DirectedVAE
 from ncp_jax.priors.latents import ContrastiveDraws
 from ncp_jax.training import loop
 from ncp_jax.training.checkpoints import Checkpoints
 from ncp_jax.training.ncp import nce, ncp_update
+from ncp_jax.training.ncp.stage_two import StageTwo
 from ncp_jax.training.run_log import SilentLog
 from tests.oracles import InterleavedVAE
 
@@ -193,8 +204,57 @@ def normalising():
     }
 
 
+def directed_vae():
+    """Ratios on a direction and a feature of each group; the second group has none."""
+    vae = frozen_vae()
+    found = directions.random_directions(vae, rng.root(SEED), 1)
+    basis, shift = feature_directions.no_features(vae, 2)
+    given = dataclasses.replace(
+        found,
+        widths=(1, 0, 1),
+        feature_basis=tuple(leaf + jnp.eye(2)[None] for leaf in basis),
+        feature_shift=shift,
+    )
+    return DirectedVAE(vae, given, 1)
+
+
+def resting():
+    """How far training by all devices lies from that by one, where a group rests."""
+    vae, network, key = directed_vae(), DirectionDiscriminator(1, 2, (8,)), rng.root(3)
+    stage = StageTwo(network, optax.adam(1e-2), BATCH_SIZE)
+
+    def prepare(key, stored):
+        return stored
+
+    def trained(mesh):
+        task = stage.task(
+            vae,
+            examples(),
+            examples()[:BATCH_SIZE],
+            key,
+            prepare=prepare,
+            prepare_held_out=prepare,
+            mesh=mesh,
+        )
+        state = task.place(stage.initial(vae, key))
+        run = jax.jit(loop.scan_updates(task))
+        state, learned = run(state, task.data, task.inputs(0, 3))
+        state, measured = jax.jit(task.validate)(state, task.data)
+        return jax.device_get((task.collect(state), learned, measured))
+
+    ours = trained(parallel.mesh_of())
+    theirs = trained(parallel.mesh_of(jax.local_devices()[:1]))
+    gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), ours, theirs)
+    return {
+        "resting": {
+            "gap": max(jax.tree.leaves(gaps)),
+            "losses": ours[2]["loss"].tolist(),
+        }
+    }
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 1:
-        print(json.dumps(communication() | drawing() | normalising()))
+        print(json.dumps(communication() | drawing() | normalising() | resting()))
     else:
         main(sys.argv[1], int(sys.argv[2]))

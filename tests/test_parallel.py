@@ -118,6 +118,14 @@ def test_log_z_is_the_same_on_many_devices(on_eight):
     assert on_eight["log_z"]["sent"] == []
 
 
+def test_many_devices_leave_the_same_groups_alone(on_eight):
+    """And give the others their directions, split as they are."""
+    assert on_eight["resting"]["gap"] < 1e-5
+    first, idle, last = on_eight["resting"]["losses"]
+    assert abs(idle - 2 * np.log(2)) < 1e-6
+    assert min(abs(first - idle), abs(last - idle)) > 1e-4
+
+
 def test_uneven_groups_are_padded_and_come_back_whole():
     mesh = parallel.mesh_of()
     tree = {"a": np.arange(6.0).reshape(3, 2), "n": np.arange(3)}

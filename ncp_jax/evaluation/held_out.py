@@ -11,6 +11,7 @@ from ncp_jax.data import datasets
 from ncp_jax.evaluation import diagnostics, likelihood, signal
 from ncp_jax.evaluation.diagnostics import Batches
 from ncp_jax.evaluation.importance import Estimate
+from ncp_jax.priors.directed import DirectedVAE
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import itself
@@ -122,7 +123,7 @@ def measure(
     losses, ratios = diagnostics.contrast_on_held_out(
         ncp, batches, prepare, rng.stream(key, "contrast"), num_passes=num_passes
     )
-    if isinstance(ncp.vae, SignalVAE):
+    if isinstance(ncp.vae, SignalVAE | DirectedVAE):
         of_groups, spectra = signal.of_groups(ncp.vae.directions)
         losses, ratios = losses | of_groups, ratios | spectra
     return estimates | losses, arrays | ratios

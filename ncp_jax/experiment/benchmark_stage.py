@@ -1,5 +1,6 @@
 """The stage that times: samplers, stage 2 and the training loop, on noise for data."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -10,13 +11,14 @@ import jax
 from ncp_jax import rng
 from ncp_jax.benchmark import alone, sampling, stage_two, timing, training_loop
 from ncp_jax.experiment.sample_stage import in_dtype
+from ncp_jax.experiment.setup import signal
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models import stacks
 from ncp_jax.models.base import FrozenVAE, LatentVariableModel
 from ncp_jax.pages import benchmark_page
-from ncp_jax.priors import directions, generation, ncp_prior
-from ncp_jax.priors.signal_space import SignalVAE
+from ncp_jax.priors import directions, feature_directions, generation, ncp_prior
 from ncp_jax.training.ncp import ncp_update
+from ncp_jax.training.ncp import signal as signal_training
 
 Array = jax.Array
 NAME = "benchmark"  # of benchmark.json and benchmark.html
@@ -159,22 +161,21 @@ def _prior(experiment: Experiment) -> tuple[ncp_prior.NCPPrior, str]:
         return experiment.load_ncp(), "trained"
     key = rng.stream(experiment.key("benchmark"), "weights")
     vae, network = _untrained(experiment), experiment.discriminator
-    reweighted: LatentVariableModel = vae
-    if isinstance(vae, SignalVAE):
-        reweighted = vae.coordinates
     init_key = rng.stream(experiment.key("ncp"), "init")
     init = jax.jit(partial(ncp_update.init_params, network))
-    params = alone.shaken(init(reweighted, init_key), key)
-    rest = (None,) * (len(vae.blocks) - len(params))
-    return ncp_prior.NCPPrior(vae, network, (*params, *rest)), "random"
+    params = alone.shaken(init(signal_training.trained(vae), init_key), key)
+    return signal_training.prior(vae, network, params), "random"
 
 
 def _untrained(experiment: Experiment) -> LatentVariableModel:
     """The VAE of random weights, in coordinates of random directions if in any."""
     vae = FrozenVAE(experiment.vae_module, experiment.initial_variables())
-    settings = experiment.config.ncp.directions
-    if not settings.cap:
+    settings = signal.settings_of(experiment.config)
+    if settings is None:
         return vae
     key = rng.stream(experiment.key("benchmark"), "directions")
     found = directions.random_directions(vae, key, settings.cap)
-    return SignalVAE(vae, found, settings.context_size, settings.is_joint)
+    if settings.context == "features":
+        basis, shift = feature_directions.no_features(vae, settings.context_size)
+        found = dataclasses.replace(found, feature_basis=basis, feature_shift=shift)
+    return signal_training.view(vae, found, settings)

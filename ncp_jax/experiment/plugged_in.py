@@ -24,6 +24,7 @@ from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import Block
 from ncp_jax.nested import flatten
+from ncp_jax.priors.directed import DirectedVAE
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import itself
@@ -105,8 +106,9 @@ class PluggedIn(Experiment):
         groups, model = tuple(self.config.sample.groups), self.ncp.vae
         if not groups:
             return self.ncp
-        chosen = model.chosen(groups) if isinstance(model, SignalVAE) else groups
-        return dataclasses.replace(self.ncp, groups=chosen)
+        if isinstance(model, SignalVAE | DirectedVAE):
+            return dataclasses.replace(self.ncp, groups=model.chosen(groups))
+        return dataclasses.replace(self.ncp, groups=groups)
 
 
 def open_folder(

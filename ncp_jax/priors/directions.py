@@ -24,6 +24,7 @@ from ncp_jax.priors.signal_sums import Batch, Prepare, group_size
 
 Array = jax.Array
 ARRAYS = ("basis", "spectrum", "total", "noise_floor")
+FEATURES = ("feature_basis", "feature_shift")
 REMEDY = "delete it and fit them again"
 
 
@@ -45,6 +46,9 @@ class Directions:
         group without signal.
       total_stderr: per block [num_groups] of the trace; empty where nobody measured it.
       num_examples: from which the spectrum is; 0 where nobody says.
+      feature_basis: per block [num_groups, F, c] directions of the decoder's feature,
+        of `feature_directions.fit_features`; empty where no ratio reads it.
+      feature_shift: per block [num_groups, c] the mean feature in them.
     """
 
     basis: tuple[Array, ...]
@@ -54,6 +58,8 @@ class Directions:
     widths: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     total_stderr: tuple[Array, ...] = ()
     num_examples: int = dataclasses.field(default=0, metadata={"static": True})
+    feature_basis: tuple[Array, ...] = ()
+    feature_shift: tuple[Array, ...] = ()
 
     @property
     def num_directions(self) -> int:
@@ -74,6 +80,15 @@ class Directions:
                 f"{expected}: fit them again to this VAE"
             )
 
+    def chosen(self, groups: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Those of some groups, None for all, that have a direction; None for all K.
+
+        None at all, (), where no group has signal: the prior is the base prior.
+        """
+        asked = range(len(self.widths)) if groups is None else groups
+        found = tuple(k for k in asked if self.widths[k])
+        return None if len(found) == len(self.widths) else found
+
     def digest(self) -> str:
         """The sha256 of all arrays and widths, in hexadecimal."""
         return hashed_arrays.digest(_arrays(self))
@@ -93,9 +108,12 @@ class Directions:
         blocks = range(sum(name.startswith("basis/") for name in arrays))
         try:
             has_error = "num_examples" in arrays  # older files have not
+            names = (*ARRAYS, *(("total_stderr",) if has_error else ()))
+            if "feature_basis/0" in arrays:
+                names += FEATURES
             fields = {
                 field: tuple(jnp.asarray(arrays[f"{field}/{b}"]) for b in blocks)
-                for field in (*ARRAYS, *(("total_stderr",) if has_error else ()))
+                for field in names
             }
             return cls(
                 **fields,
@@ -255,7 +273,7 @@ def _float32(arrays: Iterable[np.ndarray]) -> tuple[Array, ...]:
 def _arrays(directions: Directions) -> dict[str, np.ndarray]:
     arrays = {
         f"{field}/{b}": np.asarray(array)
-        for field in (*ARRAYS, "total_stderr")
+        for field in (*ARRAYS, "total_stderr", *FEATURES)
         for b, array in enumerate(getattr(directions, field))
     }
     arrays["widths"] = np.asarray(directions.widths, np.int64)

@@ -31,6 +31,7 @@ class Spectrum(NamedTuple):
     total_stderr: np.ndarray  # [n] of it, for so many examples; NaN where centred
     num_examples: int
     noise_edge: np.ndarray  # [n] the largest eigenvalue that draws leave without signal
+    mean: np.ndarray  # [n, D] that the covariance is about
 
 
 def leading(
@@ -72,7 +73,8 @@ def leading(
       num_leading: S, or D where that is less.
       max_exact_dim: D up to which the covariance is formed; see `fit_directions`.
       num_passes: over the examples where a group is larger.
-      num_draws: R.
+      num_draws: R; 1, with `is_centred` and without means, for the covariance of the
+        draws themselves.
       use_means: None for means where the model gives them.
       is_centred: about the mean of all examples instead of the prior's.
       mesh: the devices that share a batch; None for one.
@@ -84,7 +86,8 @@ def leading(
     is_exact = [signal_sums.group_size(b) <= max_exact_dim for b in vae.blocks]
     count = sum(int(np.sum(mask)) for _, mask in batches)
     _check(mesh, batches, count, num_passes)
-    num_draws = _draws_of_each(vae, batches, prepare, use_means, num_draws)
+    if num_draws != 1 or not is_centred or use_means is not False:
+        num_draws = _draws_of_each(vae, batches, prepare, use_means, num_draws)
 
     def moments(probes: Sequence[np.ndarray | None]) -> list[Sums]:
         draws_key = rng.stream(key, "examples")  # the same draws in every pass
@@ -238,16 +241,17 @@ def _spectrum(
         total_stderr=np.sqrt(variance),
         num_examples=count,
         noise_edge=_edges(average, count, num_draws),
+        mean=average.mean,
     )
 
 
 def _edges(average: Sums, count: int, num_draws: int) -> np.ndarray:
-    """The largest eigenvalues [n] of each group's noise; 0 where means have none.
+    """The largest eigenvalues [n] of each group's noise; 0 where none is left out.
 
     Noise of unequal variances v_i has its edge no higher than one of variance
     sqrt(max v mean v) in every direction.
     """
-    if not num_draws:
+    if num_draws < 2:
         return np.zeros(len(average.mean))
     variance = np.maximum(average.square - average.diagonal, 0.0)  # [n, D]
     size = variance.shape[1]

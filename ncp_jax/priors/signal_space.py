@@ -160,12 +160,9 @@ class SignalVAE:
 
         None at all, (), where no group has signal: the prior is the base prior.
         """
-        widths = self.directions.widths
-        if self.is_joint and any(widths):
+        if self.is_joint and any(self.directions.widths):
             return None
-        asked = range(len(widths)) if groups is None else groups
-        found = tuple(k for k in asked if widths[k])
-        return None if len(found) == len(widths) else found
+        return self.directions.chosen(groups)
 
     @property
     def standardized(self) -> StandardizedVAE:

@@ -31,7 +31,7 @@ class Sums(NamedTuple):
     """Sums over examples, for the n groups of a block.
 
     Of an example, A [D, D] is e e^T for its one e, or the mean of e_r e_s^T over the
-    ordered pairs r != s of its R draws.
+    ordered pairs r != s of its R > 1 draws.
     """
 
     image: Any  # [n, D, l] A times the probe
@@ -175,7 +175,7 @@ def _share_sums(
         e = standardise(b, prior.base, z_k)
         e = jnp.where(mask[:, None, None], e.reshape(len(mask), num, -1), 0.0)
         rows, weights = e, jnp.ones((1, 1, 1))
-        if num_draws:
+        if num > 1:
             # sum_{r != s} e_r e_s^T = s s^T - sum_r e_r e_r^T with s = sum_r e_r
             rows = jnp.concatenate([jnp.sum(e, 1, keepdims=True), e], 1)
             signs = jnp.where(jnp.arange(num + 1) == 0, 1.0, -1.0)[None, :, None]

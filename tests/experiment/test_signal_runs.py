@@ -11,6 +11,7 @@ import pytest
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import stages
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.priors.directed import DirectedVAE
 from ncp_jax.priors.directions import Directions
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import StandardizedVAE
@@ -154,9 +155,17 @@ def train(path, settings, stops):
         return digests(task.collect(state)), experiment.in_signal_space(vae)
 
 
-@pytest.mark.parametrize("is_joint", [False, True])
-def test_stage_2_resumes_bit_for_bit(stage_1, tmp_path, is_joint):
-    settings = config(DIRECTIONS | {"is_joint": is_joint, "context_size": 0})
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"context": "none"}, SignalVAE),
+        ({"is_joint": True, "context_size": 0}, SignalVAE),
+        pytest.param({"context": "features"}, DirectedVAE, marks=pytest.mark.slow),
+    ],
+    ids=["none", "joint", "features"],
+)
+def test_stage_2_resumes_bit_for_bit(stage_1, tmp_path, changes, kind):
+    settings = config(DIRECTIONS | changes)
     settings.vae.workdir = str(stage_1)
     ends = []
     for name, stops in (("a", [20]), ("b", [10, 20])):
@@ -164,8 +173,16 @@ def test_stage_2_resumes_bit_for_bit(stage_1, tmp_path, is_joint):
         ends.append(train(tmp_path / name, settings, stops))
     (unbroken, model), (resumed, other) = ends
     assert unbroken == resumed
-    assert isinstance(model, SignalVAE) and model.is_joint == is_joint
+    assert isinstance(model, kind)
     assert model.directions.digest() == other.directions.digest()
+    has_context = any(0 not in block.context_shape for block in model.blocks)
+    assert has_context == (kind is DirectedVAE)
+    if kind is SignalVAE:
+        assert model.is_joint == changes.get("is_joint", False)
+        return
+    stages.run(settings, tmp_path / "b", "sample")
+    with np.load(tmp_path / "b" / "samples" / "sir.npz") as drawn:
+        assert drawn["latents_1"].shape == (16, 1, 3)
 
 
 def test_another_stage_1_has_directions_of_its_own(stage_1, tmp_path):
@@ -212,6 +229,22 @@ def test_discriminators_may_read_standardised_noise(stage_1, tmp_path):
 def test_both_at_once_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"standardize.*one or the other"):
         stages.run(config(standardize=True), tmp_path / "run", "vae")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context": "all"}, r"directions\.context must be one of"),
+        ({"context": "features", "is_joint": True}, "is_joint is one ratio"),
+        ({"context": "features", "cap": 0}, r"give config\.ncp\.directions\.cap"),
+        ({"with_maps": True}, "context='features' or 'none'"),
+        ({"with_maps": True, "context": "none"}, r"maps .*one of shape \(2,\)"),
+    ],
+)
+def test_what_a_ratio_cannot_read_is_refused(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        stages.run(config(DIRECTIONS | changes), tmp_path / "run", "vae")
     assert not (tmp_path / "run").exists()
 
 

@@ -134,12 +134,14 @@ def _of_training(config: ConfigDict, of_example: int) -> Iterator[Need]:
 
 def _of_negatives(config: ConfigDict, of_group: int) -> Iterator[Need]:
     ncp, directions = config.ncp, config.ncp.directions
+    is_whole = directions.context == "features" or directions.with_maps
+    has_coordinates = directions.cap and not is_whole
     yield _need(
         "the prior draws of one group and batch of config.ncp",
-        ncp.batch_size * ncp.num_negatives * (1 if directions.cap else of_group),
+        ncp.batch_size * ncp.num_negatives * (1 if has_coordinates else of_group),
         *("ncp.num_negatives", "ncp.batch_size", "vae.model"),
     )
-    if directions.cap:  # of one batch of examples at the least
+    if has_coordinates:  # of one batch of examples at the least
         yield _need(
             "the encodings of training examples in signal directions",
             ncp.batch_size * directions.num_encodings,
@@ -175,7 +177,8 @@ def _need(what: str, numbers: int, *fields: str) -> Need:
 
 def _check_layers(config: ConfigDict) -> None:
     """Refuses networks that would only be built for hours; arithmetic, no network."""
-    for section, part in (("vae", "model"), ("ncp", "discriminator")):
+    parts = (("vae", "model"), ("ncp", "discriminator"), ("ncp", "directions"))
+    for section, part in parts:
         found = _layers(config[section][part])
         number = sum(found.values())
         if number > MAX_LAYERS:
@@ -189,7 +192,7 @@ def _check_layers(config: ConfigDict) -> None:
 
 def _layers(settings: Mapping[str, Any]) -> dict[str, int]:
     """How many layers, or blocks of layers, a network has of each of its settings."""
-    if settings["name"] == "nvae":
+    if settings.get("name") == "nvae":
         groups = sum(settings["groups_per_scale"])
         scales = len(settings["groups_per_scale"])
         cells = ("num_encoder_cells", "num_decoder_cells", "num_flows")
@@ -201,7 +204,7 @@ def _layers(settings: Mapping[str, Any]) -> dict[str, int]:
             **{name: groups * settings[name] for name in cells},
             **{name: blocks * settings[name] for name in ends},
         }
-    parts = ("hidden_dims", "latent_dims", "blocks")  # of a residual one: a word
+    parts = ("hidden_dims", "latent_dims", "blocks", "map_blocks")  # some are words
     return {name: len(settings[name]) for name in parts if name in settings}
 
 

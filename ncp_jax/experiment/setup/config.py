@@ -19,10 +19,14 @@ DIRECTIONS = {  # that stage 2 reads, of each group's standardised noise
     "cap": 0,  # the most of a group; 0: discriminators read z itself
     "share": 0.95,  # of the signal that a group's directions hold
     "floor": 0.015,  # of a direction's variance, the prior's being 1
-    "context_size": 16,  # coordinates of each earlier group that r_k reads
+    "context_size": 16,  # of each earlier group's coordinates, or of the feature's
     "is_joint": False,  # one ratio of all groups' coordinates
     "num_examples": 10_000,  # training examples that directions are found from
     "num_encodings": 5,  # of each training example, made before the first update
+    "context": "coordinates",  # that r_k reads; "features" of the decoder, or "none"
+    "with_maps": False,  # adds a ratio of the whole of e_k, for wide spectra
+    "map_channels": 32,  # of that ratio's network
+    "map_blocks": "AAB",  # as of the discriminator "residual"
 }
 # Where the same data lie and how they come there changes no result.
 WITHOUT_EFFECT = (

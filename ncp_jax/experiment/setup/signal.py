@@ -14,10 +14,11 @@ from ncp_jax import rng
 from ncp_jax.data.datasets import Dataset
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.priors.directed import DirectedVAE
 from ncp_jax.priors.directions import Directions
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.training.ncp import signal
-from ncp_jax.training.ncp.signal import SignalSettings
+from ncp_jax.training.ncp.signal_settings import SignalSettings
 
 Array = jax.Array
 
@@ -63,20 +64,32 @@ class Run(Protocol):
         ...
 
 
-def settings_of(experiment: Run) -> SignalSettings:
-    """The settings of directions, which `config.ncp.directions` holds."""
+def settings_of(config: ConfigDict) -> SignalSettings | None:
+    """The settings of directions, `config.ncp.directions`; None without directions.
+
+    Raises:
+      InputError: settings that exclude each other.
+    """
+    fields = config.ncp.directions.to_dict()
+    return SignalSettings(**fields) if fields["cap"] else None
+
+
+def _settings(experiment: Run) -> SignalSettings:
+    """The settings of a run on directions."""
     return SignalSettings(**experiment.config.ncp.directions.to_dict())
 
 
-def model(experiment: Run, vae: LatentVariableModel, vae_digest: str) -> SignalVAE:
-    """The VAE in signal coordinates; its directions are found if they are not there.
+def model(
+    experiment: Run, vae: LatentVariableModel, vae_digest: str
+) -> SignalVAE | DirectedVAE:
+    """The VAE as ratios on directions see it; these are found if they are not there.
 
     Args:
       experiment: the run.
       vae: its frozen stage 1.
       vae_digest: of its variables; other directions are kept for another stage 1.
     """
-    settings = settings_of(experiment)
+    settings = _settings(experiment)
     lengths = [e["fingerprint"] for e in experiment.workdir.earlier("ncp")]
     first = [*lengths, experiment.workdir.fingerprint("ncp")][0]  # the length is idle
     identity = [vae_digest, first]
@@ -105,7 +118,7 @@ def encoded(experiment: Run, of_vae: SignalVAE) -> tuple[np.ndarray, np.ndarray]
         experiment.dataset.train,
         experiment.dataset.valid,
         rng.stream(experiment.key("ncp"), "encodings"),
-        settings_of(experiment),
+        _settings(experiment),
         prepare=experiment.prepare_to_train,
         prepare_held_out=experiment.prepare,
         num_passes=experiment.config.ncp.num_passes,

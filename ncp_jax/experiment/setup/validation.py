@@ -16,6 +16,7 @@ from ncp_jax.pages.parts.quantities import SAMPLERS
 from ncp_jax.priors import ex_post
 from ncp_jax.training import optimizers
 from ncp_jax.training.ncp import held_out
+from ncp_jax.training.ncp.signal_settings import CONTEXTS, SignalSettings
 
 PARTS = ("training", "samplers", "alone", "stage_two")  # of the benchmark
 DTYPES = ("float32", "bfloat16")
@@ -88,9 +89,26 @@ def validate(config: ConfigDict) -> None:
             "directions (config.ncp.directions.cap) are standardised as they are: give "
             "one or the other"
         )
+    _check_directions(config)
     if config.data.num_bits > 8:
         raise InputError(
             f"config.data.num_bits is at most 8, got {config.data.num_bits}"
+        )
+
+
+def _check_directions(config: ConfigDict) -> None:
+    """Refuses directions that exclude each other, or are asked for without a cap."""
+    settings = config.ncp.directions
+    if settings.cap:
+        try:
+            SignalSettings(**settings.to_dict())
+        except InputError as error:
+            raise InputError(f"config.ncp.directions: {error}") from error
+    elif settings.context == "features" or settings.with_maps:
+        raise InputError(
+            "config.ncp.directions.context = 'features' and with_maps are for signal "
+            "directions: give config.ncp.directions.cap, the most of a group, or leave "
+            "them as they were"
         )
 
 
@@ -277,6 +295,7 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
         "evaluate.split": ("test", "valid"),
         "export.format": ("png", "npz"),
         "export.sampler": tuple(SAMPLERS),
+        "ncp.directions.context": CONTEXTS,
         "ncp.formulation": stacks.FORMULATIONS,
         "ncp.select_by": held_out.SELECT_BY,
         "sample.dtype": DTYPES,

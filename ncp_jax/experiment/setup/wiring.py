@@ -24,12 +24,13 @@ from ncp_jax.experiment.setup import architectures, budget, extension, signal
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import Block, FrozenVAE, LatentVariableModel
 from ncp_jax.priors import ncp_prior
+from ncp_jax.priors.directed import DirectedVAE
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import StandardizedVAE
 from ncp_jax.training import batches, vae_update
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
 from ncp_jax.training.loop import Task, TrainState
-from ncp_jax.training.ncp import preparation
+from ncp_jax.training.ncp import preparation, signal_settings
 from ncp_jax.training.ncp import signal as signal_training
 from ncp_jax.training.ncp.ncp_update import NCPState
 from ncp_jax.training.ncp.stage_two import StageTwo
@@ -95,7 +96,7 @@ class Experiment:
     @functools.cached_property
     def discriminator(self) -> nn.Module:
         """The network of stage 2."""
-        return architectures.build_discriminator(self.config.ncp.discriminator)
+        return _network(self.config, self.vae_module)
 
     def prepare(self, key: Array, stored: Array) -> Array:
         """Makes the model's x from stored examples [B, ...]."""
@@ -199,7 +200,7 @@ class Experiment:
         if vae is not None:  # its discriminators fit no other
             metadata["vae"] = fingerprint(vae.variables)
             model = self.in_signal_space(vae)
-            if isinstance(model, SignalVAE):
+            if isinstance(model, SignalVAE | DirectedVAE):
                 metadata["directions"] = model.directions.digest()[:16]
         folder = folder or self.path / stage / "checkpoints"
         lengths = [*extension.earlier(folder.parent), *self.workdir.earlier(stage)]
@@ -341,8 +342,8 @@ def check_networks(config: ConfigDict) -> None:
     )
     key, x = jax.random.key(0), budget.abstract(1, *settings.shape)
     budget.check_parameters(config, "vae", jax.eval_shape(module.init, key, x, key), 1)
-    network = architectures.build_discriminator(config.ncp.discriminator)
-    for num_groups, latent_shape, context_shape in _ratios(config, module.blocks):
+    ratios, network = _ratios(config, module.blocks), _network(config, module)
+    for num_groups, latent_shape, context_shape in ratios:
         z, context = (
             budget.abstract(1, *latent_shape),
             budget.abstract(1, *context_shape),
@@ -357,19 +358,36 @@ def check_networks(config: ConfigDict) -> None:
         )
 
 
+def _network(config: ConfigDict, vae_module: Any) -> nn.Module:
+    """The network of stage 2; alone, or as a part of one that is given directions.
+
+    Raises:
+      InputError: it does not fit the VAE's groups.
+    """
+    network = architectures.build_discriminator(config.ncp.discriminator)
+    settings = signal.settings_of(config)
+    if settings is not None and settings.context == "features":
+        signal_settings.check_features(vae_module)
+    return signal_settings.network(settings, vae_module, network)
+
+
 def _ratios(config: ConfigDict, blocks: tuple[Block, ...]) -> list[Block]:
     """What the discriminators read: (how many of them, z_k or u_k, context)."""
-    settings = config.ncp.directions
-    if not settings.cap:
+    settings = signal.settings_of(config)
+    if settings is None:
         return list(blocks)
     if config.ncp.discriminator.name != "mlp":
         raise InputError(
             f"config.ncp.discriminator.name = {config.ncp.discriminator.name!r} reads "
             "maps: on signal directions (config.ncp.directions.cap) it must be 'mlp'"
         )
+    if settings.context == "features":
+        return list(blocks)
+    if settings.with_maps:
+        return [block._replace(context_shape=(0,)) for block in blocks]
     num_groups = sum(block.num_groups for block in blocks)
     widest = max(math.prod(block.latent_shape) for block in blocks)
-    cap, size = (min(n, widest) for n in (settings.cap, settings.context_size))
+    cap, size = (min(n, widest) for n in (settings.cap, settings.num_earlier))
     if settings.is_joint:
         return [Block(1, (num_groups * cap,), (0,))]
     return [Block(num_groups, (cap,), (num_groups * size,))]

@@ -1,7 +1,6 @@
 """Stage 2 for a VAE of one's own: from a frozen model to its NCP prior."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import re
@@ -19,14 +18,13 @@ from ncp_jax import parallel, rng
 from ncp_jax.errors import InputError, local_path
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check_discriminator
-from ncp_jax.models.discriminator_choice import discriminator_for
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.training import checkpoints, loop, optimizers
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
 from ncp_jax.training.loop import Preempted, Prepare, Task
-from ncp_jax.training.ncp import preparation, signal
+from ncp_jax.training.ncp import preparation, signal, signal_settings
 from ncp_jax.training.ncp.ncp_update import NCPState
-from ncp_jax.training.ncp.signal import SignalSettings
+from ncp_jax.training.ncp.signal_settings import SignalSettings
 from ncp_jax.training.ncp.stage_two import Given, StageTwo
 from ncp_jax.training.run_log import Progress, RunLog, SilentLog
 
@@ -123,7 +121,7 @@ def fit(
         given = given.in_directions(settings, key, path, batch_size, mesh)
         found = f"{settings} {given.vae.directions.digest()[:16]}"
     model = signal.trained(given.vae)
-    network = discriminator or discriminator_for(model.blocks)
+    network = signal_settings.network(settings, model, discriminator)
     check_discriminator(model, network)
     schedule = optimizers.schedule("cosine", learning_rate, num_steps)
     stage = StageTwo(
@@ -160,7 +158,7 @@ def _directions_file(
     """Where directions that depend on just this are kept; None for nowhere."""
     if workdir is None:
         return None
-    identity = json.dumps([named, dataclasses.asdict(settings)], sort_keys=True)
+    identity = json.dumps([named, settings.named()], sort_keys=True)
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return Path(workdir) / "ncp" / f"directions-{name}.npz"
 

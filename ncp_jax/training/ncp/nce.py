@@ -162,6 +162,11 @@ def losses_of(
     return of_each, metrics
 
 
+def with_constants(params: PyTree, constants: PyTree | None) -> PyTree:
+    """Returns a discriminator's parameters with those that it is given, not taught."""
+    return {**params, **constants} if constants else params
+
+
 def logits(
     discriminator: nn.Module, params: PyTree, draws: ContrastiveDraws
 ) -> tuple[Array, Array]:
@@ -197,6 +202,7 @@ def learn(
     group: GroupState,
     draws: ContrastiveDraws,
     turn: Turn | None = None,
+    constants: PyTree | None = None,
     *,
     ranking_weight: float = 0.0,
     negative_weight: float = 1.0,
@@ -212,6 +218,8 @@ def learn(
       draws: both classes of its group.
       turn: which group and step this is; needed for averaging, which begins fast, and
         by an optimiser that treats groups differently.
+      constants: parameters of the network that no update changes
+        (`directed.constants_of`); None for none.
       ranking_weight: of the ranking losses.
       negative_weight: M of `nce_losses`.
       ema_decay: of the running average of the weights, once its start is forgotten
@@ -226,8 +234,9 @@ def learn(
     of_group = {} if turn is None else {"group": turn.number}
 
     def loss_fn(params: PyTree) -> tuple[Array, Metrics]:
+        whole = with_constants(params, constants)
         _, metrics = losses(
-            discriminator, params, draws, ranking_weight, negative_weight
+            discriminator, whole, draws, ranking_weight, negative_weight
         )
         return metrics["loss"], metrics
 

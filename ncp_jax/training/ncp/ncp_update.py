@@ -1,6 +1,6 @@
 """Stage 2: noise contrastive estimation of all groups at once (Eqs. 3 and 4)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,13 @@ from jax.sharding import Mesh
 from ncp_jax import parallel, rng
 from ncp_jax.models import stacks
 from ncp_jax.models.base import Block, LatentVariableModel
+from ncp_jax.priors.directed import constants_of
 from ncp_jax.priors.latents import ContrastiveDraws, contrastive_draws
 from ncp_jax.training import loop
 from ncp_jax.training.loop import Metrics, Prepare, PyTree
-from ncp_jax.training.ncp import held_out, nce
+from ncp_jax.training.ncp import held_out, idle_groups, nce
 from ncp_jax.training.ncp.held_out import Sums
+from ncp_jax.training.ncp.idle_groups import Rows
 from ncp_jax.training.ncp.nce import GroupState, Turn
 
 Array = jax.Array
@@ -42,17 +44,29 @@ class NCPState(struct.PyTreeNode):
         return stacks.by_block(blocks, newest)
 
 
+class PartState(NCPState):
+    """The same on the devices, where some groups are not trained."""
+
+    idle: tuple[GroupState, ...] = ()  # their rows of every stack; not in `stacks`
+
+
 def init_params(
     discriminator: nn.Module, vae: LatentVariableModel, key: Array
 ) -> tuple[PyTree, ...]:
-    """Returns fresh parameters, per block stacked [num_groups, ...]; r = 1."""
+    """Returns fresh parameters, per block stacked [num_groups, ...]; r = 1.
 
-    def init_one(key: Array, latent_shape: Any, context_shape: Any) -> PyTree:
+    Those that the discriminators of `vae` are given (`constants_of`) are left out.
+    """
+    constants = constants_of(vae)
+
+    def init_one(b: int, key: Array) -> PyTree:
+        _, latent_shape, context_shape = vae.blocks[b]
         z, context = jnp.zeros((1, *latent_shape)), jnp.zeros((1, *context_shape))
-        return discriminator.init(key, z, context)["params"]
+        params = discriminator.init(key, z, context)["params"]
+        return {n: value for n, value in params.items() if n not in constants[b]}
 
     return tuple(
-        jax.vmap(lambda k, block=block: init_one(k, *block[1:]))(
+        jax.vmap(partial(init_one, b))(
             jax.random.split(rng.at_step(key, b), block.num_groups)
         )
         for b, block in enumerate(vae.blocks)
@@ -118,6 +132,7 @@ def make_update(
     patience: int = 0,
     mesh: Mesh | None = None,
     formulation: str = "auto",
+    groups: tuple[int, ...] | None = None,
 ) -> Callable[[NCPState, PyTree, Array], tuple[NCPState, Metrics]]:
     """Returns one update of all groups: (state, data, rows) -> (state, metrics [K]).
 
@@ -138,30 +153,44 @@ def make_update(
         0 for no end.
       mesh: the devices, where the state is spread over them by `place`.
       formulation: of `stacks.over_groups`.
+      groups: numbers of those that are trained, as of `place`; None for all.
     """
     mesh = mesh or _one_device()
     prepare_key, draws_key = rng.stream(key, "prepare"), rng.stream(key, "draws")
+    weights: dict[str, Any] = {
+        "ranking_weight": ranking_weight,
+        "negative_weight": negative_weight,
+    }
     learn_one = partial(
         nce.learn,
         discriminator,
         optimizer,
-        ranking_weight=ranking_weight,
-        negative_weight=negative_weight,
         ema_decay=ema_decay,
         patience=patience,
+        **weights,
     )
     draw = partial(_draws, mesh, num_negatives=num_negatives)
     learn_stack = partial(stacks.over_groups, learn_one, formulation=formulation)
 
     def update(state: NCPState, data: PyTree, rows: Array) -> tuple[NCPState, Metrics]:
+        blocks = data["vae"].blocks
+        of_stacks = idle_groups.rows_of(blocks, groups)
         stored = loop.take(data["train"], rows)
         x = prepare(rng.at_step(prepare_key, state.step), stored)
         draws = draw(data["vae"], x, rng.at_step(draws_key, state.step))
-        turns = _turns(data["vae"].blocks, state.step)
-        per_stack = _over_stacks(mesh, learn_stack, state.stacks, draws, turns)
-        groups, metrics = zip(*per_stack, strict=True)
-        joined = _per_group(mesh, data["vae"].blocks, metrics)
-        return state.replace(step=state.step + 1, stacks=groups), joined
+        turns = _turns(blocks, state.step)
+        constants = stacks.by_stack(blocks, constants_of(data["vae"]))
+        per_stack = _over_stacks(
+            mesh, learn_stack, of_stacks, state.stacks, draws, turns, constants
+        )
+        learned = [
+            (old, {}) if new is None else new
+            for old, new in zip(state.stacks, per_stack, strict=True)
+        ]
+        trained, metrics = zip(*learned, strict=True)
+        idle = [idle_groups.learned(r, num_negatives, **weights) for r in of_stacks]
+        joined = _per_group(mesh, blocks, metrics, idle, of_stacks)
+        return state.replace(step=state.step + 1, stacks=trained), joined
 
     return update
 
@@ -179,6 +208,7 @@ def make_validate(
     patience: int = 0,
     mesh: Mesh | None = None,
     formulation: str = "auto",
+    groups: tuple[int, ...] | None = None,
 ) -> Callable[[NCPState, PyTree], tuple[NCPState, Metrics]]:
     """Returns the measures of each group on held-out encodings, noise fixed by `key`.
 
@@ -203,78 +233,129 @@ def make_validate(
       patience: as for `make_update`.
       mesh: as for `make_update`.
       formulation: of `stacks.over_groups`.
+      groups: as for `make_update`.
     """
     mesh = mesh or _one_device()
+    weights: dict[str, Any] = {
+        "ranking_weight": ranking_weight,
+        "negative_weight": negative_weight,
+    }
 
     def sums_of(
-        group: GroupState, draws: ContrastiveDraws, mask: Array
+        group: GroupState, draws: ContrastiveDraws, mask: Array, constants: PyTree
     ) -> tuple[Sums, ...]:
         """Of the weights that would be kept, and of the newest where those are not."""
-        weights = [group.eval_params]
+        each = [group.eval_params]
         if group.ema_params is not None:
-            weights.append(group.params)
-        return tuple(sums_with(params, draws, mask) for params in weights)
+            each.append(group.params)
+        whole = [nce.with_constants(params, constants) for params in each]
+        return tuple(sums_with(params, draws, mask) for params in whole)
 
     def sums_with(params: PyTree, draws: ContrastiveDraws, mask: Array) -> Sums:
         both = nce.logits(discriminator, params, draws)
         is_shared = draws.context.size == 0
-        losses, _ = nce.losses_of(
-            *both,
-            is_shared=is_shared,
-            ranking_weight=ranking_weight,
-            negative_weight=negative_weight,
-        )
+        losses, _ = nce.losses_of(*both, is_shared=is_shared, **weights)
         return held_out.sums(losses, *both, mask)
+
+    def judged(
+        groups: GroupState, found: tuple[Sums, ...], counts: Array, is_split: bool
+    ) -> tuple[GroupState, Metrics]:
+        """The measures of one stack, and its state once they are looked at."""
+        merge = partial(held_out.merge, counts=counts, num_negatives=num_negatives)
+        measured, *newest = map(merge, found)
+        judge, score = jax.vmap(nce.judge), held_out.score(measured, select_by)
+        if is_split:
+            groups = parallel.over_device_groups(mesh, judge, groups, score)
+        else:
+            groups = judge(groups, score)
+        measured["best_loss"] = groups.best_loss
+        measured["stopped"] = _has_stopped(groups, patience).astype(jnp.float32)
+        for of_newest in newest:
+            measured |= {f"newest_{n}": of_newest[n] for n in ("loss", "gain")}
+        return groups, measured
 
     draw = partial(_draws, mesh, num_negatives=num_negatives)
     sums_of_stack = partial(stacks.over_groups, sums_of, formulation=formulation)
 
     def validate(state: NCPState, data: PyTree) -> tuple[NCPState, Metrics]:
         vae, num_batches = data["vae"], data["valid"].shape[0]
+        of_stacks = idle_groups.rows_of(vae.blocks, groups)
+        constants = stacks.by_stack(vae.blocks, constants_of(vae))
 
-        def batch_sums(index: Array) -> tuple[list[tuple[Sums, ...]], Array]:
+        def batch_sums(index: Array) -> tuple[list[Any], Sums, Array]:
             i = index % num_batches
             batch_key = rng.at_step(key, index)
             x = prepare(rng.stream(batch_key, "prepare"), data["valid"][i])
             draws = draw(vae, x, rng.stream(batch_key, "draws"))
             mask = data["valid_mask"][i]
             masks = [jnp.broadcast_to(mask, d.positive.shape[:2]) for d in draws]
-            found = _over_stacks(mesh, sums_of_stack, state.stacks, draws, masks)
-            return found, jnp.sum(mask)
+            found = _over_stacks(
+                mesh, sums_of_stack, of_stacks, state.stacks, draws, masks, constants
+            )
+            of_idle = idle_groups.sums(mask, num_negatives, **weights)
+            return found, of_idle, jnp.sum(mask)
 
         indices = jnp.arange(num_passes * num_batches)
-        per_stack, counts = jax.lax.map(batch_sums, indices)
-        merge = partial(held_out.merge, counts=counts, num_negatives=num_negatives)
-        metrics = [merge(found) for found, *_ in per_stack]
-        scores = [held_out.score(measured, select_by) for measured in metrics]
-        judged = _over_stacks(mesh, jax.vmap(nce.judge), state.stacks, scores)
-        for measured, groups in zip(metrics, judged, strict=True):
-            measured["best_loss"] = groups.best_loss
-            measured["stopped"] = _has_stopped(groups, patience).astype(jnp.float32)
-        for measured, (_, *newest) in zip(metrics, per_stack, strict=True):
-            for found in newest:
-                of_newest = merge(found)
-                measured |= {f"newest_{n}": of_newest[n] for n in ("loss", "gain")}
-        joined = _per_group(mesh, vae.blocks, metrics)
-        return state.replace(stacks=tuple(judged)), joined
+        per_stack, of_idle, counts = jax.lax.map(batch_sums, indices)
+        looked_at = [
+            (old, {}) if found is None else judged(old, found, counts, True)
+            for old, found in zip(state.stacks, per_stack, strict=True)
+        ]
+        trained, metrics = zip(*looked_at, strict=True)
+        state, of_resting = state.replace(stacks=trained), ()
+        if isinstance(state, PartState):
+            found = [idle_groups.repeated(of_idle, rows) for rows in of_stacks]
+            each = [
+                judged(old, (one,) * (1 + (old.ema_params is not None)), counts, False)
+                for old, one in zip(state.idle, found, strict=True)
+            ]
+            resting, of_resting = zip(*each, strict=True)
+            state = state.replace(idle=resting)
+        joined = _per_group(mesh, vae.blocks, metrics, of_resting, of_stacks)
+        return state, joined
 
     return validate
 
 
-def place(mesh: Mesh, state: NCPState) -> NCPState:
-    """Spreads the groups of a state over the devices; uneven stacks are padded."""
-    return NCPState(
-        parallel.replicate(mesh, state.step), parallel.split_groups(mesh, state.stacks)
+def place(
+    mesh: Mesh,
+    state: NCPState,
+    blocks: tuple[Block, ...] = (),
+    groups: tuple[int, ...] | None = None,
+) -> NCPState:
+    """Spreads the groups of a state over the devices; uneven stacks are padded.
+
+    Args:
+      mesh: the devices.
+      state: of all groups.
+      blocks: of the model; needed where `groups` is given.
+      groups: numbers of those that are trained; None for all.  The others lie beside,
+        on every device.
+    """
+    step = parallel.replicate(mesh, state.step)
+    of_stacks = idle_groups.rows_of(blocks, groups) if blocks else ()
+    if not any(rows.idle for rows in of_stacks):
+        return NCPState(step, parallel.split_groups(mesh, state.stacks))
+    each = list(zip(state.stacks, of_stacks, strict=True))
+    trained = tuple(idle_groups.used(stack, rows) for stack, rows in each)
+    idle = tuple(idle_groups.pick(stack, rows.idle) for stack, rows in each)
+    return PartState(
+        step, parallel.split_groups(mesh, trained), parallel.replicate(mesh, idle)
     )
 
 
-def collect(blocks: tuple[Block, ...], state: NCPState) -> NCPState:
+def collect(
+    blocks: tuple[Block, ...],
+    state: NCPState,
+    groups: tuple[int, ...] | None = None,
+) -> NCPState:
     """Undoes `place`: the state as NumPy arrays, the padding gone."""
-    whole = [
-        jax.tree.map(lambda leaf, n=stack.num_groups: leaf[:n], parallel.gather(groups))
-        for stack, groups in zip(stacks.stack_blocks(blocks), state.stacks, strict=True)
-    ]
-    return NCPState(parallel.gather(state.step), tuple(whole))
+    trained = idle = parallel.gather(state.stacks)
+    if isinstance(state, PartState):
+        idle = parallel.gather(state.idle)
+    each = zip(trained, idle, idle_groups.rows_of(blocks, groups), strict=True)
+    whole = tuple(idle_groups.join(*of_stack) for of_stack in each)
+    return NCPState(parallel.gather(state.step), whole)
 
 
 def _draws(
@@ -302,24 +383,34 @@ def _turns(blocks: tuple[Block, ...], step: Array) -> tuple[Turn, ...]:
 def _over_stacks(
     mesh: Mesh,
     function: Callable[..., Any],
+    of_stacks: tuple[Rows, ...],
     groups: tuple[GroupState, ...],
     *per_stack: Any,
 ) -> list[Any]:
-    """Applies a function of one stack's arrays to those of every stack."""
+    """Applies a function of one stack's trained rows to every stack; None of no row."""
     return [
-        parallel.over_device_groups(mesh, function, *each)
-        for each in zip(groups, *per_stack, strict=True)
+        parallel.over_device_groups(
+            mesh, function, stack, *(idle_groups.used(tree, rows) for tree in trees)
+        )
+        if rows.used
+        else None
+        for rows, stack, *trees in zip(of_stacks, groups, *per_stack, strict=True)
     ]
 
 
 def _per_group(
-    mesh: Mesh, blocks: tuple[Block, ...], per_stack: Any
+    mesh: Mesh,
+    blocks: tuple[Block, ...],
+    metrics: Sequence[Metrics],
+    of_idle: Sequence[Metrics],
+    of_stacks: tuple[Rows, ...],
 ) -> dict[str, Array]:
     """Joins metrics of stacks, [padded n] each, to [K] in the model's order."""
-    sizes = [stack.num_groups for stack in stacks.stack_blocks(blocks)]
     whole = [
-        jax.tree.map(lambda leaf, n=n: leaf[:n], parallel.join(mesh, metrics))
-        for n, metrics in zip(sizes, per_stack, strict=True)
+        idle_groups.join(parallel.join(mesh, trained), idle, rows)
+        for trained, idle, rows in zip(
+            metrics, of_idle or metrics, of_stacks, strict=True
+        )
     ]
     return jax.tree.map(
         lambda *parts: jnp.concatenate(parts), *stacks.by_block(blocks, whole)

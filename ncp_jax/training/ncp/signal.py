@@ -16,52 +16,16 @@ from ncp_jax.data import datasets
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.distributions import Normal
+from ncp_jax.priors.directed import DirectedVAE, constants_of
 from ncp_jax.priors.directions import Directions, fit_directions
+from ncp_jax.priors.feature_directions import fit_features
 from ncp_jax.priors.ncp_prior import NCPPrior, PyTree
 from ncp_jax.priors.signal_space import SignalCoordinates, SignalVAE
 from ncp_jax.training.loop import Prepare
 from ncp_jax.training.ncp import encodings
+from ncp_jax.training.ncp.signal_settings import SignalSettings, check_features
 
 Array = jax.Array
-
-LEAST = {"cap": 1, "context_size": 0, "num_examples": 2, "num_encodings": 1}
-
-
-@dataclasses.dataclass(frozen=True)
-class SignalSettings:
-    """Which directions of a group's noise its discriminator reads, and from how much.
-
-    Attributes:
-      cap: the most directions of a group.
-      share: of the signal that they hold, in (0, 1].
-      floor: of a direction's signal, the prior's variance being 1; less counts for
-        nothing.
-      context_size: coordinates of every earlier group that r_k reads, too.
-      is_joint: one ratio of all groups' coordinates instead of one for each.
-      num_examples: training examples that directions are found from.
-      num_encodings: of each training example, made before the first update.  With one,
-        discriminators learn them by heart.
-
-    Raises:
-      InputError: a value out of range.
-    """
-
-    cap: int = 32
-    share: float = 0.95
-    floor: float = 0.015
-    context_size: int = 16
-    is_joint: bool = False
-    num_examples: int = 10_000
-    num_encodings: int = 5
-
-    def __post_init__(self) -> None:
-        """Looks at the values."""
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"signal directions: {name} must be at least {least}, got "
-                    f"{getattr(self, name)}"
-                )
 
 
 def chosen(
@@ -160,11 +124,14 @@ def find(
     Raises:
       InputError: see `directions.fit_directions`.
     """
+    if settings.context == "features":
+        check_features(vae)
     order = np.random.default_rng(rng.numpy_seed(rng.stream(key, "examples")))
     rows = np.sort(order.permutation(len(train))[: settings.num_examples])
-    return fit_directions(
+    batches = list(datasets.padded_batches(train[rows], batch_size))
+    found = fit_directions(
         vae,
-        datasets.padded_batches(train[rows], batch_size),
+        batches,
         prepare,
         rng.stream(key, "fit"),
         share=settings.share,
@@ -172,18 +139,32 @@ def find(
         cap=settings.cap,
         mesh=mesh,
     )
+    if settings.context != "features":
+        return found
+    basis, shift = fit_features(
+        vae,
+        batches,
+        prepare,
+        rng.stream(key, "features"),
+        size=settings.context_size,
+        mesh=mesh,
+    )
+    return dataclasses.replace(found, feature_basis=basis, feature_shift=shift)
 
 
 def view(
     vae: LatentVariableModel, directions: Directions, settings: SignalSettings
-) -> SignalVAE:
-    """Returns the VAE in signal coordinates.
+) -> SignalVAE | DirectedVAE:
+    """Returns the VAE in signal coordinates; or in e_k, where ratios read more.
 
     Raises:
       InputError: the directions are those of other groups.
     """
     directions.check(vae.blocks)
-    return SignalVAE(vae, directions, settings.context_size, settings.is_joint)
+    if settings.is_whole:
+        has_context = settings.context == "features"
+        return DirectedVAE(vae, directions, settings.cap, has_context)
+    return SignalVAE(vae, directions, settings.num_earlier, settings.is_joint)
 
 
 def encoded(
@@ -230,6 +211,8 @@ def encoded(
 
 def groups_that_read(vae: LatentVariableModel) -> tuple[int, ...] | None:
     """Numbers of the groups with a signal direction; None where all read z itself."""
+    if isinstance(vae, DirectedVAE):
+        return vae.chosen(None)
     if not isinstance(vae, SignalCoordinates):
         return None
     return tuple(np.flatnonzero(np.any(vae.is_used, axis=1)).tolist())
@@ -248,12 +231,19 @@ def prior(
 ) -> NCPPrior:
     """Returns the NCP prior of discriminators that saw `trained(model)`.
 
+    Parameters that they are given, not taught, join the others here.
+
     Args:
       model: the VAE, or its view in signal coordinates.
       discriminator: the network.
       params: of it, per block of `trained(model)`.
       groups: that are reweighted, of those with signal; None for all.
     """
+    if isinstance(model, DirectedVAE):
+        constants = constants_of(model)
+        each = zip(params, constants, strict=True)
+        whole = tuple({**learned, **given} for learned, given in each)
+        return NCPPrior(model, discriminator, whole, model.chosen(groups))
     if not isinstance(model, SignalVAE):
         return NCPPrior(model, discriminator, params, groups)
     rest = (None,) * (len(model.blocks) - len(params))

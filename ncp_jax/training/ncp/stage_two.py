@@ -17,7 +17,7 @@ from ncp_jax.training import batches
 from ncp_jax.training.loop import Prepare, Task
 from ncp_jax.training.ncp import held_out, ncp_update, preparation, signal
 from ncp_jax.training.ncp.ncp_update import NCPState
-from ncp_jax.training.ncp.signal import SignalSettings
+from ncp_jax.training.ncp.signal_settings import SignalSettings
 
 Array = jax.Array
 
@@ -77,6 +77,7 @@ class StageTwo:
           prepare_held_out: the same, in validation.
           mesh: the devices.
         """
+        groups = signal.groups_that_read(vae)
         shared: dict[str, Any] = {
             "num_negatives": self.num_negatives,
             "ranking_weight": self.ranking_weight,
@@ -84,6 +85,7 @@ class StageTwo:
             "patience": self.patience,
             "mesh": mesh,
             "formulation": self.formulation,
+            "groups": groups,
         }
         stored = batches.on_devices(
             mesh, train, valid, self.batch_size, self.is_train_there
@@ -115,9 +117,9 @@ class StageTwo:
                 **shared,
             ),
             average=held_out.mean_of_steps,
-            remarks=partial(held_out.remarks, groups=signal.groups_that_read(vae)),
-            place=partial(ncp_update.place, mesh),
-            collect=partial(ncp_update.collect, vae.blocks),
+            remarks=partial(held_out.remarks, groups=groups),
+            place=partial(ncp_update.place, mesh, blocks=vae.blocks, groups=groups),
+            collect=partial(ncp_update.collect, vae.blocks, groups=groups),
         )
 
     def initial(self, vae: LatentVariableModel, key: Array) -> NCPState:
@@ -187,7 +189,7 @@ class Given(NamedTuple):
         settings: SignalSettings | None,
         mesh: Mesh,
     ) -> Task:
-        """Returns what the loop trains; with settings, on encodings that are made here.
+        """Returns what the loop trains; on coordinates, those that are made here.
 
         Args:
           stage: how it is trained.
@@ -195,7 +197,9 @@ class Given(NamedTuple):
           settings: of `in_directions`, or None.
           mesh: the devices.
         """
-        given = self if settings is None else self._encoded(stage, key, settings, mesh)
+        given = self
+        if settings is not None and not settings.is_whole:
+            given = self._encoded(stage, key, settings, mesh)
         return dataclasses.replace(stage, num_passes=given.num_passes).task(
             given.vae,
             given.train,

@@ -1,5 +1,6 @@
 """`fit` on signal directions: a VAE of one's own, from its examples to its samples."""
 
+import dataclasses
 import functools
 import os
 import signal as signals
@@ -11,12 +12,15 @@ import pytest
 
 import ncp_jax
 from ncp_jax import SignalSettings
-from ncp_jax.models.base import FrozenVAE
+from ncp_jax.models.base import Block, Encoding, FrozenVAE, GroupPrior
+from ncp_jax.models.discriminator_choice import MixedDiscriminator
+from ncp_jax.models.distributions import Normal
+from ncp_jax.priors.directed import DirectedVAE
 from ncp_jax.priors.latents import log_prior
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import StandardizedVAE
 from ncp_jax.training import run_log
-from ncp_jax.training.ncp import encodings, signal
+from ncp_jax.training.ncp import encodings, signal, signal_settings
 from tests.oracles import LinearGaussianVAE, ThreeGroupVAE
 from tests.signal_toy import SignalVAE as SignalToy
 from tests.signal_toy import examples, planes
@@ -200,9 +204,61 @@ def test_without_signal_the_prior_is_the_base_prior(capsys, key):
 
 
 @functools.cache
-def three_groups():
-    module, key = ThreeGroupVAE(), jax.random.key(0)
-    return FrozenVAE(module, module.init(key, jnp.zeros((1, 3)), key))
+def three_groups(kind=ThreeGroupVAE):
+    module, key = kind(), jax.random.key(0)
+    return FrozenVAE(module, jax.jit(module.init)(key, jnp.zeros((1, 3)), key))
+
+
+# --- ratios that read more than coordinates
+
+
+class MapGroupsVAE(ThreeGroupVAE):
+    """The same in groups and features that are maps [1, 2, 1]."""
+
+    blocks = (Block(3, (1, 2, 1), (1, 2, 1)),)
+
+    def encode(self, x, key):
+        (z,), log_q = super().encode(x, key)
+        return Encoding((z[:, :, None, :, None],), log_q)
+
+    def prior(self, block, k, carry):
+        (mean, std), context = super().prior(block, k, carry)
+        mean, std, context = (a[:, None, :, None] for a in (mean, std, context))
+        return GroupPrior(Normal(mean, std), context)
+
+    def absorb(self, block, k, carry, z_k):
+        return super().absorb(block, k, carry, z_k[:, 0, :, 0])
+
+
+MORE = SignalSettings(
+    cap=2, context="features", context_size=2, num_examples=100, floor=0.0
+)
+WITH_MAPS = dataclasses.replace(MORE, with_maps=True, map_channels=2, map_blocks="A")
+POINTS = np.random.default_rng(3).normal(size=(200, 3)).astype(np.float32)
+
+
+@pytest.mark.slow
+def test_ratios_may_read_features_and_maps(key):
+    """Directions stay as they were found, whatever is learned and decays."""
+    ncp = fit(
+        three_groups(MapGroupsVAE),
+        train=POINTS,
+        directions=WITH_MAPS,
+        weight_decay=0.5,
+        ema_decay=0.0,
+        num_steps=10,
+    )
+    assert isinstance(ncp.vae, DirectedVAE) and type(ncp.vae.vae) is FrozenVAE
+    found, (params,) = ncp.vae.directions, ncp.params
+    assert found.feature_basis[0].shape == (3, 2, 2) and any(found.widths)
+    basis = params["onto_directions"]["basis"]
+    np.testing.assert_array_equal(basis[..., : found.num_directions], found.basis[0])
+    learned = params["onto_features"]["basis"], params["onto_features"]["shift"]
+    assert_same(learned, (found.feature_basis[0], found.feature_shift[0]))
+    assert {"of_maps", "of_coordinates"} < params.keys()
+    out = ncp_jax.sample(ncp, key, 6, ncp_jax.SIRThenMALA(10, 10, 0.1, 4, 2))
+    _, carry = log_prior(ncp.vae.vae, out.latents)
+    np.testing.assert_allclose(ncp.vae.vae.decode(carry).mean, out.images, atol=1e-4)
 
 
 def test_auto_is_for_hierarchies_and_maps_with_a_normal_prior():
@@ -223,11 +279,24 @@ def test_auto_is_for_hierarchies_and_maps_with_a_normal_prior():
         ({"num_encodings": 0}, "num_encodings must be at least 1"),
         ({"num_examples": 1}, "num_examples must be at least 2"),
         ({"context_size": -1}, "context_size must be at least 0"),
+        ({"context": "all"}, "context must be one of .*'features'.*got 'all'"),
+        ({"context": "features", "context_size": 0}, "needs a context_size of 1"),
+        ({"context": "features", "is_joint": True}, "is_joint is one ratio"),
+        ({"with_maps": True}, "give context='features' or 'none'"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ncp_jax.InputError, match=message):
         SignalSettings(**settings)
+
+
+def test_settings_that_came_later_leave_older_trainings_their_names():
+    assert str(SignalSettings(cap=4)) == (
+        "SignalSettings(cap=4, share=0.95, floor=0.015, context_size=16, "
+        "is_joint=False, num_examples=10000, num_encodings=5)"
+    )
+    assert str(MORE).endswith("num_encodings=5, context='features')")
+    assert MORE.named().keys() - SignalSettings().named().keys() == {"context"}
 
 
 def test_what_cannot_be_is_refused_with_the_way_out():
@@ -237,6 +306,15 @@ def test_what_cannot_be_is_refused_with_the_way_out():
         fit(NOT_NORMAL)
     with pytest.raises(ncp_jax.InputError, match=r"share = 2"):
         fit(directions=SignalSettings(share=2.0))
+    with pytest.raises(ncp_jax.InputError, match="this VAE offers none: give context="):
+        fit(directions=MORE)
+    maps = SignalSettings(context="none", with_maps=True, num_examples=50)
+    with pytest.raises(ncp_jax.InputError, match=r"one of shape \(2, 4\)"):
+        fit(directions=maps)
+    network = ncp_jax.MLPDiscriminator((8,))
+    other = MixedDiscriminator(network, network)
+    with pytest.raises(ncp_jax.InputError, match="MLPDiscriminator, not of a Mixed"):
+        signal_settings.network(MORE, VAE, other)
 
     class Unhashable:
         __hash__ = None
