@@ -66,6 +66,7 @@ CASES = {
     "ebm": Case(
         ebm.Settings(
             **SMALL | {"training": dataclasses.replace(LONGER, learning_rate=1e-2)},
+            negatives="langevin",
             num_langevin_steps=20,
             step_size=0.1,
             num_score_draws=5_000,
