@@ -215,7 +215,7 @@ class Contrast:
         ).replace(penalty_state=vectors)
         if state.chains is not None:
             new = new.replace(chains=state.chains.at[rows].set(end))
-        norm, size = optax.global_norm(gradients), jnp.stack([*metrics.values()])
+        norm, size = optax.tree.norm(gradients), jnp.stack([*metrics.values()])
         is_fine = jnp.isfinite(value) & jnp.isfinite(norm) & ~state.has_exploded
         is_fine &= jnp.all(jnp.abs(size) <= settings.max_energy)  # False for NaN
         kept = jax.tree.map(partial(jnp.where, is_fine), new, state)

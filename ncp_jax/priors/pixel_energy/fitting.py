@@ -100,7 +100,7 @@ class Fit:
         contrast = self._contrast(key, mesh)
         whole = self._of(prior, train)
         with opened(folder, self._metadata(prior, key)) as saved:
-            state = contrast.initial(whole, self._one(train))
+            state = jax.jit(contrast.initial)(whole, self._one(train))
             restored = saved.restore_latest(state)
             if restored is not None:
                 state = restored.state
