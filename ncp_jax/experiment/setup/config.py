@@ -69,7 +69,10 @@ ADDED: dict[str, Any] = {
     "ncp.weight_decays": [],
     "ncp.standardize": False,
     **{f"ncp.directions.{name}": value for name, value in DIRECTIONS.items()},
-    **{f"vaebm.{name}": value for name, value in PIXEL_ENERGY.items()},
+    **{  # as JSON has them
+        f"vaebm.{name}": list(value) if isinstance(value, tuple) else value
+        for name, value in PIXEL_ENERGY.items()
+    },
 }
 VAES: dict[str, dict[str, Any]] = {
     "mlp": {
