@@ -13,7 +13,7 @@ from ncp_jax.experiment.setup import schema, validation
 from ncp_jax.experiment.setup.workdir import SECTIONS
 from ncp_jax.experiment.vaebm import energies
 from ncp_jax.nested import flatten
-from ncp_jax.priors.pixel_energy.contrast import Settings
+from ncp_jax.priors.pixel_energy.settings import Settings
 from tests import tiny
 
 SAMPLERS = ("sir", "vaebm", "sirvaebm")

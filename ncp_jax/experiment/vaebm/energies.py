@@ -16,8 +16,8 @@ from ncp_jax.experiment.setup.workdir import ENERGIES
 from ncp_jax.priors.group_samplers import SIR
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.priors.pixel_energy import joint
-from ncp_jax.priors.pixel_energy.contrast import Settings
 from ncp_jax.priors.pixel_energy.fitting import Fit, Pool
+from ncp_jax.priors.pixel_energy.settings import Settings
 from ncp_jax.training.run_log import RunLog
 
 Array = jax.Array

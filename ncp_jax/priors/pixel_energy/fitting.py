@@ -20,10 +20,10 @@ from ncp_jax.priors.pixel_energy.contrast import (
     EnergyState,
     Fixed,
     Prepare,
-    Settings,
 )
 from ncp_jax.priors.pixel_energy.energy import EnergyNet
 from ncp_jax.priors.pixel_energy.joint import Dynamics, PixelEnergyPrior
+from ncp_jax.priors.pixel_energy.settings import Settings
 from ncp_jax.training import loop
 from ncp_jax.training.checkpoints import fingerprint, opened
 from ncp_jax.training.run_log import Progress, SilentLog

@@ -12,9 +12,9 @@ from ncp_jax.errors import InputError
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.priors.group_samplers import SIR
 from ncp_jax.priors.pixel_energy import contrast, fitting, joint
-from ncp_jax.priors.pixel_energy.contrast import Settings
 from ncp_jax.priors.pixel_energy.energy import EnergyNet, hidden_kernels
 from ncp_jax.priors.pixel_energy.held_out import energy_distance
+from ncp_jax.priors.pixel_energy.settings import Settings
 from ncp_jax.training.run_log import SilentLog
 from tests import oracles
 
