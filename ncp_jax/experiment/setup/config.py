@@ -38,11 +38,11 @@ WITHOUT_EFFECT = (
     "ncp.extend",
 )
 PIXEL_ENERGY = {  # of VAEBM: how E(x) learns, and how its draws are made
-    "channels": (16, 32, 64),  # of its convolutions
+    "channels": (8, 16, 32),  # of its convolutions
     "hidden_dims": (64,),  # of its dense layers
-    "step_size": 1e-2,  # of Langevin dynamics, in the noise that makes z and x
-    "num_langevin_steps": 10,  # of an update's negatives
-    "num_sampling_steps": 20,  # of draws
+    "step_size": 0.03,  # of Langevin dynamics, in the noise that makes z and x
+    "num_langevin_steps": 16,  # of an update's negatives
+    "num_sampling_steps": 24,  # of draws
     "replay_share": 0.0,  # of negatives that go on from earlier ones
     "num_chains": 2_000,  # that are kept for that
     "energy_penalty": 0.1,  # of the mean square of the energies
@@ -56,7 +56,7 @@ PIXEL_ENERGY = {  # of VAEBM: how E(x) learns, and how its draws are made
     "max_energy": 1e3,  # nats; beyond it training has exploded, and ends
     "num_valid": 1_000,  # held-out pictures, and as many draws
     "patience": 5,  # validations without a lower distance, then training ends
-    "steps_per_eval": 100,
+    "steps_per_eval": 50,
     "steps_per_dispatch": 10,
     "num_proposals": 1_000,  # of SIR, for where the negatives of "sirvaebm" start
     "num_starts": 10_000,  # of those, drawn once

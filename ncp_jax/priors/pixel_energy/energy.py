@@ -25,7 +25,7 @@ class EnergyNet(nn.Module):
       std: likewise; inputs are standardised.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64)
+    channels: tuple[int, ...] = (8, 16, 32)
     hidden_dims: tuple[int, ...] = (64,)
     mean: float = 0.0
     std: float = 1.0

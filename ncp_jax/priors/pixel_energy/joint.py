@@ -34,8 +34,8 @@ PyTree = Any
 class Dynamics(NamedTuple):
     """Langevin dynamics of the joint noise: lambda, and the number of steps."""
 
-    step_size: float = 1e-2
-    num_steps: int = 20
+    step_size: float = 0.03
+    num_steps: int = 24
 
 
 class RefinedInfo(NamedTuple):

@@ -31,11 +31,11 @@ class Settings:
       steps_per_dispatch: updates of one compiled call.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64)
+    channels: tuple[int, ...] = (8, 16, 32)
     hidden_dims: tuple[int, ...] = (64,)
-    step_size: float = 1e-2
-    num_langevin_steps: int = 10
-    num_sampling_steps: int = 20
+    step_size: float = 0.03
+    num_langevin_steps: int = 16
+    num_sampling_steps: int = 24
     replay_share: float = 0.0
     num_chains: int = 2_000
     energy_penalty: float = 0.1
@@ -49,5 +49,5 @@ class Settings:
     max_energy: float = 1e3
     num_valid: int = 1_000
     patience: int = 5
-    steps_per_eval: int = 100
+    steps_per_eval: int = 50
     steps_per_dispatch: int = 10
