@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
@@ -26,13 +27,13 @@ Prepare = Callable[[Array, Array], Array]  # (key, stored examples) -> x for the
 VALID_BATCH_SIZE = 250  # chains at a time, where nothing is learnt
 
 
-class EnergyState(TrainState, kw_only=True):
-    """An energy in training."""
+class EnergyState(TrainState):
+    """An energy in training; `Contrast.initial` makes one."""
 
-    chains: Array | None  # [M, D] joint noise where earlier negatives ended
-    lowest: Array  # [] distance of the best validation so far
-    waited: Array  # [] int32 validations since
-    has_exploded: Array  # [] bool: updates change nothing any more
+    chains: Array | None = None  # [M, D] joint noise where earlier negatives ended
+    lowest: Array = struct.field(default=None)  # [] distance of the best validation
+    waited: Array = struct.field(default=None)  # [] int32 validations since
+    has_exploded: Array = struct.field(default=None)  # [] bool: nothing moves any more
 
 
 class Fixed(NamedTuple):
