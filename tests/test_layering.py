@@ -18,10 +18,11 @@ FLOORS = [  # the ground first; rooms of one floor do not know each other
     {"priors"},
     {"training"},
     {"training.ncp"},
-    {"priors.ex_post"},
+    {"priors.ex_post", "priors.pixel_energy"},
     {"evaluation"},
     {"evaluation.metrics", "benchmark"},
     {"comparison", "experiment.setup"},
+    {"experiment.vaebm"},
     {"experiment"},
     {"__main__"},
 ]

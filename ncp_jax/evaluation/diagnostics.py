@@ -210,6 +210,9 @@ def sampler_diagnostics(
         "bias": "fraction",
         "log_z": "nats",
         "acceptance": "fraction",
+        "energy": "nats",
+        "energy_change": "nats",
+        "pixel_change": "units of x",
     }
     fields = getattr(info, "_fields", ())
     estimates = {

@@ -19,6 +19,8 @@ from ncp_jax.errors import InputError
 from ncp_jax.experiment import sample_stage
 from ncp_jax.experiment.setup.export_record import RECORD, ExportRecord
 from ncp_jax.experiment.setup.wiring import Experiment
+from ncp_jax.experiment.setup.workdir import ENERGIES
+from ncp_jax.experiment.vaebm import energies
 from ncp_jax.nested import flatten
 from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import generation
@@ -37,7 +39,10 @@ OF_SAMPLER = {  # settings of `sample` that a picture depends on
     "langevin": tuple(f"langevin_{name}" for name in _OF_LANGEVIN),
     "mala": _OF_MALA,
     "sirmala": ("num_proposals", *_OF_MALA),
+    "vaebm": (),
+    "sirvaebm": ("num_proposals",),
 }
+OF_DYNAMICS = ("step_size", "num_sampling_steps")  # settings of `vaebm`, likewise
 _PNG_END = b"IEND\xaeB`\x82"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of a member of an archive: its bytes know no time
 
@@ -110,6 +115,7 @@ def _sampler(experiment: Experiment, chunk_size: int | None) -> tuple[Any, Any]:
     draw: Any = sample_stage.sampler_of(name, settings, prior, num_chains)
     if name == "base" and settings.num_readjust_iterations:
         prior = sample_stage.readjusted(experiment, prior)
+    prior = energies.prior_of(experiment, name, prior)
     if chunk_size is not None:
         draw = dataclasses.replace(draw, chunk_size=chunk_size)
     return prior, draw
@@ -118,11 +124,15 @@ def _sampler(experiment: Experiment, chunk_size: int | None) -> tuple[Any, Any]:
 def _identity(experiment: Experiment) -> dict[str, Any]:
     """What the files depend on, by name."""
     config = json.loads(experiment.config.to_json())
-    names = (*OF_ALL, *OF_SAMPLER[config["export"]["sampler"]])
+    sampler = config["export"]["sampler"]
+    names, dynamics = (*OF_ALL, *OF_SAMPLER[sampler]), {}
+    if sampler in ENERGIES:
+        dynamics = {f"config.vaebm.{n}": config["vaebm"][n] for n in OF_DYNAMICS}
     weights = experiment.workdir.weights("sample")
     return {
         **{f"config.export.{k}": v for k, v in config["export"].items()},
         **{f"config.sample.{name}": config["sample"][name] for name in names},
+        **dynamics,
         "config.seed": config["seed"],
         "devices": experiment.mesh.size,
         **{f"weights.{k}": v for k, v in flatten(weights)},

@@ -21,7 +21,7 @@ from ncp_jax.experiment import stages
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import schema, validation, wiring
 from ncp_jax.experiment.setup.wiring import Experiment
-from ncp_jax.experiment.setup.workdir import Workdir
+from ncp_jax.experiment.setup.workdir import ENERGIES, Workdir
 from ncp_jax.models.base import Block
 from ncp_jax.nested import flatten
 from ncp_jax.priors.directed import DirectedVAE
@@ -166,6 +166,11 @@ def _config(
     if "training" in full.benchmark.parts:
         raise InputError(
             "benchmark.parts: 'training' times stage 1, which a given VAE has behind it"
+        )
+    if named := sorted(set(ENERGIES) & {*full.sample.samplers, full.export.sampler}):
+        raise InputError(
+            f"sample.samplers: {named[0]!r} draws by an energy that runs of main.py "
+            "train; for a given VAE fit one by ncp_jax.priors.pixel_energy.fitting"
         )
     wiring.check_groups(full, itself(ncp.vae).blocks)
     network = ncp.discriminator

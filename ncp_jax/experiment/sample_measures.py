@@ -20,6 +20,7 @@ from ncp_jax.experiment import (
     sample_stage,
 )
 from ncp_jax.experiment.setup.wiring import Experiment
+from ncp_jax.experiment.vaebm import energies
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import generation, group_samplers, ncp_prior
@@ -169,6 +170,7 @@ def draws(
         num_chains = -(-size // experiment.mesh.size)
         draw = sample_stage.sampler_of(name, settings, ncp, num_chains)
     key = rng.stream(rng.stream(experiment.key("evaluate"), "draws"), name)
+    ncp = energies.prior_of(experiment, name, ncp)
     for out in generation.batches(ncp, key, num, size, draw, experiment.mesh):
         images = np.asarray(out.images)
         latents = tuple(np.swapaxes(block, 0, 1) for block in out.latents)

@@ -14,6 +14,8 @@ from ncp_jax.errors import InputError
 from ncp_jax.evaluation import diagnostics
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.experiment.setup.wiring import Experiment
+from ncp_jax.experiment.setup.workdir import ENERGIES
+from ncp_jax.experiment.vaebm import energies
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.nvae.readjust import readjust_batch_norm
 from ncp_jax.pages.parts import pictures, plots
@@ -44,12 +46,14 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
     for name in ("base", *settings.samplers):
         draw = sampler_of(name, settings, ncp, num_chains)
         key = rng.stream(experiment.key("sample"), name)
-        drawn_from = of_base if name == "base" else ncp
+        drawn_from = energies.prior_of(experiment, name, ncp)
+        drawn_from = of_base if name == "base" else drawn_from
         out = generation.generate(
             drawn_from, key, settings.num_images, batch_size, draw, experiment.mesh
         )
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out)):
             hint = "; lower config.sample.langevin_step_size" * (name == "langevin")
+            hint += "; lower config.vaebm.step_size" * (name in ENERGIES)
             raise InputError(f"sampler {name!r} left the finite numbers{hint}")
         arrays: dict[str, Any] = {  # in files pictures lead: [N, num_groups, ...]
             f"latents_{b}": np.swapaxes(z, 0, 1) for b, z in enumerate(out.latents)
@@ -60,7 +64,8 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
         np.savez_compressed(folder / f"{name}.npz", images=out.images, **arrays)
         _save_picture(folder / f"{name}.png", np.asarray(out.images), name)
         moved = "noise" if settings.langevin_in_noise else "z"
-        estimates |= diagnostics.sampler_diagnostics(name, info, moved, ncp.groups)
+        groups = None if name in ENERGIES else ncp.groups
+        estimates |= diagnostics.sampler_diagnostics(name, info, moved, groups)
     return estimates
 
 
@@ -124,6 +129,8 @@ def sampler_of(
         "sirmala": lambda: group_samplers.SIRThenMALA(
             **of_proposals(num_proposals), **mala
         ),
+        "vaebm": group_samplers.Base,  # where the energy's own dynamics start
+        "sirvaebm": lambda: group_samplers.SIR(**of_proposals(num_proposals)),
     }
     return makers[name]()
 

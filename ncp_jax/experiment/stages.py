@@ -31,11 +31,12 @@ from ncp_jax.experiment.setup import budget, data_seal, schema, validation, wiri
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import Workdir
+from ncp_jax.experiment.vaebm import energies
 from ncp_jax.pages import comparison_page, priors_page, run_page
 
 STAGES = (
-    *("all", "vae", "import", "ncp", "sample", "evaluate", "compare"),
-    *("report", "export", "benchmark"),
+    *("all", "vae", "import", "ncp", "vaebm", "sample", "evaluate"),
+    *("compare", "report", "export", "benchmark"),
 )
 MEASURING = {"sample": sample_stage.sample, "evaluate": evaluate_stage.evaluate}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -124,6 +125,8 @@ def _reweight(experiment: Experiment, stage: str) -> None:
     folder = experiment.workdir
     if stage in ("all", "ncp"):
         train_stage.train(experiment, "ncp")
+    if stage == "vaebm" or (stage == "all" and energies.named(experiment)):
+        energies.train(experiment)
     for name in MEASURING:
         if stage == name or (stage == "all" and not folder.is_done(name)):
             measure(experiment, name)

@@ -17,7 +17,6 @@ from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check
 from ncp_jax.priors.group_samplers import SIR
 from ncp_jax.priors.ncp_prior import DrawGroup, NCPPrior, ancestral
-from ncp_jax.priors.standardized import own_latents
 
 Array = jax.Array
 
@@ -31,7 +30,7 @@ DEFAULT_SAMPLER = SIR(num_proposals=5_000)
 class Generated(NamedTuple):
     """Pictures and where they came from, on the host; latents as the VAE has them."""
 
-    images: np.ndarray | Array  # [N, *data_shape] E[x | z]
+    images: np.ndarray | Array  # [N, *data_shape] E[x | z], or what `finish` makes of z
     latents: tuple[np.ndarray | Array, ...]  # per block [num_groups, N, *latent_shape]
     infos: tuple[Any, ...]  # per block, the sampler's info, leaves [num_groups, N, ...]
 
@@ -171,13 +170,11 @@ def draw_batch(mesh: Mesh, draw: DrawGroup, prior: NCPPrior, keys: Array) -> Gen
 
     def share(prior: NCPPrior, keys: Array) -> Generated:  # pictures lead everywhere
         with jax.default_matmul_precision("float32"):  # TF32 would move log-weights
-            draws = ancestral(prior, keys, draw)
-            images = prior.vae.decode(draws.carry).mean
-        latents = own_latents(prior.vae, draws.latents, draws.carry)
+            done = prior.finish(keys, ancestral(prior, keys, draw))
         return Generated(
-            images,
-            jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), latents),
-            jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), draws.infos),
+            done.images,
+            jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), done.latents),
+            jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), done.infos),
         )
 
     images, *of_groups = parallel.over_device_chains(mesh, share, prior, keys)

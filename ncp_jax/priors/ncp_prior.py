@@ -14,7 +14,7 @@ from ncp_jax.errors import InputError
 from ncp_jax.models.base import Carry, GroupPrior, Latents, LatentVariableModel
 from ncp_jax.models.distributions import Distribution
 from ncp_jax.priors.latents import prior_of, walk
-from ncp_jax.priors.standardized import itself
+from ncp_jax.priors.standardized import itself, own_latents
 
 Array = jax.Array
 PyTree = Any
@@ -167,6 +167,18 @@ class NCPPrior:
         )
         return log_p, log_r, carry
 
+    def finish(self, keys: Array, draws: "Draws") -> "Finished":
+        """What is shown of ancestral draws: E[x | z], and z as the VAE has it.
+
+        Args:
+          keys: [B] PRNG keys of these draws, for what is random after them.
+          draws: of `ancestral` under the same keys.
+        """
+        del keys
+        images = self.vae.decode(draws.carry).mean
+        latents = own_latents(self.vae, draws.latents, draws.carry)
+        return Finished(images, latents, draws.infos)
+
 
 class Draws(NamedTuple):
     """A batch of ancestral draws."""
@@ -174,6 +186,14 @@ class Draws(NamedTuple):
     latents: Latents
     carry: Carry  # the model's state after the last group: what `decode` takes
     infos: tuple[Any, ...]  # per reweighted block, the sampler's info, groups leading
+
+
+class Finished(NamedTuple):
+    """A batch of pictures and where they came from."""
+
+    images: Array  # [B, *data_shape]
+    latents: Latents  # of the VAE itself, per block [num_groups, B, *latent_shape]
+    infos: tuple[Any, ...]  # leaves [num_groups, ..., B]
 
 
 def ancestral(prior: NCPPrior, keys: Array, draw: DrawGroup) -> Draws:

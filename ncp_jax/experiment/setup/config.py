@@ -41,6 +41,30 @@ WITHOUT_EFFECT = (
     "vae.extend",  # that a schedule may change; the length says how
     "ncp.extend",
 )
+PIXEL_ENERGY = {  # of VAEBM: how E(x) learns, and how its draws are made
+    "channels": (8, 16, 32),  # of its convolutions
+    "hidden_dims": (64,),  # of its dense layers
+    "step_size": 0.03,  # of Langevin dynamics, in the noise that makes z and x
+    "num_langevin_steps": 16,  # of an update's negatives
+    "num_sampling_steps": 24,  # of draws
+    "replay_share": 0.0,  # of negatives that go on from earlier ones
+    "num_chains": 2_000,  # that are kept for that
+    "energy_penalty": 0.1,  # of the mean square of the energies
+    "spectral_penalty": 0.01,  # of the kernels' largest singular values
+    "noise_std": 0.03,  # on pictures while E learns
+    "batch_size": 64,
+    "num_steps": 2_000,
+    "learning_rate": 1e-3,
+    "warmup_steps": 0,
+    "ema_decay": 0.99,  # of the average of the weights; 0 for none
+    "max_energy": 1e3,  # nats; beyond it training has exploded, and ends
+    "num_valid": 1_000,  # held-out pictures, and as many draws
+    "patience": 5,  # validations without a lower distance, then training ends
+    "steps_per_eval": 50,
+    "steps_per_dispatch": 10,
+    "num_proposals": 1_000,  # of SIR, for where the negatives of "sirvaebm" start
+    "num_starts": 10_000,  # of those, drawn once
+}
 # Settings that came later, with the value that means what runs did without them: at
 # that value they do not tell a run from one that was begun before.
 ADDED: dict[str, Any] = {
@@ -49,6 +73,10 @@ ADDED: dict[str, Any] = {
     "ncp.weight_decays": [],
     "ncp.standardize": False,
     **{f"ncp.directions.{name}": value for name, value in DIRECTIONS.items()},
+    **{  # as JSON has them
+        f"vaebm.{name}": list(value) if isinstance(value, tuple) else value
+        for name, value in PIXEL_ENERGY.items()
+    },
 }
 VAES: dict[str, dict[str, Any]] = {
     "mlp": {
@@ -191,6 +219,7 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "formulation": "auto",  # of the groups: "vmap", "map" (one by one)
                 **_training(batch_size=1024, learning_rate=1e-3, schedule="cosine"),
             },
+            "vaebm": dict(PIXEL_ENERGY),
             "sample": {
                 "num_images": 64,
                 "batch_size": 64,  # chains at a time
@@ -198,7 +227,7 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "num_readjust_iterations": 0,  # of batch norm, for the temperature
                 "temperature": 1.0,  # of the base prior's own samples
                 "temperatures": (0.7, 0.8, 1.0),  # of more of them, pictures to look at
-                "samplers": ("sir", "langevin"),  # "mala", "asir", "isir", "sirmala"
+                "samplers": ("sir", "langevin"),  # others: quantities.SAMPLERS
                 "dtype": "float32",  # of the discriminators' activations; "bfloat16"
                 "num_proposals": 5_000,  # of "sir", "isir", "sirmala"; most of "asir"
                 "tolerance": 3e-3,  # chi^2 / M at which "asir" ends
@@ -318,6 +347,19 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
         config.vae.warmup_steps = min(config.vae.warmup_steps, 10)
         config.ncp.update(small, batch_size=min(config.ncp.batch_size, 64))
         config.ncp.num_passes = 1
+        config.vaebm.update(
+            channels=tuple(min(n, 8) for n in config.vaebm.channels),
+            num_langevin_steps=2,
+            num_sampling_steps=3,
+            batch_size=16,
+            num_steps=6,
+            steps_per_eval=3,
+            steps_per_dispatch=3,
+            num_valid=20,
+            num_chains=20,
+            num_proposals=20,
+            num_starts=20,
+        )
         config.sample.update(
             num_images=16,
             batch_size=16,

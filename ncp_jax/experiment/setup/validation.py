@@ -10,6 +10,7 @@ from ncp_jax.errors import InputError, local_path
 from ncp_jax.evaluation.picture_classifier import LEAST_PICTURES
 from ncp_jax.experiment.setup import schema
 from ncp_jax.experiment.setup.config import DISCRIMINATORS, VAES
+from ncp_jax.experiment.setup.workdir import ENERGIES
 from ncp_jax.models import stacks
 from ncp_jax.nested import flatten
 from ncp_jax.pages.parts.quantities import SAMPLERS
@@ -75,6 +76,7 @@ def validate(config: ConfigDict) -> None:
             "config.evaluate.num_binarizations is for data that are binarised afresh; "
             f"config.data.binarization is {config.data.binarization!r}"
         )
+    _check_energies(config)
     _check_features(config)
     _check_audit(config)
     _check_priors(config)
@@ -120,6 +122,31 @@ def _check_bits(name: str, value: Any) -> None:
         raise InputError(
             f"config.{name} must be below 2**{bits} = {2**bits:,}, as {what} are kept "
             f"in 32 bits; got {schema.shown(value)}"
+        )
+
+
+def _check_energies(config: ConfigDict) -> None:
+    """Refuses energies of pictures that cannot be told what pictures are like."""
+    settings = config.vaebm
+    if settings.replay_share > 1:
+        raise InputError(
+            "config.vaebm.replay_share is a share, at most 1; got "
+            f"{settings.replay_share}"
+        )
+    if settings.ema_decay >= 1.0:
+        raise InputError("config.vaebm.ema_decay must be below 1")
+    if settings.replay_share and settings.num_chains < settings.batch_size:
+        raise InputError(
+            f"config.vaebm.num_chains = {settings.num_chains} are fewer than the "
+            f"batch_size = {settings.batch_size} that is drawn of them"
+        )
+    if settings.num_valid < 2:
+        raise InputError("config.vaebm.num_valid must be 2 or more")
+    named = set(ENERGIES) & {*config.sample.samplers, config.export.sampler}
+    if named and config.data.binarization == "fixed":
+        raise InputError(
+            f"{min(named)!r} learns from grey pictures, as the means of p(x | z) are, "
+            "and with config.data.binarization = 'fixed' there are none: give 'dynamic'"
         )
 
 
@@ -212,6 +239,12 @@ MAY_BE_ZERO = (
     "ncp.patience",
     "ncp.ranking_weight",
     "ncp.seed",
+    "vaebm.ema_decay",
+    "vaebm.energy_penalty",
+    "vaebm.noise_std",
+    "vaebm.replay_share",
+    "vaebm.spectral_penalty",
+    "vaebm.warmup_steps",
     "vae.kl_warmup_fraction",
     "vae.kl_constant_fraction",
     "vae.penalty_weight",

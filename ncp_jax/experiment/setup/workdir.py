@@ -19,11 +19,16 @@ from ncp_jax.training.checkpoint_records import best_weights
 SECTIONS = {
     "vae": ("seed", "data", "vae"),
     "ncp": ("seed", "data", "vae", "ncp"),
-    "sample": ("seed", "data", "vae", "ncp", "sample"),
-    "evaluate": ("seed", "data", "vae", "ncp", "sample", "evaluate"),
+    "vaebm": ("seed", "data", "vae", "vaebm"),
+    "sirvaebm": ("seed", "data", "vae", "ncp", "vaebm"),
+    "sample": ("seed", "data", "vae", "ncp", "vaebm", "sample"),
+    "evaluate": ("seed", "data", "vae", "ncp", "vaebm", "sample", "evaluate"),
     # Of "evaluate" it is the feature network and what it is compared on.
     "compare": ("seed", "data", "vae", "evaluate", "compare"),
 }
+
+# Samplers with an energy of their own, trained in a folder that is called so.
+ENERGIES = ("vaebm", "sirvaebm")
 
 
 def built_on(stage: str) -> list[str]:
@@ -120,11 +125,13 @@ class Workdir:
           InputError: one of them is damaged.
         """
         found = {}
-        for name in self._pinning_stages:
-            if name in SECTIONS[stage]:
-                best = best_weights(self.path / name / "checkpoints")
-                if best:
-                    found[name] = best._asdict()
+        names = [name for name in self._pinning_stages if name in SECTIONS[stage]]
+        if "sample" in SECTIONS[stage]:
+            names += [n for n in ENERGIES if n in self._config["sample"]["samplers"]]
+        for name in names:
+            best = best_weights(self.path / name / "checkpoints")
+            if best:
+                found[name] = best._asdict()
         return found
 
     def _files(self, stage: str) -> list[str]:

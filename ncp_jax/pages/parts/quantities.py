@@ -119,6 +119,8 @@ SAMPLERS = {  # their names in settings and files, and to a reader
     "asir": "NCP by adaptive SIR",
     "isir": "NCP by iterated SIR",
     "sirmala": "NCP by SIR, then MALA",
+    "vaebm": "VAEBM",
+    "sirvaebm": "NCP by SIR, then VAEBM",
 }
 SOURCES = SAMPLERS | {"floor": "floor", "real": "real pictures"}
 SMALL_NETS = ("LeNet", "ResNet20", "ResNet56")  # whose distances are no FID
@@ -156,6 +158,9 @@ OF_CHAINS = {  # what samplers tell of their chains, after their name
     "log_z": ("log Z", "as the sampler saw it"),
     "gradient_norm": ("gradient norm", "of the energy, at the last step"),
     "acceptance": ("acceptance", "share of steps that moved"),
+    "energy": ("E(x)", "energy of a draw"),
+    "energy_change": ("change of E(x)", "from where its chain started"),
+    "pixel_change": ("change of x", "root mean square over the pixels"),
 }
 
 

@@ -1,9 +1,11 @@
 """The prior r(z) p(z) / Z with r learned by maximum likelihood (App. A).
 
 Pang et al. (2020) train such a prior with the VAE.  Its gradient needs draws of the
-prior itself, for which short runs of Langevin dynamics stand in: they start at p and
-need not arrive.  So log Z and the choice of weights go by draws of p, and what Langevin
-dynamics make of r is asked for by name.
+prior itself, for which short runs that start at p stand in.  Theirs are of Langevin
+dynamics without a correction: what r makes up for there is no part of r p / Z, and in
+many dimensions a fast fit runs away from it.  Steps that may be refused (MALA) lead to
+r p / Z itself, so they are the default.  log Z and the choice of weights go by draws of
+p, and what Langevin dynamics make of r is asked for by name.
 """
 
 import dataclasses
@@ -37,9 +39,10 @@ class Settings:
       base: the prior that is reweighted, fitted first; None for the VAE's own.
       hidden_dims: widths of the ratio's hidden layers.
       activation: name of a function in `jax.nn`.
-      negatives: "langevin"; or "mala", the same with steps that may be refused.
+      negatives: "mala"; or "langevin", the same without a correction.
       num_langevin_steps: of an update's negatives.
-      step_size: lambda, the square of Pang et al.'s s.
+      step_size: lambda, the square of Pang et al.'s s; MALA's first, which the first
+        half of its steps adapts.
       num_score_draws: base draws for log Z of the held-out gain.
       training: how long and how fast.
       sampling: how draws are made.
@@ -48,12 +51,12 @@ class Settings:
     base: Fit | None = None
     hidden_dims: tuple[int, ...] = (100, 100)
     activation: str = "tanh"
-    negatives: Literal["langevin", "mala"] = "langevin"
-    num_langevin_steps: int = 60
+    negatives: Literal["mala", "langevin"] = "mala"
+    num_langevin_steps: int = 20
     step_size: float = 0.16
     num_score_draws: int = 20_000
     training: Training = dataclasses.field(
-        default=Training(num_steps=6_000, batch_size=128)
+        default=Training(num_steps=2_000, batch_size=512, learning_rate=4e-3)
     )
     sampling: Sampling = dataclasses.field(default=Sampling())
 
@@ -94,6 +97,8 @@ class Settings:
 LEBM = Settings(
     hidden_dims=(200, 200),
     activation="leaky_relu",
+    negatives="langevin",
+    num_langevin_steps=60,
     training=Training(num_steps=20_000, batch_size=100, learning_rate=2e-5),
     sampling=Sampling("langevin", num_steps=60, step_size=0.16),
 )

@@ -185,17 +185,19 @@ def _task(
 
     def validate(state: State, data: Data) -> tuple[State, Metrics]:
         size = min(VALID_BATCH_SIZE, len(data[1]))
-        batches = data[1][: len(data[1]) // size * size].reshape(
-            -1, size, valid.shape[-1]
-        )
+        blocks, rest = jnp.split(data[1], [len(data[1]) // size * size])
+        blocks = blocks.reshape(-1, size, valid.shape[-1])
         keys = jax.vmap(rng.at_step, (None, 0))(
-            rng.stream(key, "held out"), jnp.arange(len(batches))
+            rng.stream(key, "held out"), jnp.arange(len(blocks) + 1)
         )
         value = jnp.mean(
             jax.lax.map(
-                lambda one: score(state.params, *one, *data[2]), (batches, keys)
+                lambda one: score(state.params, *one, *data[2]), (blocks, keys[:-1])
             )
         )
+        if len(rest):
+            of_rest = score(state.params, rest, keys[-1], *data[2])
+            value += (of_rest - value) * (len(rest) / len(data[1]))
         is_best = value < state.best_score
         best = jax.tree.map(
             lambda new, old: jnp.where(is_best, new, old),

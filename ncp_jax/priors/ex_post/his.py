@@ -1,9 +1,11 @@
 """Hamiltonian importance sampling (HIS, Lawson et al., 2019): a map of p and momenta.
 
-z_0 ~ p and rho_0 ~ N(0, I) take T leapfrog steps through a learned potential, after
-each of which the momentum is multiplied by a learned factor.  The map keeps volumes, so
-the density of (z_T, rho_T) is known, and that of z_T is bounded by a learned
-q(rho | z).  Nothing is accepted or refused.
+z_0 ~ p and rho_0 ~ N(0, I) take T leapfrog steps through the potential -log p - log r
+with a learned r, after each of which the momentum is multiplied by a learned factor.
+The map keeps volumes, so the density of (z_T, rho_T) is known, and that of z_T is
+bounded by a learned q(rho | z).  Nothing is accepted or refused.  Before training r = 1
+and the factors are 1: p and N(0, I) stay what they are, but for the error of the steps,
+so the bound starts at p's own density.
 """
 
 import dataclasses
@@ -32,7 +34,6 @@ from ncp_jax.training.loop import PyTree
 
 Array = jax.Array
 
-FACTOR = 0.9995  # of the momentum, before training
 UNIT = math.log(math.e - 1.0)  # softplus of it is 1
 
 
@@ -65,9 +66,9 @@ class HIS:
 
     Attributes:
       base: p, of exact density.
-      params: "potential" and "momentum" of the networks; "raw_step" [D], whose softplus
-        is the step size of each dimension; "log_factors" [T] of the momentum.
-      network: of minus the potential, log r.
+      params: "potential" (log r) and "momentum" of the networks; "raw_step" [D], whose
+        softplus is the step size of each dimension; "log_factors" [T] of the momentum.
+      network: of log r.
       momentum: of q(rho | z).
     """
 
@@ -145,10 +146,13 @@ class HIS:
         return jax.nn.softplus(self.params["raw_step"])[None]  # [1, D]
 
     def _slope(self, z: Array) -> Array:
-        """The gradient of log r at z [B, D]."""
-        return jax.grad(
-            lambda z: jnp.sum(self.network.log_r(self.params["potential"], z))
-        )(z)
+        """The gradient of log p + log r at z [B, D]."""
+
+        def minus_potential(z: Array) -> Array:
+            log_r = self.network.log_r(self.params["potential"], z)
+            return jnp.sum(self.base.log_prob(z) + log_r)
+
+        return jax.grad(minus_potential)(z)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +161,8 @@ class Settings:
 
     Attributes:
       base: the prior that is moved, fitted first; None for the VAE's own.
-      hidden_dims: widths of the potential's hidden layers.
-      activation: name of a function in `jax.nn`; the potential's slope moves z.
+      hidden_dims: widths of the hidden layers of r.
+      activation: name of a function in `jax.nn`; the slope of log r moves z.
       momentum_dims: widths of the hidden layers of q(rho | z).
       num_steps: T.
       step_size: of every dimension before training.
@@ -170,9 +174,9 @@ class Settings:
     activation: str = "tanh"
     momentum_dims: tuple[int, ...] = (300, 300)
     num_steps: int = 5
-    step_size: float = 0.1
+    step_size: float = 0.25
     training: Training = dataclasses.field(
-        default=Training(num_steps=8_000, batch_size=256)
+        default=Training(num_steps=8_000, batch_size=256, learning_rate=4e-3)
     )
 
     def __call__(
@@ -189,7 +193,7 @@ class Settings:
                 "params"
             ],
             "raw_step": jnp.full(dim, math.log(math.expm1(self.step_size))),
-            "log_factors": jnp.full(self.num_steps, math.log(FACTOR)),
+            "log_factors": jnp.zeros(self.num_steps),
         }
 
         def loss(params: PyTree, z: Array, key: Array, base: LatentPrior) -> Array:

@@ -66,6 +66,7 @@ CASES = {
     "ebm": Case(
         ebm.Settings(
             **SMALL | {"training": dataclasses.replace(LONGER, learning_rate=1e-2)},
+            negatives="langevin",
             num_langevin_steps=20,
             step_size=0.1,
             num_score_draws=5_000,
@@ -274,6 +275,21 @@ def test_what_a_loss_hands_on_is_not_scored(encodings):
         fitting.minimise("x", None, jnp.zeros(()), encodings, SHORT, KEY, carry=0.0)
 
 
+def test_every_held_out_encoding_is_scored(encodings, monkeypatch):
+    monkeypatch.setattr(fitting, "VALID_BATCH_SIZE", 2)
+    few = encodings._replace(valid=jnp.arange(14.0).reshape(7, 1, 2) ** 2)
+
+    def score(params, z, key):
+        del key
+        return params * jnp.mean(z)
+
+    task = fitting._task("x", score, score, None, few, (), SHORT, KEY)
+    state = fitting.State(0, jnp.ones(()), None, jnp.zeros(()), jnp.inf)
+    state, metrics = task.validate(state, task.data)
+    assert float(metrics["loss"]) == pytest.approx(float(np.mean(few.valid)))
+    assert float(state.best_params) == 1.0
+
+
 # r(z) = exp(TILT . z) makes N(TILT, I) of N(0, I), with log Z = |TILT|^2 / 2.
 
 
@@ -411,6 +427,20 @@ def test_snis_is_capped_at_its_number_of_proposals(key):
     np.testing.assert_allclose(
         flat.log_prob(z, key), suite.BASE.log_prob(z), rtol=1e-5, atol=1e-5
     )
+
+
+def test_his_starts_at_its_base(encodings, key, monkeypatch):
+    """Before training the dynamics keep p, but for an error of the step's square."""
+    monkeypatch.setattr(his, "minimise", lambda name, loss, start, *args, **kw: start)
+    errors = []
+    for step in (0.2, 0.1):
+        prior = his.Settings(step_size=step, num_steps=4)(KEY, encodings)
+        z = suite.BASE.sample(jax.random.split(key, 2_000))
+        moved, _ = prior.forward(z, jnp.ones_like(z))
+        assert float(jnp.max(jnp.abs(moved - z))) > step
+        error = prior.log_prob(z, key) - suite.BASE.log_prob(z)
+        errors.append(float(jnp.sqrt(jnp.mean(error**2))))
+    assert errors[0] < 0.02 and errors[1] < errors[0] / 3
 
 
 def test_the_dynamics_of_his_have_an_inverse_and_keep_volumes(key):
