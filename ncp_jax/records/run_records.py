@@ -66,10 +66,10 @@ class ComparedAbout(msgspec.Struct):
 
 
 class Compared(msgspec.Struct):
-    """Priors side by side."""
+    """Priors side by side; without likelihoods where z is a function of x."""
 
     about: ComparedAbout
-    nll_base: Metric
+    nll_base: Metric | None
     floor: dict[str, Metric]
     priors: dict[str, ComparedPrior]
 
