@@ -362,7 +362,8 @@ class Shrunk(nn.Module):
         del key
         w = self.param("w", nn.initializers.ones, (3,))
         mask = jnp.ones(len(x), bool) if mask is None else mask
-        of_batch = {"shrinking": jnp.sum(w**2), "count": jnp.sum(mask * 1.0)}
+        count = jnp.sum(mask).astype(jnp.float32)
+        of_batch = {"shrinking": jnp.sum(w**2), "count": count}
         return Objective({"error": jnp.sum((x - w[None]) ** 2, 1)}, of_batch)
 
 
