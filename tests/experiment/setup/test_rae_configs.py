@@ -180,6 +180,7 @@ def test_a_point_passes_all_stages_and_says_what_it_has_not(tmp_path, capsys):
     assert {"log_z", "nce_loss", "mmd_sir", "nearer_than_held_out_sir"} <= {*metrics}
     assert not [n for n in metrics if n.startswith(("nll", "elbo", "gain"))]
     assert all(np.isfinite(metric["value"]) for metric in metrics.values())
+    assert "No likelihoods" in results["likelihoods"]["none"]
     assert "No likelihoods and no gains" in capsys.readouterr().out
     page = (workdir / "report" / "index.html").read_text()
     assert "No likelihoods and no gains" in page and "loss (nats)" not in page
