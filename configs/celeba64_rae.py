@@ -17,9 +17,9 @@ published ones; there the rate was halved whenever validation had not improved f
 epochs, here it follows a cosine.
 
 The paper's FID: VAE 48.12, WAE 42.73, RAE 40.95, 2s-VAE 49.70, NCP over the normal
-41.28, NCP over the mixture 39.00, reconstructions 36.01.  RAE's 40.95 is of the kind
-`rae_sn` with its mixture; whether the last two numbers of the paper start from that one
-or from the VAE, it does not say.  Not run here: it is for a GPU.
+41.28, NCP over the mixture 39.00, reconstructions 36.01.  RAE's 40.95, from which NCP
+over the mixture starts, is of `rae_sn` with its mixture, as the notes of RAE's code
+have it; the paper calls it the VAE with a mixture.  Not run here: it is for a GPU.
 """
 
 import math
