@@ -14,7 +14,7 @@ FLOORS = [  # the ground first; rooms of one floor do not know each other
     {"rng", "process", "records"},
     {"parallel", "data", "pages.parts"},
     {"models", "pages"},
-    {"models.nvae", "samplers"},
+    {"models.nvae", "models.rae", "samplers"},
     {"priors"},
     {"training"},
     {"training.ncp"},

@@ -30,7 +30,7 @@ Name = TypeVar("Name", bound=Hashable)
 class Likelihoods(NamedTuple):
     """What several fits of every prior say of the same examples."""
 
-    nll_base: Estimate
+    nll_base: Estimate | None  # None where q(z | x) has no density
     of_fits: dict[str, list[dict[str, Estimate]]]  # by prior, of each of its fits
     means: dict[str, dict[str, Estimate]]  # over the fits of a prior
 
@@ -46,6 +46,8 @@ def measure(
 ) -> Likelihoods:
     """Measures `nll`, `gain` and, of priors known up to it, `log_z`, in nats.
 
+    Of a model whose z is a function of x there is `log_z` alone.
+
     Args:
       model: the frozen VAE.
       base: its own prior.
@@ -56,19 +58,22 @@ def measure(
       settings: how much is drawn.
     """
     each = {(name, i): p for name, of in priors.items() for i, p in enumerate(of)}
-    log_p = log_marginals(
-        model,
-        {("", 0): base, **each},
-        stored,
-        prepare,
-        rng.stream(key, "draws of q"),
-        num_importance_samples=settings.num_importance_samples,
-        chunk_size=settings.chunk_size,
-        batch_size=settings.batch_size,
-    )
-    of_base = log_p.pop(("", 0))
+    log_p: dict[tuple[str, int], np.ndarray] = {}
+    if not model.is_deterministic:
+        log_p = log_marginals(
+            model,
+            {("", 0): base, **each},
+            stored,
+            prepare,
+            rng.stream(key, "draws of q"),
+            num_importance_samples=settings.num_importance_samples,
+            chunk_size=settings.chunk_size,
+            batch_size=settings.batch_size,
+        )
+    of_base = log_p.pop(("", 0), None)
     log_z_key = rng.stream(key, "log_z")
-    found = Likelihoods(importance.mean_estimate(-of_base, "nats"), {}, {})
+    nll = None if of_base is None else importance.mean_estimate(-of_base, "nats")
+    found = Likelihoods(nll, {}, {})
     for name, of in priors.items():
         z = [
             _log_z(prior, rng.at_step(log_z_key, i), settings)
@@ -194,7 +199,7 @@ def _log_z_weights(
 
 
 def estimates(
-    log_p: np.ndarray | None, log_p_base: np.ndarray, z: Estimate | None
+    log_p: np.ndarray | None, log_p_base: np.ndarray | None, z: Estimate | None
 ) -> dict[str, Estimate]:
     """The negative log-likelihood, and the gain over the base prior, of one prior.
 
@@ -203,14 +208,15 @@ def estimates(
 
     Args:
       log_p: [N] of `log_marginals`; None of a prior without a density.
-      log_p_base: [N] of the same draws, under the base prior.
+      log_p_base: [N] of the same draws, under the base prior; None where q(z | x) has
+        no density.
       z: log Z of a prior "up to log Z", else None.
 
     Returns:
       `nll`, `gain` and `log_z`, in nats, as far as they are known.
     """
-    if log_p is None:
-        return {}
+    if log_p is None or log_p_base is None:
+        return {} if z is None else {"log_z": z}
     found = {
         "nll": importance.mean_estimate(-log_p, "nats"),
         "gain": importance.mean_estimate(log_p - log_p_base, "nats"),

@@ -13,7 +13,7 @@ from ncp_jax import rng
 from ncp_jax.data import datasets
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation import diagnostics
-from ncp_jax.models.base import Block, LatentVariableModel
+from ncp_jax.models.base import Block, LatentVariableModel, is_deterministic
 from ncp_jax.models.distributions import Distribution, Likelihood, Normal
 from ncp_jax.priors.ex_post.contract import Density, Encodings, LatentPrior
 from ncp_jax.priors.ex_post.gaussian import Gaussian
@@ -44,6 +44,11 @@ class OneVector:
         shape = self.vae.blocks[0].latent_shape
         root = self.vae.root(len(z))
         return self.vae.decode(self.vae.absorb(0, 0, root, z.reshape(-1, *shape)))
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether z is a function of x, so that q(z | x) has no density."""
+        return is_deterministic(self.vae)
 
     def base(self) -> LatentPrior:
         """p(z) of the VAE itself."""

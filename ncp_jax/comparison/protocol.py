@@ -15,6 +15,7 @@ from ncp_jax.comparison.fits import Fitted
 from ncp_jax.comparison.one_vector import OneVector
 from ncp_jax.comparison.results import Comparison, PriorResult
 from ncp_jax.comparison.settings import ComparisonSettings
+from ncp_jax.evaluation import likelihood
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import gaussian_kernel, memorisation
 from ncp_jax.pages.parts import pictures as picture_files
@@ -104,7 +105,9 @@ def run(
         batch_size=settings.sample_batch_size,
     )
     described = {**dataclasses.asdict(settings), **(about or {}), "num_fits": num_fits}
-    described["num_examples"] = found.nll_base.n
+    described["num_examples"] = found.nll_base.n if found.nll_base else 0
+    if model.is_deterministic:
+        described["likelihoods"] = likelihood.NONE
     return Comparison(rows, found.nll_base, floor.estimates, described)
 
 

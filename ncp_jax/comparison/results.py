@@ -49,23 +49,25 @@ class Comparison:
 
     Attributes:
       results: by the name of the prior, in the order they were asked for.
-      nll_base: of the VAE's own prior.
+      nll_base: of the VAE's own prior; None where z is a function of x, and there are
+        no likelihoods.
       floor: of decoded encodings, which no prior's draws can beat; samples only.
       about: how it was measured, JSON values.
       page: the HTML page, where a folder was given.
     """
 
     results: Mapping[str, PriorResult]
-    nll_base: Estimate
+    nll_base: Estimate | None
     floor: Metrics
     about: Mapping[str, Any]
     page: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Returns what `pages.priors_page` shows."""
+        nll = None if self.nll_base is None else self.nll_base._asdict()
         return {
             "about": dict(self.about),
-            "nll_base": self.nll_base._asdict(),
+            "nll_base": nll,
             "floor": _as_json(self.floor),
             "priors": {name: each.as_json() for name, each in self.results.items()},
         }

@@ -11,6 +11,7 @@ from ncp_jax.data import datasets
 from ncp_jax.evaluation import diagnostics, likelihood, signal
 from ncp_jax.evaluation.diagnostics import Batches
 from ncp_jax.evaluation.importance import Estimate
+from ncp_jax.models.base import is_deterministic
 from ncp_jax.priors.directed import DirectedVAE
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.priors.signal_space import SignalVAE
@@ -64,7 +65,8 @@ def evaluate(
       `gain_nats`, `nll_snis`, `gain_snis_nats`, `elbo_base`, `log_z`, `ess_fraction`
       in nats but for the last; and per group `nce_loss`, `jsd` (nats) and
       `calibration_error`, named `nce_loss/k` where there are several groups; with
-      signal directions `num_directions` and `signal_total` of each group, too.
+      signal directions `num_directions` and `signal_total` of each group, too.  Of a
+      model whose z is a function of x the first six are left out.
     """
     test = preparation.examples("test", test)
     prepare = preparation.checked(itself(ncp.vae), test, prepare)
@@ -99,7 +101,8 @@ def measure(
 ) -> tuple[dict[str, Estimate], dict[str, np.ndarray]]:
     """Likelihoods and the discriminators' losses: estimates, and arrays for plots.
 
-    Prints what is missing where log Z is not known well enough.
+    Prints what is missing where log Z is not known well enough.  Of a model whose z is
+    a function of x there are no likelihoods, and it says so.
 
     Args:
       ncp: the prior and its frozen VAE.
@@ -110,15 +113,25 @@ def measure(
       max_log_z_stderr: as all others, of `likelihood.measure`.
       **settings: see there.
     """
-    estimates, arrays = likelihood.measure(
-        ncp,
-        batches,
-        prepare,
-        rng.stream(key, "likelihood"),
-        max_log_z_stderr=max_log_z_stderr,
-        **settings,
-    )
-    if line := likelihood.refusal(estimates, max_log_z_stderr):
+    of_likelihood = rng.stream(key, "likelihood")
+    if is_deterministic(itself(ncp.vae)):
+        names = ("num_log_z_draws", "log_z_batch_size", "mesh")
+        of_prior = {name: settings[name] for name in names if name in settings}
+        estimates, arrays = likelihood.measure_normaliser(
+            ncp, of_likelihood, **of_prior
+        )
+        line = likelihood.NONE
+    else:
+        estimates, arrays = likelihood.measure(
+            ncp,
+            batches,
+            prepare,
+            of_likelihood,
+            max_log_z_stderr=max_log_z_stderr,
+            **settings,
+        )
+        line = likelihood.refusal(estimates, max_log_z_stderr)
+    if line:
         print(line)
     losses, ratios = diagnostics.contrast_on_held_out(
         ncp, batches, prepare, rng.stream(key, "contrast"), num_passes=num_passes

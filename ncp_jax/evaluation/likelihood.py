@@ -18,6 +18,10 @@ from ncp_jax.training.loop import Prepare
 
 Array = jax.Array
 
+NONE = (
+    "No likelihoods and no gains: z is a function of x in this model, so q(z | x) is a "
+    "point and has no density. What is measured of draws and of stage 2 needs none."
+)
 SIZES = (  # of `example_bounds`: with others it is another program
     "num_importance_samples",
     "num_snis_samples",
@@ -136,10 +140,42 @@ def measure(
     )
     missing = missing_draws(sums, max_log_z_stderr)
     estimates = _of_examples(each, num_binarizations, sums.log_mean, missing is None)
-    estimates |= {"log_z": sums.log_mean, "ess_fraction": sums.ess_fraction}
+    estimates |= _of_weights(sums)
     if missing is not None:
         estimates["log_z_draws_missing"] = missing
     return estimates, {"log_z_curve": course}
+
+
+def measure_normaliser(
+    ncp: NCPPrior,
+    key: Array,
+    *,
+    num_log_z_draws: int,
+    log_z_batch_size: int,
+    mesh: Mesh | None = None,
+) -> tuple[dict[str, Estimate], dict[str, np.ndarray]]:
+    """The part of `measure` that asks for no density q(z | x): log Z.
+
+    Args:
+      ncp: the prior and its frozen model.
+      key: PRNG key; consumed here.
+      num_log_z_draws: of the base prior.
+      log_z_batch_size: of them at a time.
+      mesh: the devices that share them; None for one.
+
+    Returns:
+      `log_z` and `ess_fraction`; and the arrays of `measure`, with `note_likelihood`,
+      which says why there is no more.
+    """
+    sums, course = log_z(
+        ncp, rng.stream(key, "log_z"), num_log_z_draws, log_z_batch_size, mesh
+    )
+    arrays = {"log_z_curve": course, "note_likelihood": np.array(NONE)}
+    return _of_weights(sums), arrays
+
+
+def _of_weights(sums: WeightSums) -> dict[str, Estimate]:
+    return {"log_z": sums.log_mean, "ess_fraction": sums.ess_fraction}
 
 
 @partial(jax.jit, static_argnames=("prepare", *SIZES))

@@ -13,6 +13,7 @@ from ncp_jax.comparison.protocol import Examples
 from ncp_jax.comparison.results import Comparison
 from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.data import datasets
+from ncp_jax.errors import InputError
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import modes
 from ncp_jax.experiment import chosen_rows, picture_scores
@@ -27,9 +28,17 @@ def check(experiment: Experiment) -> None:
     """Refuses, before anything is trained, what the comparison could not use.
 
     Raises:
-      InputError: the VAE has several groups, or the feature network cannot be read.
+      InputError: the VAE has several groups, or says no q(z | x) that a prior is made
+        of; or the feature network cannot be read.
     """
     one_vector.check(experiment.blocks)
+    names = experiment.config.compare.names or ex_post.NAMES
+    if "vamp" in names and not hasattr(experiment.vae_module, "posterior"):
+        raise InputError(
+            "config.compare.names: 'vamp' is a mixture of q(z | x), which the model "
+            f"{experiment.config.vae.model.name!r} of this kind does not have: name "
+            "the others"
+        )
     picture_scores.load_net(experiment)
 
 

@@ -22,7 +22,7 @@ from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import schema, validation, wiring
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import ENERGIES, Workdir
-from ncp_jax.models.base import Block
+from ncp_jax.models.base import Block, is_deterministic
 from ncp_jax.nested import flatten
 from ncp_jax.priors.directed import DirectedVAE
 from ncp_jax.priors.ncp_prior import NCPPrior
@@ -72,6 +72,11 @@ class PluggedIn(Experiment):
     def vae_blocks(self) -> tuple[Block, ...]:
         """Those of the VAE itself, whose z the samples keep."""
         return itself(self.ncp.vae).blocks
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the VAE says that its z is a function of x."""
+        return is_deterministic(itself(self.ncp.vae))
 
     @property
     def is_trained(self) -> bool:

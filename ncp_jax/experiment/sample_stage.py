@@ -177,6 +177,11 @@ def readjusted(
             "config.sample.num_readjust_iterations is for models with batch norm: "
             f"{experiment.config.vae.model.name!r} has none"
         )
+    if not hasattr(vae.module, "generate"):
+        raise InputError(
+            "config.sample.num_readjust_iterations is for the batch norm of the model "
+            f"'nvae'; that of {experiment.config.vae.model.name!r} stays as trained"
+        )
     variables = readjust_batch_norm(
         vae.module,
         vae.variables,

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 import ncp_jax
 from ncp_jax import parallel
 from ncp_jax.errors import InputError, local_path
+from ncp_jax.evaluation import likelihood
 from ncp_jax.experiment import (
     benchmark_stage,
     compare_stage,
@@ -167,8 +168,10 @@ def measure(experiment: Experiment, stage: str) -> None:
             "weights that are there now, or not whole: run --stage=sample first"
         )
     folder.unmark(stage)  # its files are replaced one by one
-    estimates = MEASURING[stage](experiment)
-    folder.add_results(stage, estimates, time.monotonic() - start)
+    estimates, parts = MEASURING[stage](experiment), {}
+    if stage == "evaluate" and experiment.is_deterministic:
+        parts["likelihoods"] = {"none": likelihood.NONE}
+    folder.add_results(stage, estimates, time.monotonic() - start, **parts)
 
 
 def benchmark(experiment: Experiment) -> None:

@@ -47,6 +47,17 @@ class ElboTerms(NamedTuple):
     kl: Array  # [B, K] KL(q(z_k | z_<k, x) || p(z_k | z_<k)) or its estimate, nats
 
 
+class Objective(NamedTuple):
+    """What stage 1 minimises where that is no evidence bound: the sum of these terms.
+
+    Each counts as it is, in units of its own.  A module that is trained so offers
+    `objective(x, key, mask)` in the place of `elbo_terms`.
+    """
+
+    of_examples: dict[str, Array]  # [B] each, averaged over the examples
+    of_batch: dict[str, Array]  # [] each, of all the batch or of the weights
+
+
 class LatentVariableModel(Protocol):
     """Five methods and `blocks`: all that a prior on top of a VAE needs.
 
@@ -57,7 +68,9 @@ class LatentVariableModel(Protocol):
     differ between blocks, the carry holds the state of every resolution.
 
     A VAE of one group may offer one method more, `posterior(x) -> Normal`: q(z | x)
-    itself, which priors that are made of posteriors need.
+    itself, which priors that are made of posteriors need.  One whose z is a function of
+    x has the attribute `is_deterministic`, which is True: then q(z | x) has no density,
+    and nothing asks for likelihoods.
     """
 
     @property
@@ -129,6 +142,16 @@ class FrozenVAE:
             return None
         return self._apply("posterior", x)
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether q(z | x) is a point."""
+        return is_deterministic(self.module)
+
     def _apply(self, method: str, *args: Any) -> Any:
         variables = jax.lax.stop_gradient(self.variables)
         return self.module.apply(variables, *args, method=method)
+
+
+def is_deterministic(model: Any) -> bool:
+    """Whether a model says that its q(z | x) is a point, which has no density."""
+    return bool(getattr(model, "is_deterministic", False))

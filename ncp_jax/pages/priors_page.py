@@ -77,32 +77,31 @@ def _results(folder: Path) -> dict[str, Any]:
 
 
 def ranked(priors: Mapping[str, Prior]) -> list[str]:
-    """Their names, highest gain first, those without one last."""
+    """Their names in the order of `ranked_by`, those without that measure last."""
+    measure = ranked_by(priors)
+    sign = -1.0 if measure == "gain" else 1.0
 
     def rank(name: str) -> float:
-        gain = priors[name]["metrics"].get("gain") or {}
-        value = gain.get("value")
-        return -value if value is not None else math.inf
+        found = priors[name]["metrics"].get(measure) or {}
+        value = found.get("value")
+        return sign * value if value is not None else math.inf
 
     return sorted(priors, key=rank)
 
 
+def ranked_by(priors: Mapping[str, Prior]) -> str:
+    """The highest gain is first; without gains, the lowest distance of the draws."""
+    for measure in ("gain", *quantities.FAMILIES):
+        if any(measure in each["metrics"] for each in priors.values()):
+            return measure
+    return "gain"
+
+
 def _lead(compared: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    about = compared["about"]
-    found = compared["nll_base"]
-    base = f"{found['value']:.4g}"  # of one example
-    if found.get("stderr") is not None:
-        base = " ".join(quantities.estimate(found))
-    split = about.get("split", "held-out")
-    text = (
-        "Every prior was fitted to the encodings of one frozen VAE and measured on "
-        f"the same {about['num_examples']:,} {split} examples. Under its own prior "
-        f"their NLL is {base} nats."
-    )
     facts = [run[name] for name in ("device", "git_commit") if name in run]
     byline = page.escape(" · ".join(map(str, facts)))
     return (
-        f"<p>{page.escape(text)}</p>\n"
+        f"<p>{page.escape(_of_what(compared))}</p>\n"
         + (f'<p class="byline soft">{byline}</p>\n' if facts else "")
         + "<ul>"
         + "".join(
@@ -113,18 +112,41 @@ def _lead(compared: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     )
 
 
+def _of_what(compared: Mapping[str, Any]) -> str:
+    """What the numbers are of, in words."""
+    about, found = compared["about"], compared["nll_base"]
+    if found is None:  # z is a function of x
+        return (
+            "Every prior was fitted to the encodings of one frozen model and measured "
+            f"by its draws. {about.get('likelihoods', 'There are no likelihoods.')}"
+        )
+    base = f"{found['value']:.4g}"  # of one example
+    if found.get("stderr") is not None:
+        base = " ".join(quantities.estimate(found))
+    split = about.get("split", "held-out")
+    return (
+        "Every prior was fitted to the encodings of one frozen VAE and measured on "
+        f"the same {about['num_examples']:,} {split} examples. Under its own prior "
+        f"their NLL is {base} nats."
+    )
+
+
 def _sections(compared: Mapping[str, Any]) -> Iterable[str]:
     priors, floor, about = compared["priors"], compared["floor"], compared["about"]
-    names = ranked(priors)
+    names, measure = ranked(priors), ranked_by(priors)
+    first = "Highest gain first."
+    if measure != "gain":
+        first = f"Lowest {quantities.FAMILIES[measure][0]} first."
     note = (
-        "Highest gain first. Value ± half a 95 % interval over "
+        f"{first} Value ± half a 95 % interval over "
         "examples or draws; below it the standard deviation over "
         f"{about['num_fits']} fits."
     )
     if about["num_fits"] == 1:
-        note = "Highest gain first. Value ± half a 95 % interval; one fit of each."
+        note = f"{first} Value ± half a 95 % interval; one fit of each."
     likelihoods = _table(priors, names, {**LIKELIHOODS, **COSTS})
-    yield page.section("Likelihood and cost", note, likelihoods + _scatter(priors))
+    title = "Cost" if compared["nll_base"] is None else "Likelihood and cost"
+    yield page.section(title, note, likelihoods + _scatter(priors))
     measures = {
         family: meaning
         for family, meaning in quantities.FAMILIES.items()

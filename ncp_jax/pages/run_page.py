@@ -113,7 +113,7 @@ def write(workdir: str | Path) -> Path:
         title,
         [
             LEAD,
-            _headline(results),
+            _headline(results, str(arrays.get("note_likelihood", ""))),
             _byline(run, environments.values()),
             _remarks(config, results),
             summary.measures(metrics, measured, notes),
@@ -179,8 +179,15 @@ def summary_table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _headline(results: Mapping[str, Any]) -> str:
-    """The gain in one sentence, which claims no more than its interval allows."""
+def _headline(results: Mapping[str, Any], why_none: str = "") -> str:
+    """The gain in one sentence, which claims no more than its interval allows.
+
+    Args:
+      results: the content of `results.json`.
+      why_none: why there can be no gain, in a sentence; "" where there can.
+    """
+    if why_none:
+        return f'<p class="headline">{page.escape(why_none)}</p>\n'
     metrics = results.get("metrics", {})
     gain = metrics.get("gain_nats")
     if not gain or gain.get("value") is None or gain.get("stderr") is None:
@@ -251,10 +258,22 @@ def _figures(
         )
         yield page.section("Gain of the groups", text, _plots(panels))
     curves, weight = read_losses(workdir / "metrics.jsonl"), _negative_weight(config)
-    panels = [p for stage in curves for p in plots.loss(stage, curves[stage], weight)]
+    panels = [
+        panel
+        for stage in curves
+        for panel in plots.loss(stage, curves[stage], weight, _unit(stage, config))
+    ]
     if panels:
         text = "The first steps may lie above the frame."
         yield page.section("Training", text, _plots(panels))
+
+
+def _unit(stage: str, config: Mapping[str, Any]) -> str:
+    """That of a stage's loss; "" of a model that no evidence bound trains."""
+    section = config.get("vae")
+    model = section.get("model") if isinstance(section, Mapping) else None
+    kind = model.get("kind", "vae") if isinstance(model, Mapping) else "vae"
+    return "" if stage == "vae" and kind != "vae" else "nats"
 
 
 def _negative_weight(config: Mapping[str, Any]) -> float:

@@ -10,7 +10,7 @@ from ncp_jax.errors import InputError
 
 T = TypeVar("T")
 
-MAX_DEPTH = 8  # of sections within sections; ours have three
+MAX_DEPTH = 12  # of sections within sections; a stage's prior over a prior has eleven
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Spread = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -66,10 +66,10 @@ class ComparedAbout(msgspec.Struct):
 
 
 class Compared(msgspec.Struct):
-    """Priors side by side."""
+    """Priors side by side; without likelihoods where z is a function of x."""
 
     about: ComparedAbout
-    nll_base: Metric
+    nll_base: Metric | None
     floor: dict[str, Metric]
     priors: dict[str, ComparedPrior]
 

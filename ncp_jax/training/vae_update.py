@@ -1,4 +1,7 @@
-"""Stage 1: train a VAE by the evidence lower bound (Eqs. 1 and 2)."""
+"""Stage 1: train a VAE by the evidence lower bound (Eqs. 1 and 2).
+
+A module whose `objective` is another one is trained by that.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +14,7 @@ import numpy as np
 import optax
 
 from ncp_jax import rng
-from ncp_jax.models.base import ElboTerms, FrozenVAE
+from ncp_jax.models.base import ElboTerms, FrozenVAE, Objective
 from ncp_jax.models.nvae import regularizers
 from ncp_jax.training import kl_schedule, loop
 from ncp_jax.training.loop import Metrics, Prepare, PyTree, TrainState
@@ -83,6 +86,25 @@ def elbo_loss(terms: ElboTerms) -> Array:
     return jnp.sum(terms.kl, axis=1) - terms.log_likelihood
 
 
+def method_of(module: nn.Module) -> str:
+    """The name of what stage 1 asks of a module: `objective`, or else `elbo_terms`."""
+    return "objective" if hasattr(module, "objective") else "elbo_terms"
+
+
+def objective_loss(objective: Objective, mask: Array | None = None) -> Metrics:
+    """The sum of the terms of an objective as "loss", and each by its name: [] each.
+
+    Args:
+      objective: of one batch.
+      mask: [B], False for rows to be left out of the means; None for no such rows.
+    """
+    of_examples = {
+        name: jnp.mean(term, where=mask) for name, term in objective.of_examples.items()
+    }
+    terms = of_examples | objective.of_batch
+    return {"loss": sum(terms.values(), start=jnp.zeros(())), **terms}
+
+
 def init_state(
     module: nn.Module,
     variables: dict[str, PyTree],
@@ -96,7 +118,7 @@ def init_state(
     """Returns the state before the first step.
 
     Args:
-      module: has `elbo_terms(x, key)`.
+      module: has `elbo_terms(x, key)`, or `objective` and no penalty.
       variables: fresh ones.
       optimizer: an optax optimiser.
       x: [B, *data_shape], any example.
@@ -136,8 +158,8 @@ def make_update(
     Rows are what `loop.take` makes examples of.
 
     Args:
-      module: has `elbo_terms(x, key)`; batch norm sees that it trains by its collection
-        "batch_stats" being mutable.
+      module: has `elbo_terms(x, key)`, or `objective(x, key, mask)`; batch norm sees
+        that it trains by its collection "batch_stats" being mutable.
       optimizer: an optax optimiser.
       prepare: makes x from stored examples, with fresh noise each time.
       key: owner of the stage's random streams.
@@ -154,9 +176,12 @@ def make_update(
             state.variables | {"params": params},
             x,
             rng.at_step(posterior_key, state.step),
-            method="elbo_terms",
+            method=method_of(module),
             mutable=mutable,
         )
+        if isinstance(terms, Objective):
+            metrics = objective_loss(terms)
+            return metrics["loss"], (metrics, changed, state.penalty_state)
         weighted = warmup.weigh(state.step, terms.kl)
         loss = jnp.mean(weighted - terms.log_likelihood)
         metrics = {"loss": loss, "kl": jnp.mean(jnp.sum(terms.kl, axis=1))}
@@ -188,7 +213,7 @@ def make_update(
 def make_validate(
     module: nn.Module, prepare: Prepare, key: Array
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]:
-    """Returns the negative ELBO on held-out data, its noise fixed by `key`.
+    """Returns the loss on held-out data, the negative ELBO; its noise fixed by `key`.
 
     The function is (state, data) -> (state, metrics) with data["valid"] [n, B, ...] and
     data["valid_mask"] [n, B], False for padding.  With averaged weights "newest_loss"
@@ -200,9 +225,12 @@ def make_validate(
             index, stored, mask = batch
             batch_key = rng.at_step(key, index)
             x = prepare(rng.stream(batch_key, "prepare"), stored)
-            terms = module.apply(
-                variables, x, rng.stream(batch_key, "posterior"), method="elbo_terms"
-            )
+            inputs = x, rng.stream(batch_key, "posterior")
+            if method_of(module) == "objective":
+                out = module.apply(variables, *inputs, mask, method="objective")
+                size = jnp.sum(mask).astype(jnp.float32)
+                return size * objective_loss(out, mask)["loss"]
+            terms = module.apply(variables, *inputs, method="elbo_terms")
             return jnp.sum(elbo_loss(terms), where=mask)
 
         num_batches = data["valid"].shape[0]

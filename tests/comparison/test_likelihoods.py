@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ncp_jax.comparison import likelihoods, one_vector
+from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.evaluation.importance import Estimate, WeightSums
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 from ncp_jax.training.ncp import preparation
@@ -124,6 +125,39 @@ def test_log_z_is_that_of_the_tilt(oracle, key):
     stderr = np.sqrt(1.66 / 100_500)
     assert abs(sums.log_mean.value - TILT**2) < 6 * stderr < 0.06 * TILT**2
     assert sums.log_mean.stderr == pytest.approx(stderr, rel=0.1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PointVAE(LinearGaussianVAE):
+    """Says that its z is a function of x."""
+
+    is_deterministic: ClassVar = True
+
+    def encode(self, x, key):
+        raise AssertionError("nobody may ask for log q of a point")
+
+
+def test_a_point_has_no_likelihoods_but_a_log_z(oracle, key):
+    """Nothing is encoded, let alone weighed."""
+    vae, x = oracle
+    model = one_vector.of(PointVAE(vae.weights))
+    settings = ComparisonSettings(num_log_z_draws=500, log_z_batch_size=500)
+    tilt = Tilted(normal(0.0), jnp.float32(TILT))
+    found = likelihoods.measure(
+        model,
+        normal(0.0),
+        {"exact": [normal(TILT)], "tilted": [tilt, tilt]},
+        x,
+        preparation.as_stored,
+        key,
+        settings,
+    )
+    assert found.nll_base is None
+    assert found.of_fits["exact"] == [{}] and found.means["exact"] == {}
+    assert [each.keys() for each in found.of_fits["tilted"]] == [{"log_z"}] * 2
+    assert found.means["tilted"].keys() == {"log_z"}
+    assert not one_vector.of(vae).is_deterministic
 
 
 def test_the_error_of_log_z_is_added():

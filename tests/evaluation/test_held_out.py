@@ -1,12 +1,16 @@
 """`held_out.py`: everything of held-out examples, and how often it compiles."""
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import numpy as np
 import pytest
 
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation import diagnostics, held_out, likelihood
-from tests.tilted_gaussian import NCP, TILT, VAE, draw_x
+from tests.oracles import LinearGaussianVAE
+from tests.tilted_gaussian import LOG_Z, NCP, TILT, VAE, as_it_is, draw_x
 
 SMALL = {
     "batch_size": 40,
@@ -47,6 +51,32 @@ def test_what_is_missing_is_said(key, capsys):
     found = held_out.evaluate(NCP, x, key=key, **few)
     assert "nll_ncp" not in found and "log_z_draws_missing" in found
     assert "more draws are needed" in capsys.readouterr().out
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PointVAE(LinearGaussianVAE):
+    """Says that its z is a function of x."""
+
+    is_deterministic: ClassVar = True
+
+
+def test_a_point_has_no_likelihoods_and_it_is_said(key, capsys):
+    ncp = dataclasses.replace(NCP, vae=PointVAE(VAE.weights))
+    x = np.asarray(draw_x(40))
+    sizes = {name: size for name, size in SMALL.items() if name != "batch_size"}
+    found, arrays = held_out.measure(
+        ncp, [(x, np.ones(40, bool))], as_it_is, key, max_log_z_stderr=1e-9, **sizes
+    )
+    of_q = {
+        name for name in found if name.startswith(("nll", "elbo", "gain", "log_z_"))
+    }
+    assert not of_q
+    assert found["log_z"].value == pytest.approx(LOG_Z, abs=0.2)
+    assert found["nce_loss"].n == 40  # stage 2 needs no density
+    assert all(np.isfinite(estimate.value) for estimate in found.values())
+    assert "No likelihoods" in capsys.readouterr().out
+    assert "is a point" in str(arrays["note_likelihood"])
 
 
 def test_keys_of_the_old_kind_are_taken_and_others_refused():

@@ -20,6 +20,7 @@ from ncp_jax.models.conv_hvae import ConvHVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.ladder_vae import LadderVAE
 from ncp_jax.models.mlp_vae import MLPVAE
+from ncp_jax.models.rae.model import of_kind
 from ncp_jax.priors import generation, latents, ncp_prior
 from ncp_jax.priors.group_samplers import SIR, Base, Langevin
 from ncp_jax.training.ncp import ncp_update
@@ -34,6 +35,9 @@ VAES = {
         (3,), (1, 2), (5, 4), is_residual_posterior=False, likelihood="normal"
     ),
     "conv_hvae": ConvHVAE((6, 5, 1), 2, channels=3, hidden_dim=5),
+    "rae": of_kind(
+        "vae", data_shape=(4, 4, 1), latent_dim=2, channels=1, num_doublings=1
+    ),
     "two_blocks": TwoBlockVAE(),
     "three_groups": ThreeGroupVAE(),
 }

@@ -111,6 +111,22 @@ def test_no_gain_with_an_interval_means_no_plot(folder, tmp_path):
     assert "<img" not in priors_page.write(tmp_path).read_text()
 
 
+def test_without_likelihoods_it_says_why_and_ranks_by_the_distance(folder, tmp_path):
+    results = json.loads((folder / "results.json").read_text())
+    content = results["priors"]
+    content["nll_base"] = None
+    content["about"] |= {"num_examples": 0, "likelihoods": "None: <a point>."}
+    for each in content["priors"].values():
+        for name in ("gain", "nll"):
+            each["metrics"].pop(name, None)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    html = priors_page.write(tmp_path).read_text()
+    assert "None: &lt;a point&gt;." in html and "NLL is" not in html
+    assert "Lowest FD-LeNet first" in html and "Highest gain" not in html
+    assert list(rows(html, "Cost"))[:2] == ["silent", "low"]
+    assert "Likelihood and cost" not in html
+
+
 def test_a_run_without_a_comparison_says_what_to_run(tmp_path):
     (tmp_path / "results.json").write_text('{"metrics": {}}')
     assert not priors_page.is_compared(tmp_path)

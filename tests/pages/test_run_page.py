@@ -16,7 +16,7 @@ from PIL import Image
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import stages
 from ncp_jax.pages import run_page
-from ncp_jax.pages.parts import quantities
+from ncp_jax.pages.parts import plots, quantities
 from tests.experiment.test_stages import load
 from tests.pages import browser
 
@@ -212,6 +212,19 @@ def test_a_gain_that_is_not_known_is_not_passed_over(minimal):
     text = page_of(minimal)[1].text
     assert "log Z rests on 8 effective draws of 1,000, too few" in text
     assert "only in results.json: log_z, ess_fraction." in text
+
+
+def test_a_point_has_no_gain_and_its_loss_no_unit(minimal):
+    why = "No likelihoods: z is a function of x."
+    assert why in run_page._headline({"metrics": METRICS}, why)
+    assert why not in run_page._headline({"metrics": METRICS})
+    for kind, unit in (("vae", "nats"), ("rae_l2", "")):
+        config = {"vae": {"model": {"name": "rae", "kind": kind}}}
+        assert run_page._unit("vae", config) == unit
+        assert run_page._unit("ncp", config) == "nats"
+    curves = {"train": np.array([[1.0, 2.0], [2.0, 1.5]])}
+    (panel,) = plots.loss("vae", curves, unit="")
+    assert panel.caption == "Stage 1: autoencoder loss; last values: train 1.5"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])

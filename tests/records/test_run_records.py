@@ -133,7 +133,7 @@ def test_an_edited_config_is_named_with_field_and_remedy(run, path, value, messa
         ('{"metrics": {', "damaged"),
         ("[1]", "not a JSON object"),
         ("[" * 100_000, "damaged"),
-        ('{"a":' * 50 + "1" + "}" * 50, "more than 8 sections"),
+        ('{"a":' * 50 + "1" + "}" * 50, "more than 12 sections"),
     ],
 )
 def test_what_is_no_record_is_named(run, name, content, reason):

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from ncp_jax import rng
-from ncp_jax.models.base import ElboTerms
+from ncp_jax.models.base import ElboTerms, Objective
 from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.models.nvae.layers import BatchNorm, CellOptions, Conv
 from ncp_jax.training import loop, vae_update
@@ -349,3 +349,55 @@ def test_validation_measures_the_averaged_weights(key):
 
     np.testing.assert_allclose(value(both), value(only), rtol=1e-6)
     assert value(both) != value(state)
+
+
+# --- an objective that is no evidence bound
+
+
+class Shrunk(nn.Module):
+    """|w - x|^2 of examples and, of a batch, how many of them count and |w|^2."""
+
+    @nn.compact
+    def objective(self, x, key, mask=None):
+        del key
+        w = self.param("w", nn.initializers.ones, (3,))
+        mask = jnp.ones(len(x), bool) if mask is None else mask
+        count = jnp.sum(mask).astype(jnp.float32)
+        of_batch = {"shrinking": jnp.sum(w**2), "count": count}
+        return Objective({"error": jnp.sum((x - w[None]) ** 2, 1)}, of_batch)
+
+
+SHRUNK = Shrunk()
+
+
+def start_shrunk(optimizer):
+    w = jnp.array([1.0, 2.0, -1.0])
+    return loop.init_state({"w": w}, {}, optimizer, 0.0)
+
+
+def test_an_objective_of_ones_own_is_trained_and_logged_by_its_names(key):
+    optimizer = optax.sgd(0.1)
+    state = start_shrunk(optimizer)
+    update = jax.jit(vae_update.make_update(SHRUNK, optimizer, as_it_is, key))
+    after, metrics = update(state, {"train": jnp.asarray(TRAIN)}, jnp.arange(4))
+    w, x = np.asarray(state.params["w"]), TRAIN[:4]
+    error = ((x - w) ** 2).sum(1).mean()
+    expected = {"error": error, "shrinking": 6.0, "count": 4.0, "loss": error + 10.0}
+    assert metrics.keys() == {*expected, "gradient_norm"}
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+    slope = 2 * (w - x.mean(0)) + 2 * w
+    np.testing.assert_allclose(after.params["w"], w - 0.1 * slope, rtol=1e-5)
+
+
+def test_an_objective_of_ones_own_is_validated_without_padding(key):
+    state = start_shrunk(optax.sgd(0.1))
+    validate = jax.jit(vae_update.make_validate(SHRUNK, as_it_is, key))
+    rows = TRAIN[:8].reshape(2, 4, 3).copy()
+    rows[1, 1:] = np.nan
+    mask = jnp.array([[True] * 4, [True, False, False, False]])
+    _, metrics = validate(state, {"valid": jnp.asarray(rows), "valid_mask": mask})
+    w = np.asarray(state.params["w"])
+    error = ((TRAIN[:5] - w) ** 2).sum(1).mean()
+    count = (4 * 4 + 1 * 1) / 5  # of each batch, in proportion to its examples
+    np.testing.assert_allclose(metrics["loss"], error + 6.0 + count, rtol=1e-5)

@@ -15,6 +15,7 @@ from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.ladder_vae import LadderVAE
 from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.models.nvae.model import NVAE
+from ncp_jax.models.rae.model import of_kind
 from ncp_jax.models.residual_discriminator import ResidualDiscriminator
 from ncp_jax.training import kl_schedule, optimizers
 from ncp_jax.training.vae_update import KLWarmup, Penalty
@@ -38,6 +39,8 @@ def build_vae(model: Settings, data_shape: tuple[int, ...], num_bits: int) -> nn
     fields = _fields(model) | {"data_shape": tuple(data_shape)}
     if model["name"] == "nvae":
         return NVAE(num_bits=num_bits, **fields)
+    if model["name"] == "rae":
+        return of_kind(**fields)
     return _VAES[model["name"]](**fields)
 
 

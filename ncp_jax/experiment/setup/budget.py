@@ -205,7 +205,10 @@ def _layers(settings: Mapping[str, Any]) -> dict[str, int]:
             **{name: blocks * settings[name] for name in ends},
         }
     parts = ("hidden_dims", "latent_dims", "blocks", "map_blocks")  # some are words
-    return {name: len(settings[name]) for name in parts if name in settings}
+    found = {name: len(settings[name]) for name in parts if name in settings}
+    if settings["name"] == "rae":
+        found["num_doublings"] = settings["num_doublings"]
+    return found
 
 
 def _check_shape(config: ConfigDict) -> None:

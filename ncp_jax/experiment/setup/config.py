@@ -101,6 +101,24 @@ VAES: dict[str, dict[str, Any]] = {
         "likelihood": "bernoulli",  # or "normal"
         "likelihood_std": 0.1,  # of "normal"
     },
+    "rae": {
+        "kind": "vae",  # "wae", "rae", "rae_l2", "rae_gp", "rae_sn", "ae": no density
+        "padding": 0,  # pixels on every side of x
+        "latent_dim": 16,
+        "channels": 128,  # of the encoder's first convolution; all widths follow
+        "kernel_size": 4,  # of all convolutions; 4 is fast on CPUs
+        "num_doublings": 2,  # of the decoder's maps
+        "is_centred": True,  # the encoder reads 2 x - 1
+        "max_log_std": 1.0,  # of "vae": log std of q is this times a tanh
+        "reconstruction_weight": 1.0,  # of the mean squared error, not of "vae"
+        "embedding_weight": 0.0,  # of the mean of z^2, of "rae" and "rae_..."
+        "regularizer_weight": 0.0,  # of what "wae", "rae_l2", "rae_gp" are named after
+        "has_dense_penalty": False,  # "rae_l2": not of convolutions alone
+        "input_noise": 0.0,  # std, of what the encoder reads in training; not of "vae"
+        "likelihood": "normal",
+        "likelihood_std": 0.4,  # of "vae", a pixel's
+        "is_std_learned": False,  # of "vae": one number for all pixels
+    },
     "nvae": {
         "padding": 0,  # pixels on every side of x
         "groups_per_scale": (5, 10),  # coarse to fine
@@ -140,6 +158,8 @@ COLOUR_NVAE: dict[str, Any] = {
     "likelihood": "normal",
     "dtype": "bfloat16",
 }
+# What the configs of autoencoders compare, in the order of the paper's Table 1.
+ON_AUTOENCODERS = ("gaussian", "gmm", "flow", "ncp", "ncp_over_gmm", "two_stage")
 # Stage 2 of an NVAE on its signal directions, instead of the paper's maps.
 ON_DIRECTIONS: dict[str, Any] = {
     "ncp.discriminator.hidden_dims": (200, 200, 200),
@@ -417,7 +437,37 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
             _shrink_nvae(config)
         if config.vae.model.name == "conv_hvae":
             config.vae.model.update(latent_dim=8, channels=4, hidden_dim=32)
+        if config.vae.model.name == "rae":
+            config.vae.model.channels = min(config.vae.model.channels, 2)
     return config
+
+
+def as_autoencoder(
+    config: ConfigDict, variant_name: str, kinds: Mapping[str, Mapping[str, Any]]
+) -> ConfigDict:
+    """Returns the config of one kind of the model "rae", compared by its priors.
+
+    Args:
+      config: with the settings that all kinds have.
+      variant_name: a kind, "" for the first one; "smoke", or "smoke_" and a kind.
+      kinds: by name, the settings of the model that they change; the field `kind` is
+        called so, too, where none is given.
+
+    Raises:
+      InputError: there is no such kind.
+    """
+    size = "smoke" if variant_name.split("_")[0] == "smoke" else ""
+    name = variant_name.removeprefix(size).removeprefix("_") or next(iter(kinds))
+    if name not in kinds:
+        raise InputError(
+            f"config variant {variant_name!r}: there are {', '.join(kinds)}, each with "
+            "'smoke_' before it, too"
+        )
+    config.vae.model.update({"kind": name, **kinds[name]})
+    config.compare.names = ON_AUTOENCODERS
+    if config.vae.model.kind != "vae":  # every encoding of a picture is the same
+        config.compare.update(num_encodings=1, num_valid_encodings=1)
+    return variant(config, size)
 
 
 def _shrink_nvae(config: ConfigDict) -> None:

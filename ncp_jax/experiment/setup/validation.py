@@ -12,6 +12,7 @@ from ncp_jax.experiment.setup import schema
 from ncp_jax.experiment.setup.config import DISCRIMINATORS, VAES
 from ncp_jax.experiment.setup.workdir import ENERGIES
 from ncp_jax.models import stacks
+from ncp_jax.models.rae.model import KINDS
 from ncp_jax.nested import flatten
 from ncp_jax.pages.parts.quantities import SAMPLERS
 from ncp_jax.priors import ex_post
@@ -77,6 +78,7 @@ def validate(config: ConfigDict) -> None:
             f"config.data.binarization is {config.data.binarization!r}"
         )
     _check_energies(config)
+    _check_autoencoder(config)
     _check_features(config)
     _check_audit(config)
     _check_priors(config)
@@ -147,6 +149,42 @@ def _check_energies(config: ConfigDict) -> None:
         raise InputError(
             f"{min(named)!r} learns from grey pictures, as the means of p(x | z) are, "
             "and with config.data.binarization = 'fixed' there are none: give 'dynamic'"
+        )
+
+
+def _check_autoencoder(config: ConfigDict) -> None:
+    """Refuses settings that would have no effect on an autoencoder of this kind."""
+    model = config.vae.model
+    if model.name != "rae":
+        return
+    weights = ("embedding_weight", "regularizer_weight", "input_noise")
+    without = {
+        "vae": weights,
+        "wae": ("embedding_weight",),
+        "rae_l2": (),
+        "rae_gp": (),
+        "rae": ("regularizer_weight",),
+        "rae_sn": ("regularizer_weight",),
+        "ae": weights[:2],
+    }
+    for field in without[model.kind]:
+        if model[field]:
+            raise InputError(
+                f"config.vae.model.{field} = {model[field]} is nothing that the kind "
+                f"{model.kind!r} is trained by; make it 0, or choose another "
+                "config.vae.model.kind"
+            )
+    if model.kind == "vae":
+        return
+    if model.is_std_learned:
+        raise InputError(
+            "config.vae.model.is_std_learned is of a likelihood, which the kind "
+            f"{model.kind!r} is not trained by"
+        )
+    if config.vae.kl_warmup_fraction or config.vae.kl_constant_fraction:
+        raise InputError(
+            "config.vae.kl_warmup_fraction and kl_constant_fraction weigh a KL, which "
+            f"config.vae.model.kind = {model.kind!r} does not have"
         )
 
 
@@ -249,7 +287,10 @@ MAY_BE_ZERO = (
     "vae.kl_constant_fraction",
     "vae.penalty_weight",
     "vae.initial_penalty_weight",
+    "vae.model.embedding_weight",
+    "vae.model.input_noise",
     "vae.model.padding",
+    "vae.model.regularizer_weight",
     "vae.model.num_flows",
     *(
         f"{section}.{name}"
@@ -345,6 +386,9 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
     }
     if "num_mixtures" in config.vae.model:
         choices["vae.model.likelihood"] += ("logistic_mixture",)
+    if config.vae.model.name == "rae":
+        choices["vae.model.likelihood"] = ("normal",)
+        choices["vae.model.kind"] = KINDS
     for section, part in (("vae", "model"), ("ncp", "discriminator")):
         choices[f"{section}.schedule"] = optimizers.SCHEDULES
         choices[f"{section}.optimizer"] = optimizers.OPTIMIZERS

@@ -22,7 +22,12 @@ from ncp_jax.data import datasets, pixels
 from ncp_jax.errors import InputError, local_path
 from ncp_jax.experiment.setup import architectures, budget, extension, signal
 from ncp_jax.experiment.setup.workdir import Workdir
-from ncp_jax.models.base import Block, FrozenVAE, LatentVariableModel
+from ncp_jax.models.base import (
+    Block,
+    FrozenVAE,
+    LatentVariableModel,
+    is_deterministic,
+)
 from ncp_jax.priors import ncp_prior
 from ncp_jax.priors.directed import DirectedVAE
 from ncp_jax.priors.signal_space import SignalVAE
@@ -216,6 +221,11 @@ class Experiment:
     def vae_blocks(self) -> tuple[Block, ...]:
         """The same, of the VAE itself, whose z the samples keep."""
         return self.blocks
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether z is a function of x, so that there are no likelihoods."""
+        return is_deterministic(self.vae_module)
 
     @property
     def is_trained(self) -> bool:

@@ -83,13 +83,15 @@ def loss(
     stage: str,
     curves: Mapping[str, NDArray[np.float64]],
     negative_weight: float = 1.0,
+    unit: str = "nats",
 ) -> list[Panel]:
     """The loss of one stage over its steps.
 
     Args:
       stage: "vae" or "ncp"; the second gets a line where p = q, at 2 log 2.
-      curves: split ("train", "valid") -> [n, 2] columns step and loss (nats).
+      curves: split ("train", "valid") -> [n, 2] columns step and loss.
       negative_weight: M of the NCE loss, which moves that line.
+      unit: of the loss; "" where it has none.
 
     Returns:
       One panel, or none when no curve holds a finite loss.
@@ -116,12 +118,15 @@ def loss(
         kept = np.append(kept, level)
     low, high = kept.min(), kept.max()
     pad = 0.06 * (high - low) or 0.1
-    axes.set(xlabel="step", ylabel="loss (nats)", ylim=(low - pad, high + pad))
+    label = f"loss ({unit})" if unit else "loss (no unit)"
+    axes.set(xlabel="step", ylabel=label, ylim=(low - pad, high + pad))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k
     axes.legend()
     final = ", ".join(f"{split} {xy[-1, 1]:.4g}" for split, xy in curves.items())
     name = {"vae": "Stage 1: VAE", "ncp": "Stage 2: NCE"}.get(stage, stage)
-    caption = f"{name} loss; last values: {final} nats"
+    if stage == "vae" and not unit:
+        name = "Stage 1: autoencoder"
+    caption = f"{name} loss; last values: {final} {unit}".rstrip()
     return [Panel(to_png(axes), f"Loss against step. {caption}.", caption)]
 
 
