@@ -25,7 +25,7 @@ HOLE = conditional_hole(num_groups=3, latent_dim=6, num_directions=2, seed=2)
 def model(widths=(2, 0, 1)):
     """Of three groups the middle one has no signal, and the last one direction."""
     keep = np.arange(2)[None] < np.array(widths)[:, None]
-    basis = HOLE.directions * keep[:, None]
+    basis = HOLE.directions * jnp.float32(keep[:, None])
     directions = Directions((basis,), (), (), (), widths)
     return Hierarchy(SignalVAE(HOLE, directions, context_size=2))
 
@@ -65,7 +65,7 @@ def test_a_prior_over_the_first_leaves_the_rest(key):
 
 
 def test_other_priors_are_fitted_to_the_first_group_alone(key):
-    u = jax.random.normal(key, (400, 1, 3)) * jnp.array([0.5, 1.0, 1.0])
+    u = jax.random.normal(key, (400, 1, 3)) * jnp.array([[[0.5, 1.0, 1.0]]])
     encodings = Encodings(u, u[:50], Groups((1, 2)).base)
     seen = []
 

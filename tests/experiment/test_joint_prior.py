@@ -60,6 +60,8 @@ def test_stage_two_on_a_bound_is_refused_before_anything_is_trained(tmp_path):
     validation.check_stage(with_prior("snis"), "vae")
     validation.check_stage(with_prior("snis", compare=SMALL), "all")
     validation.check_stage(with_prior("lars"), "ncp")
+    with pytest.raises(InputError, match="benchmark times samplers on a normal"):
+        validation.check_stage(with_prior("lars"), "benchmark")
     assert not (tmp_path / "run").exists()
 
 

@@ -105,6 +105,11 @@ def check_stage(config: ConfigDict, stage: str) -> None:
       InputError: naming the stage that is left.
     """
     is_compared = stage == "compare" or (stage == "all" and config.compare.names)
+    if stage == "benchmark" and config.vae.prior != "gaussian":
+        raise InputError(
+            "--stage=benchmark times samplers on a normal base prior, which "
+            f"config.vae.prior = {config.vae.prior!r} is not"
+        )
     if config.vae.prior != "snis" or is_compared or stage in ("vae", "report"):
         return
     raise InputError(

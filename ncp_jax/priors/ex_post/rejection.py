@@ -274,7 +274,8 @@ def accepting(network: RatioMLP, acceptance: float, key: Array, dim: int) -> PyT
     """Parameters of the logit of a with which a(z) is `acceptance` everywhere."""
     last = f"Dense_{len(network.hidden_dims)}"
     params = network.start(key, dim)
-    bias = jnp.full(1, math.log(acceptance) - math.log1p(-acceptance))
+    logit = math.log(acceptance) - math.log1p(-acceptance)
+    bias = jnp.full(1, logit, jnp.float32)
     return params | {last: params[last] | {"bias": bias}}
 
 
