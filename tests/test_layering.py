@@ -19,6 +19,7 @@ FLOORS = [  # the ground first; rooms of one floor do not know each other
     {"training"},
     {"training.ncp"},
     {"priors.ex_post", "priors.pixel_energy"},
+    {"priors.joint", "priors.conditional"},
     {"evaluation"},
     {"evaluation.metrics", "benchmark"},
     {"comparison", "experiment.setup"},

@@ -15,6 +15,7 @@ from ncp_jax.benchmark import arithmetic, timing
 from ncp_jax.benchmark.plain import Plain
 from ncp_jax.evaluation.diagnostics import join_blocks
 from ncp_jax.evaluation.importance import chain_ess
+from ncp_jax.models.shared import sample_each
 from ncp_jax.priors import generation
 from ncp_jax.priors.group_samplers import (
     MALA,
@@ -25,7 +26,7 @@ from ncp_jax.priors.group_samplers import (
     Langevin,
     SIRThenMALA,
 )
-from ncp_jax.priors.ncp_prior import NCPPrior, ancestral, sample_each
+from ncp_jax.priors.ncp_prior import NCPPrior, ancestral
 
 Array = jax.Array
 Row = dict[str, Any]

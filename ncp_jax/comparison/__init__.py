@@ -1,4 +1,4 @@
 """Every prior on one frozen VAE under one protocol: fitted, measured, side by side.
 
-Knows a VAE of one latent vector, examples and priors; knows no config and no run.
+Knows a VAE, examples and priors; knows no config and no run.
 """

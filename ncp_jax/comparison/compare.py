@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from ncp_jax import rng
-from ncp_jax.comparison import one_vector, protocol
+from ncp_jax.comparison import hierarchy, protocol
 from ncp_jax.comparison.draws import Scores
+from ncp_jax.comparison.one_vector import Compared, OneVector
 from ncp_jax.comparison.protocol import Examples
 from ncp_jax.comparison.results import Comparison
 from ncp_jax.comparison.settings import ComparisonSettings
@@ -22,10 +23,11 @@ from ncp_jax.evaluation.metrics import feature_scores
 from ncp_jax.evaluation.metrics.feature_scores import KID_PICTURES
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages.parts import pictures
-from ncp_jax.priors import ex_post
+from ncp_jax.priors import conditional, ex_post
 from ncp_jax.priors.ex_post.contract import Fit
 from ncp_jax.training.loop import Prepare
 from ncp_jax.training.ncp import preparation
+from ncp_jax.training.ncp.signal import SignalSettings
 
 Array = jax.Array
 
@@ -44,6 +46,7 @@ def compare(
     feature_net: str = "",
     feature_weights: str | Path = "",
     folder: str | Path | None = None,
+    directions: SignalSettings | None = None,
 ) -> Comparison:
     """Fits many priors to the encodings of a frozen VAE and measures all alike.
 
@@ -52,7 +55,8 @@ def compare(
     and with it what its gain means, says its `density`.
 
     Args:
-      vae: a frozen model of one latent group.
+      vae: a frozen model.  Of one latent group priors are fitted to all of z; of
+        several to their signal coordinates, as `comparison.hierarchy` says.
       train: [N, *data_shape] examples whose encodings priors are fitted to.
       valid: [M, *data_shape] that choose the best weights of those that train.
       test: [L, *data_shape] that all is measured on.
@@ -68,13 +72,17 @@ def compare(
       feature_weights: the file of its weights.
       folder: for results.json, report/priors.html and fits, which the same call goes
         on with; None keeps nothing.
+      directions: of the groups' noise, where there are several; None for the defaults.
 
     Raises:
       InputError: the VAE, the examples or the settings are not as they should be.
     """
     key, settings = rng.typed(key), settings or ComparisonSettings()
-    how = fits_of(priors)
-    model = one_vector.of(vae)
+    is_one = sum(block.num_groups for block in vae.blocks) == 1
+    if not is_one:
+        priors = hierarchy.NAMES if priors == ex_post.NAMES else priors
+        hierarchy.check_names(list(priors))
+    how = fits_of(priors, is_grouped=not is_one)
     place = None if folder is None else _folder(Path(folder))
     found = {
         name: preparation.examples(name, array)
@@ -83,6 +91,16 @@ def compare(
     prepare = preparation.checked(vae, found["test"], prepare)
     order = np.random.default_rng(rng.numpy_seed(rng.stream(key, "order")))
     train, test = (order.permutation(found[name]) for name in ("train", "test"))
+    about: dict[str, Any] = {"split": "test"}
+    model: Compared = OneVector(vae)
+    if not is_one:
+        of_groups = hierarchy.of(
+            *(vae, train, prepare, rng.stream(key, "directions")),
+            directions or SignalSettings(),
+            None if place is None else place / "priors",
+        )
+        model, about = of_groups, about | {"groups": hierarchy.about(of_groups)}
+        how = hierarchy.fits_of(of_groups.groups, _changes(priors))
     is_pictures = has_pictures(train)
     scores = None
     if feature_net:
@@ -98,7 +116,7 @@ def compare(
         settings,
         num_fits=num_fits,
         folder=place,
-        about={"split": "test"},
+        about=about,
     )
     if place is None:
         return compared
@@ -113,8 +131,13 @@ def compare(
 
 def fits_of(
     priors: Sequence[str] | Mapping[str, Fit | Mapping[str, Any]],
+    is_grouped: bool = False,
 ) -> dict[str, Fit]:
     """Returns what fits each prior.
+
+    Args:
+      priors: as of `compare`.
+      is_grouped: whether changes of conditional priors are left for later.
 
     Raises:
       InputError: an unknown prior or setting, or none at all.
@@ -124,12 +147,22 @@ def fits_of(
             f"priors must hold names, some of {', '.join(ex_post.NAMES)}; got "
             f"{priors!r}"
         )
-    if not isinstance(priors, Mapping):
-        return {name: ex_post.settings_of(name) for name in priors}
+    later = conditional.NAMES if is_grouped else ()
     return {
-        name: how if callable(how) else ex_post.settings_of(name, how)
-        for name, how in priors.items()
+        name: how
+        if callable(how)
+        else ex_post.settings_of(name, {} if name in later else how)
+        for name, how in _changes(priors).items()
     }
+
+
+def _changes(
+    priors: Sequence[str] | Mapping[str, Fit | Mapping[str, Any]],
+) -> dict[str, Fit | Mapping[str, Any]]:
+    """By name what is changed of each; of names alone nothing."""
+    return (
+        dict(priors) if isinstance(priors, Mapping) else {name: {} for name in priors}
+    )
 
 
 def has_pictures(examples: np.ndarray) -> bool:

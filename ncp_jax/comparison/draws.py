@@ -9,7 +9,7 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.benchmark import timing
-from ncp_jax.comparison.one_vector import OneVector
+from ncp_jax.comparison.one_vector import Compared
 from ncp_jax.data import datasets
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation.importance import Estimate
@@ -51,7 +51,7 @@ class Pictures(NamedTuple):
 class Against(NamedTuple):
     """What draws are held against; one for all priors."""
 
-    posterior: np.ndarray  # [m, D] one z ~ q(z | x) of each of m held-out examples
+    posterior: np.ndarray  # [m, D'] of one z ~ q(z | x) of each of m held-out examples
     kernel: Kernel  # of the MMD
     num_permutations: int
     seed: int
@@ -105,7 +105,7 @@ def cost(prior: LatentPrior, key: Array, batch_size: int) -> dict[str, Estimate]
 
 
 def measure(
-    model: OneVector, z: np.ndarray, against: Against, *, batch_size: int
+    model: Compared, z: np.ndarray, against: Against, *, batch_size: int
 ) -> Measured:
     """Decodes z [n, D] and measures them, decoded and as they are.
 
@@ -126,7 +126,7 @@ def measure(
             shown = pictures.to_uint8(images)
             features.append(extractor.extract(net, shown, batch_size))
     decoded = np.concatenate(kept)
-    found = _latents(z, against)
+    found = _latents(np.asarray(model.learned(jnp.asarray(z))), against)
     if against.pictures is not None:
         joined = np.concatenate(features) if features else None
         found |= _pictures(decoded, joined, against.pictures)
@@ -136,7 +136,7 @@ def measure(
 
 
 def _decoded(
-    model: OneVector, z: np.ndarray, batch_size: int
+    model: Compared, z: np.ndarray, batch_size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (number of the first, E[x | z] [B, *data_shape])."""
     size = min(batch_size, len(z))

@@ -15,7 +15,7 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.comparison import results
-from ncp_jax.comparison.one_vector import OneVector
+from ncp_jax.comparison.one_vector import Compared
 from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.data import datasets
 from ncp_jax.evaluation import importance
@@ -36,7 +36,7 @@ class Likelihoods(NamedTuple):
 
 
 def measure(
-    model: OneVector,
+    model: Compared,
     base: LatentPrior,
     priors: Mapping[str, Sequence[LatentPrior]],
     stored: np.ndarray,
@@ -50,7 +50,7 @@ def measure(
 
     Args:
       model: the frozen VAE.
-      base: its own prior.
+      base: its own prior, as of `one_vector.Compared`.
       priors: the fits of each, by name.
       stored: [N, ...] examples.
       prepare: (key, stored) -> x.
@@ -62,7 +62,7 @@ def measure(
     if not model.is_deterministic:
         log_p = log_marginals(
             model,
-            {("", 0): base, **each},
+            {n: model.whole(prior) for n, prior in {("", 0): base, **each}.items()},
             stored,
             prepare,
             rng.stream(key, "draws of q"),
@@ -100,7 +100,7 @@ def _log_z(
 
 @jax.default_matmul_precision("float32")  # TF32 would move log-weights
 def log_marginals(
-    model: OneVector,
+    model: Compared,
     priors: Mapping[Name, LatentPrior],
     stored: np.ndarray,
     prepare: Prepare,
@@ -152,7 +152,7 @@ def log_marginals(
 
 @partial(jax.jit, static_argnums=0)
 def _draw(
-    num: int, model: OneVector, x: Array, key: Array, first: Array | int
+    num: int, model: Compared, x: Array, key: Array, first: Array | int
 ) -> tuple[Array, Array]:
     """Draws number `first` and following: z [num, B, D], log p(x | z) / q(z | x)."""
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,46 @@ from ncp_jax.errors import InputError
 from ncp_jax.evaluation import diagnostics
 from ncp_jax.models.base import Block, LatentVariableModel, is_deterministic
 from ncp_jax.models.distributions import Distribution, Likelihood, Normal
+from ncp_jax.models.shared import Shared
 from ncp_jax.priors.ex_post.contract import Density, Encodings, LatentPrior
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 from ncp_jax.priors.latents import prior_of
 from ncp_jax.training.loop import Prepare
 
 Array = jax.Array
+
+
+class Compared(Protocol):
+    """A frozen VAE as the comparison sees it: z [B, D] in and out."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether z is a function of x, so that q(z | x) has no density."""
+        ...
+
+    def encode(self, x: Array, key: Array) -> tuple[Array, Array]:
+        """Draws z ~ q(z | x): z [B, D] and log q(z | x) [B], nats."""
+        ...
+
+    def decode(self, z: Array) -> Likelihood:
+        """p(x | z) of z [B, D]."""
+        ...
+
+    def base(self) -> LatentPrior:
+        """What the VAE's own prior is over `learned(z)`."""
+        ...
+
+    def posterior(self, x: Array) -> Normal | None:
+        """q of `learned(z)`, where the VAE says it."""
+        ...
+
+    def learned(self, z: Array) -> Array:
+        """The part [B, D'] of z that priors are fitted to."""
+        ...
+
+    def whole(self, prior: LatentPrior) -> LatentPrior:
+        """A prior over z from one over `learned(z)`."""
+        ...
 
 
 @jax.tree_util.register_dataclass
@@ -55,6 +89,8 @@ class OneVector:
         base = prior_of(self.vae, 0, 0, self.vae.root(1), 1).base
         if isinstance(base, Normal):
             return Gaussian(base.mean.reshape(-1), base.std.reshape(-1))
+        if isinstance(base, Shared):
+            return base.one
         return OfVAE(base, tuple(self.vae.blocks[0].latent_shape))
 
     def posterior(self, x: Array) -> Normal | None:
@@ -64,6 +100,14 @@ class OneVector:
         if q is None:
             return None
         return Normal(*(leaf.reshape(len(x), -1) for leaf in q))
+
+    def learned(self, z: Array) -> Array:
+        """What of z [B, D] priors are fitted to: all of it."""
+        return z
+
+    def whole(self, prior: LatentPrior) -> LatentPrior:
+        """A prior over z from one over `learned(z)`: itself."""
+        return prior
 
 
 @jax.tree_util.register_dataclass
@@ -118,7 +162,7 @@ def check(blocks: Sequence[Block]) -> None:
 
 
 def encodings(
-    model: OneVector,
+    model: Compared,
     train: np.ndarray,
     valid: np.ndarray,
     prepare: Prepare,
@@ -146,42 +190,52 @@ def encodings(
     held_out, _ = _encoded(
         model, valid, prepare, rng.stream(key, "valid"), num_valid_draws, batch_size
     )
-    return Encodings(
-        jnp.asarray(z), jnp.asarray(held_out), jax.jit(OneVector.base)(model), q
-    )
+    return Encodings(jnp.asarray(z), jnp.asarray(held_out), jax.jit(_base)(model), q)
+
+
+def _base(model: Compared) -> LatentPrior:
+    return model.base()
 
 
 def draws(
-    model: OneVector, stored: np.ndarray, prepare: Prepare, key: Array, batch_size: int
+    model: Compared, stored: np.ndarray, prepare: Prepare, key: Array, batch_size: int
 ) -> np.ndarray:
-    """One z ~ q(z | x) of each stored example: [N, D]."""
-    return _encoded(model, stored, prepare, key, 1, batch_size)[0][:, 0]
+    """One z ~ q(z | x) of each stored example, all of it: [N, D]."""
+    parts = _encoded(model, stored, prepare, key, 1, batch_size, is_whole=True)
+    return parts[0][:, 0]
 
 
 def _encoded(
-    model: OneVector,
+    model: Compared,
     stored: np.ndarray,
     prepare: Prepare,
     key: Array,
     num_draws: int,
     batch_size: int,
+    is_whole: bool = False,
 ) -> tuple[np.ndarray, Normal | None]:
-    encode = partial(_encode, prepare, num_draws, model)
+    encode = partial(_encode, prepare, num_draws, is_whole, model)
     batches = datasets.padded_batches(stored, min(batch_size, len(stored)))
     z, q = diagnostics.over_examples(encode, batches, key)
     return z, None if q is None else Normal(*map(jnp.asarray, q))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(
-    prepare: Prepare, num_draws: int, model: OneVector, stored: Array, key: Array
+    prepare: Prepare,
+    num_draws: int,
+    is_whole: bool,
+    model: Compared,
+    stored: Array,
+    key: Array,
 ) -> tuple[Array, Normal | None]:
     """z of one batch [B, num_draws, D], and q(z | x) of its first x."""
 
     def draw(i: Array) -> Array:
         of_draw = rng.at_step(key, i)
         x = prepare(rng.stream(of_draw, "prepare"), stored)
-        return model.encode(x, rng.stream(of_draw, "posterior"))[0]
+        z, _ = model.encode(x, rng.stream(of_draw, "posterior"))
+        return z if is_whole else model.learned(z)
 
     z = jax.lax.map(draw, jnp.arange(num_draws))
     x = prepare(rng.stream(rng.at_step(key, 0), "prepare"), stored)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.comparison import draws, fits, likelihoods, one_vector, results
 from ncp_jax.comparison.draws import Against, Pictures, Scores
 from ncp_jax.comparison.fits import Fitted
-from ncp_jax.comparison.one_vector import OneVector
+from ncp_jax.comparison.one_vector import Compared, OneVector
 from ncp_jax.comparison.results import Comparison, PriorResult
 from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.evaluation import likelihood
@@ -42,7 +43,7 @@ class Examples(NamedTuple):
 
 
 def run(
-    model: OneVector,
+    model: Compared,
     examples: Examples,
     how: Mapping[str, Fit],
     key: Array,
@@ -100,7 +101,7 @@ def run(
         print(f"compare: {_line(name, rows[name])}")
     floor = draws.measure(
         model,
-        _floor(examples, encodings, settings),
+        _floor(model, examples, encodings, key, settings),
         against,
         batch_size=settings.sample_batch_size,
     )
@@ -131,7 +132,7 @@ def _fit_all(
 
 
 def _against(
-    model: OneVector,
+    model: Compared,
     examples: Examples,
     encodings: Encodings,
     key: Array,
@@ -149,6 +150,7 @@ def _against(
             rng.stream(key, "held-out encodings"),
             settings.batch_size,
         )
+        posterior = np.asarray(model.learned(jnp.asarray(posterior)))
     of_base = draws.draw(encodings.base, rng.stream(key, "base"), max(num, 3), 1_000)
     seed = rng.numpy_seed(kernel_key)
     kernel = gaussian_kernel.fit(np.concatenate([posterior, of_base]), seed=seed)
@@ -167,7 +169,7 @@ def _against(
 
 
 def _draws(
-    model: OneVector,
+    model: Compared,
     fitted: Fitted,
     against: Against,
     key: Array,
@@ -175,7 +177,8 @@ def _draws(
 ) -> draws.Measured:
     """Draws of one fit, measured; and what the fit and its draws cost."""
     prior, size = fitted.prior, settings.sample_batch_size
-    z = draws.draw(prior, rng.stream(key, "z"), settings.num_samples, size)
+    whole = model.whole(prior)
+    z = draws.draw(whole, rng.stream(key, "z"), settings.num_samples, size)
     found = draws.measure(model, z, against, batch_size=size)
     number = float(fits.num_parameters(prior))
     costs = {
@@ -187,14 +190,26 @@ def _draws(
 
 
 def _floor(
-    examples: Examples, encodings: Encodings, settings: ComparisonSettings
+    model: Compared,
+    examples: Examples,
+    encodings: Encodings,
+    key: Array,
+    settings: ComparisonSettings,
 ) -> np.ndarray:
     """One encoding each of training examples that KID's reference does not hold."""
     num = len(examples.train)
     if examples.scores is not None:
         num -= len(examples.scores.reference.features)
     num = max(min(settings.num_samples, num), 1)
-    return np.asarray(encodings.train[-num:, 0])
+    if isinstance(model, OneVector):
+        return np.asarray(encodings.train[-num:, 0])
+    return one_vector.draws(
+        model,
+        examples.train[-num:],
+        examples.prepare,
+        rng.stream(key, "floor"),
+        settings.batch_size,
+    )
 
 
 def _save(path: Path, images: np.ndarray) -> None:

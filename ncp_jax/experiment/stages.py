@@ -59,6 +59,7 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
         raise InputError(f"--stage must be one of {', '.join(STAGES)}; got {stage!r}")
     config = schema.checked(config)
     validation.validate(config)
+    validation.check_stage(config, stage)
     if stage == "report":  # needs files only: neither the data nor the workdir's lock
         if config.report.workdirs:
             names = config.report.workdirs.split(",")

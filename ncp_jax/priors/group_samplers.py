@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from ncp_jax import rng, samplers
 from ncp_jax.errors import InputError
 from ncp_jax.models.distributions import Distribution, Normal, Standardizable
-from ncp_jax.priors.ncp_prior import LogRatio, Target, sample_each
+from ncp_jax.models.shared import sample_each
+from ncp_jax.priors.ncp_prior import LogRatio, Target
 
 Array = jax.Array
 StepSize = float | tuple[float, ...]  # lambda, of all groups or of each

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ncp_jax import rng
 from ncp_jax.errors import InputError
+from ncp_jax.models import shared
 from ncp_jax.models.base import Carry, GroupPrior, Latents, LatentVariableModel
 
 Array = jax.Array
@@ -35,7 +36,7 @@ def prior_of(
         would broadcast in silence, and all examples would share one draw.
     """
     prior = vae.prior(b, k, carry)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(prior.base):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shared.of_batch(prior.base)):
         if jnp.shape(leaf)[:1] != (batch_size,):
             raise InputError(
                 f"prior of block {b}: {jax.tree_util.keystr(path)} of the base prior "
@@ -97,7 +98,9 @@ def contrastive_draws(
 
     def visit(b: int, k: Array, prior: GroupPrior, z_k: Array) -> ContrastiveDraws:
         group_key = rng.at_step(rng.at_step(noise_key, b), k)
-        base = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_negatives, 0), prior.base)
+        base = shared.map_batch(
+            lambda leaf: jnp.repeat(leaf, num_negatives, 0), prior.base
+        )
         return ContrastiveDraws(z_k, base.sample(group_key), prior.context)
 
     draws, _ = walk(vae, latents, visit)

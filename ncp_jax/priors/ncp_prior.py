@@ -13,6 +13,7 @@ from ncp_jax import rng
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import Carry, GroupPrior, Latents, LatentVariableModel
 from ncp_jax.models.distributions import Distribution
+from ncp_jax.models.shared import sample_each
 from ncp_jax.priors.latents import prior_of, walk
 from ncp_jax.priors.standardized import itself, own_latents
 
@@ -250,16 +251,6 @@ def _from_base(keys: Array, target: Target, draw: DrawGroup) -> tuple[Array, Any
     _, info = jax.eval_shape(lambda: draw(keys, target._replace(log_r=log_r)))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info)
     return sample_each(keys, target.base), zeros
-
-
-def sample_each(keys: Array, base: Distribution) -> Array:
-    """One draw per chain, chain b from keys[b] alone: [B, *latent_shape]."""
-
-    def draw(chain_key: Array, one: Distribution) -> Array:
-        batch_of_one = jax.tree.map(lambda leaf: leaf[None], one)
-        return batch_of_one.sample(chain_key)[0]
-
-    return jax.vmap(draw)(keys, base)
 
 
 def base_draw_ratios(prior: NCPPrior, keys: Array) -> Array:

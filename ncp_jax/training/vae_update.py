@@ -21,6 +21,9 @@ from ncp_jax.training.loop import Metrics, Prepare, PyTree, TrainState
 
 Array = jax.Array
 
+# Collections that a pass in training changes: running statistics of the data, and what
+# a prior that learns with the VAE carries along.
+MOVING = ("batch_stats", "prior_state")
 POWER_ITERATIONS = 4  # per step; kernels move little from one to the next
 FIRST_POWER_ITERATIONS = 40
 
@@ -159,7 +162,8 @@ def make_update(
 
     Args:
       module: has `elbo_terms(x, key)`, or `objective(x, key, mask)`; batch norm sees
-        that it trains by its collection "batch_stats" being mutable.
+        that it trains by its collection "batch_stats" being mutable, and a prior by its
+        "prior_state".
       optimizer: an optax optimiser.
       prepare: makes x from stored examples, with fresh noise each time.
       key: owner of the stage's random streams.
@@ -169,7 +173,7 @@ def make_update(
     """
     prepare_key = rng.stream(key, "prepare")
     posterior_key = rng.stream(key, "posterior")
-    mutable = ["batch_stats", *(["kernels"] if penalty.weight else [])]
+    mutable = [*MOVING, *(["kernels"] if penalty.weight else [])]
 
     def loss_fn(params: PyTree, state: TrainState, x: Array) -> tuple[Array, Any]:
         terms, changed = module.apply(
@@ -217,8 +221,18 @@ def make_validate(
 
     The function is (state, data) -> (state, metrics) with data["valid"] [n, B, ...] and
     data["valid_mask"] [n, B], False for padding.  With averaged weights "newest_loss"
-    is that of the weights that are not averaged.
+    is that of the weights that are not averaged.  A module with a method `settle(key)`
+    first computes what its prior is measured by, such as log Z, and the state keeps it.
     """
+
+    def settled(variables: PyTree) -> PyTree:
+        if not hasattr(module, "settle"):
+            return {}
+        settle_key = rng.stream(key, "settle")
+        _, changed = module.apply(
+            variables, settle_key, method="settle", mutable=["prior_state"]
+        )
+        return changed
 
     def mean_loss(variables: PyTree, data: PyTree) -> Array:
         def batch_loss(batch: tuple[Array, Array, Array]) -> Array:
@@ -239,10 +253,12 @@ def make_validate(
         return total / jnp.sum(data["valid_mask"]).astype(total.dtype)
 
     def validate(state: TrainState, data: PyTree) -> tuple[TrainState, Metrics]:
-        metrics = {"loss": mean_loss(state.eval_variables, data)}
+        kept = settled(state.eval_variables)
+        metrics = {"loss": mean_loss(state.eval_variables | kept, data)}
         if state.averages is not None:
-            metrics["newest_loss"] = mean_loss(state.variables, data)
-        return state, metrics
+            newest = state.variables | settled(state.variables)
+            metrics["newest_loss"] = mean_loss(newest, data)
+        return state.replace(model_state=state.model_state | kept), metrics
 
     return validate
 

@@ -223,9 +223,11 @@ def test_what_a_fit_returns_must_be_a_prior():
         compared(priors={"nothing": lambda key, encodings, folder: {}})
 
 
-def test_a_vae_of_several_groups_is_refused():
-    with pytest.raises(InputError, match="2 latent groups"):
-        ncp_jax.compare(ChainVAE(), *data(), key=jax.random.key(0))
+def test_a_mixture_of_posteriors_of_several_groups_is_refused():
+    with pytest.raises(InputError, match="vamp is a mixture"):
+        ncp_jax.compare(
+            ChainVAE(), *data(), priors=("gmm", "vamp"), key=jax.random.key(0)
+        )
 
 
 def test_a_run_of_main_is_not_overwritten(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ncp_jax import rng
-from ncp_jax.models import base
+from ncp_jax.models import base, shared
 from ncp_jax.models.conv_hvae import ConvHVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.ladder_vae import LadderVAE
@@ -420,7 +420,7 @@ def test_groups_that_are_left_out_are_drawn_from_the_base_prior(key, draw_group)
         visited, _ = by_hand(part.vae, out.latents)
         group_keys = (rng.at_step(rng.at_step(keys, b), k) for b, k, _, _ in visited)
         plain = [
-            ncp_prior.sample_each(of_group, group.base)
+            shared.sample_each(of_group, group.base)
             for (_, _, group, _), of_group in zip(visited, group_keys, strict=True)
         ]
         return out, whole, jnp.stack(plain)

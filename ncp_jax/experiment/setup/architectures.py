@@ -17,6 +17,9 @@ from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.models.nvae.model import NVAE
 from ncp_jax.models.rae.model import of_kind
 from ncp_jax.models.residual_discriminator import ResidualDiscriminator
+from ncp_jax.priors.joint.lars import LARSVAE
+from ncp_jax.priors.joint.snis import SNISVAE
+from ncp_jax.priors.joint.vamp import VampVAE
 from ncp_jax.training import kl_schedule, optimizers
 from ncp_jax.training.vae_update import KLWarmup, Penalty
 
@@ -28,6 +31,18 @@ _VAES: dict[str, type[nn.Module]] = {
     "ladder": LadderVAE,
     "conv_hvae": ConvHVAE,
 }
+_LEARNED: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {  # and their settings
+    "snis": (SNISVAE, ("hidden_dims", "activation", "num_proposals")),
+    "lars": (
+        LARSVAE,
+        (
+            *("hidden_dims", "activation", "num_attempts", "acceptance"),
+            *("num_draws", "num_z_draws"),
+        ),
+    ),
+    "vamp": (VampVAE, ("num_components",)),
+}
+_NAMES = {"hidden_dims": "prior_dims", "activation": "prior_activation"}
 _DISCRIMINATORS: dict[str, type[nn.Module]] = {
     "mlp": MLPDiscriminator,
     "residual": ResidualDiscriminator,
@@ -42,6 +57,18 @@ def build_vae(model: Settings, data_shape: tuple[int, ...], num_bits: int) -> nn
     if model["name"] == "rae":
         return of_kind(**fields)
     return _VAES[model["name"]](**fields)
+
+
+def build_stage_1(
+    section: Settings, data_shape: tuple[int, ...], num_bits: int
+) -> nn.Module:
+    """Returns the module that the section "vae" describes, with the prior it learns."""
+    if section["prior"] == "gaussian":
+        return build_vae(section["model"], data_shape, num_bits)
+    kind, names = _LEARNED[section["prior"]]
+    settings = section["prior_settings"]
+    fields = {_NAMES.get(name, name): settings[name] for name in names}
+    return kind(**_fields(section["model"]), data_shape=tuple(data_shape), **fields)
 
 
 def build_discriminator(settings: Settings) -> nn.Module:

@@ -38,8 +38,8 @@ def check(config: ConfigDict) -> None:
     """
     _check_layers(config)
     _check_shape(config)
-    module = architectures.build_vae(
-        config.vae.model, config.data.shape, config.data.num_bits
+    module = architectures.build_stage_1(
+        config.vae, config.data.shape, config.data.num_bits
     )
     for need in _arrays(config, module.blocks):
         check_need(config, need)
@@ -60,9 +60,11 @@ def check_parameters(
     # Weights, their gradients, the optimiser's moments, and averages if asked for.
     times = 2 + MOMENTS + bool(config[section].ema_decay)
     part = "vae.model" if section == "vae" else "ncp.discriminator"
-    grows = (part, "data.shape") if section == "vae" else (part, "vae.model")
+    grows = [part, "data.shape"] if section == "vae" else [part, "vae.model"]
+    if section == "vae" and config.vae.prior != "gaussian":
+        grows.append("vae.prior_settings")
     what = f"training the {number:,} parameters of config.{part}"
-    check_need(config, Need(what, times * number * FLOAT_BYTES, grows))
+    check_need(config, Need(what, times * number * FLOAT_BYTES, tuple(grows)))
 
 
 def check_need(config: ConfigDict, need: Need) -> None:
@@ -100,6 +102,7 @@ def _arrays(config: ConfigDict, blocks: tuple[Block, ...]) -> Iterator[Need]:
     sizes = [math.prod(block.latent_shape) for block in blocks]
     z = sum(block.num_groups * n for block, n in zip(blocks, sizes, strict=True))
     yield from _of_training(config, x + z)
+    yield from _of_learned_prior(config, x + z)
     yield from _of_negatives(config, min(sizes))
     yield from _of_samples(config, x + z)
     evaluate = config.evaluate
@@ -130,6 +133,18 @@ def _of_training(config: ConfigDict, of_example: int) -> Iterator[Need]:
             most * settings.batch_size,
             *(f"{name}.steps_per_dispatch", batch_size),
         )
+
+
+def _of_learned_prior(config: ConfigDict, of_example: int) -> Iterator[Need]:
+    settings = config.vae.prior_settings
+    draws = {
+        "snis": {"num_proposals": of_example},
+        "lars": {"num_draws": 1, "num_z_draws": 1},
+        "vamp": {"num_components": of_example},
+    }
+    for name, numbers in draws.get(config.vae.prior, {}).items():
+        what = f"what config.vae.prior = {config.vae.prior!r} draws at a time"
+        yield _need(what, settings[name] * numbers, f"vae.prior_settings.{name}")
 
 
 def _of_negatives(config: ConfigDict, of_group: int) -> Iterator[Need]:

@@ -28,6 +28,18 @@ DIRECTIONS = {  # that stage 2 reads, of each group's standardised noise
     "map_channels": 32,  # of that ratio's network
     "map_blocks": "AAB",  # as of the discriminator "residual"
 }
+JOINT = {  # of `vae.prior`, each field of those priors that know it
+    "hidden_dims": (100, 100),  # of the ratio of "snis", the acceptance of "lars"
+    "activation": "tanh",
+    "num_proposals": 1_024,  # K of "snis"
+    "num_attempts": 100,  # T of "lars"
+    "acceptance": 0.1,  # of "lars" before training
+    "num_draws": 1_024,  # of "lars", for Z in an update
+    "num_z_draws": 1_000_000,  # of "lars", for Z in a validation
+    "num_components": 500,  # pseudo-inputs of "vamp"
+}
+# Of them, what the comparison of priors on several groups has, too.
+COMPARED_DIRECTIONS = ("cap", "share", "floor", "context_size", "num_examples")
 # Where the same data lie and how they come there changes no result.
 WITHOUT_EFFECT = (
     "data.dir",
@@ -76,6 +88,13 @@ ADDED: dict[str, Any] = {
     **{  # as JSON has them
         f"vaebm.{name}": list(value) if isinstance(value, tuple) else value
         for name, value in PIXEL_ENERGY.items()
+    },
+    **{f"compare.directions.{n}": DIRECTIONS[n] for n in COMPARED_DIRECTIONS},
+    "compare.directions.cap": 32,
+    "vae.prior": "gaussian",
+    **{
+        f"vae.prior_settings.{name}": [*value] if isinstance(value, tuple) else value
+        for name, value in JOINT.items()
     },
 }
 VAES: dict[str, dict[str, Any]] = {
@@ -212,6 +231,8 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
             },
             "vae": {
                 "model": {"name": vae, **VAES[vae]},
+                "prior": "gaussian",  # or learned with "mlp": "snis", "lars", "vamp"
+                "prior_settings": dict(JOINT),
                 "checkpoint": "",  # of the reference NVAE, for --stage=import
                 "workdir": "",  # of another run, whose stage 1 is taken over
                 "kl_warmup_fraction": 0.0,  # of the steps; 0 for full KL at once
@@ -298,6 +319,10 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
             "compare": {
                 "names": (),  # of priors, the whole of --stage=all; (): --stage=compare
                 "priors": {},  # by name, other settings than a prior's own
+                "directions": {  # of several groups, as of ncp.directions
+                    **{n: DIRECTIONS[n] for n in COMPARED_DIRECTIONS},
+                    "cap": 32,
+                },
                 "num_fits": 3,  # of each prior, from other keys
                 "max_steps": 0,  # of a fit, at most; 0: as the prior's settings say
                 "max_draws": 0,  # in a fit and for a draw, likewise

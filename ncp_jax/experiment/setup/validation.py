@@ -15,7 +15,8 @@ from ncp_jax.models import stacks
 from ncp_jax.models.rae.model import KINDS
 from ncp_jax.nested import flatten
 from ncp_jax.pages.parts.quantities import SAMPLERS
-from ncp_jax.priors import ex_post
+from ncp_jax.priors import conditional, ex_post
+from ncp_jax.priors.conditional.groups import Groups
 from ncp_jax.training import optimizers
 from ncp_jax.training.ncp import held_out
 from ncp_jax.training.ncp.signal_settings import CONTEXTS, SignalSettings
@@ -79,14 +80,17 @@ def validate(config: ConfigDict) -> None:
         )
     _check_energies(config)
     _check_autoencoder(config)
+    _check_learned_prior(config)
     _check_features(config)
     _check_audit(config)
     _check_priors(config)
-    if config.ncp.directions.share > 1:
-        raise InputError(
-            "config.ncp.directions.share is of the signal, at most 1; got "
-            f"{config.ncp.directions.share}"
-        )
+    for section in ("ncp", "compare"):
+        share = config[section].directions.share
+        if share > 1:
+            raise InputError(
+                f"config.{section}.directions.share is of the signal, at most 1; got "
+                f"{share}"
+            )
     if config.ncp.standardize and config.ncp.directions.cap:
         raise InputError(
             "config.ncp.standardize is for discriminators of whole groups; signal "
@@ -114,6 +118,65 @@ def _check_directions(config: ConfigDict) -> None:
             "directions: give config.ncp.directions.cap, the most of a group, or leave "
             "them as they were"
         )
+
+
+def check_stage(config: ConfigDict, stage: str) -> None:
+    """Refuses stages that need a density where stage 1 has a prior without one.
+
+    Raises:
+      InputError: naming the stage that is left.
+    """
+    is_compared = stage == "compare" or (stage == "all" and config.compare.names)
+    if stage == "benchmark" and config.vae.prior != "gaussian":
+        raise InputError(
+            "--stage=benchmark times samplers on a normal base prior, which "
+            f"config.vae.prior = {config.vae.prior!r} is not"
+        )
+    if config.vae.prior != "snis" or is_compared or stage in ("vae", "report"):
+        return
+    raise InputError(
+        "config.vae.prior = 'snis' has a bound in the place of a density, which stage "
+        f"2 cannot reweight (--stage={stage}): its likelihood and samples are what "
+        "--stage=compare measures, or the whole run with --config.compare.names="
+        "\"('gaussian',)\""
+    )
+
+
+def _check_learned_prior(config: ConfigDict) -> None:
+    """Refuses a learned prior of a model without one, and what its base cannot do."""
+    name, settings = config.vae.prior, config.vae.prior_settings
+    if name == "gaussian":
+        return
+    if config.vae.model.name != "mlp":
+        raise InputError(
+            f"config.vae.prior = {name!r} is for the model 'mlp', of one latent "
+            f"vector: config.vae.model.name is {config.vae.model.name!r}"
+        )
+    if (
+        settings.acceptance >= 1.0
+        or min(settings.num_attempts, settings.num_proposals) < 2
+    ):
+        raise InputError(
+            "config.vae.prior_settings: acceptance must be below 1, num_attempts and "
+            f"num_proposals 2 or more; got {settings.acceptance}, "
+            f"{settings.num_attempts} and {settings.num_proposals}"
+        )
+    of_noise = {
+        "ncp.standardize": config.ncp.standardize,
+        "ncp.directions.cap": config.ncp.directions.cap,
+        "sample.langevin_in_noise": config.sample.langevin_in_noise,
+        "sample.samplers": {"mala", "sirmala"} & set(config.sample.samplers),
+        "sample.temperature": config.sample.temperature != 1.0,
+    }
+    for field, is_asked in of_noise.items():
+        if is_asked:
+            value = config[field.split(".")[0]]
+            for part in field.split(".")[1:]:
+                value = value[part]
+            raise InputError(
+                f"config.{field} = {schema.shown(value)} is of a normal prior's noise, "
+                f"which config.vae.prior = {name!r} has not: leave it at its default"
+            )
 
 
 def _check_bits(name: str, value: Any) -> None:
@@ -243,9 +306,19 @@ def _check_priors(config: ConfigDict) -> None:
                 f"config.compare.names = {tuple(settings.names)}"
             )
         try:
-            ex_post.settings_of(name, changes)
+            _settings_of(config, name, changes)
         except InputError as error:
             raise InputError(f"config.compare.priors.{name}: {error}") from error
+
+
+def _settings_of(config: ConfigDict, name: str, changes: Any) -> None:
+    """Refuses changes that a prior does not know, of one group or of several."""
+    try:
+        ex_post.settings_of(name, changes)
+    except InputError:
+        if config.vae.model.name == "mlp" or name not in conditional.NAMES:
+            raise
+        conditional.settings_of(name, Groups((1,)), changes)
 
 
 PATHS = (  # refused before anything is made, should they be no paths of this machine
@@ -258,6 +331,8 @@ PATHS = (  # refused before anything is made, should they be no paths of this ma
 )
 MAY_BE_ZERO = (
     "seed",
+    "compare.directions.context_size",
+    "compare.directions.floor",
     "compare.max_draws",
     "compare.max_examples",
     "compare.max_steps",
@@ -373,6 +448,8 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
         "ncp.formulation": stacks.FORMULATIONS,
         "ncp.select_by": held_out.SELECT_BY,
         "sample.dtype": DTYPES,
+        "vae.prior": ("gaussian", "snis", "lars", "vamp"),
+        "vae.prior_settings.activation": ACTIVATIONS,
         "vae.model.likelihood": ("bernoulli", "normal"),
         # Its fields come with it, so it is the experiment's file that chooses.
         "vae.model.name": tuple(

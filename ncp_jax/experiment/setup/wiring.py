@@ -30,6 +30,7 @@ from ncp_jax.models.base import (
 )
 from ncp_jax.priors import ncp_prior
 from ncp_jax.priors.directed import DirectedVAE
+from ncp_jax.priors.joint import vamp
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import StandardizedVAE
 from ncp_jax.training import batches, vae_update
@@ -94,8 +95,8 @@ class Experiment:
     def vae_module(self) -> nn.Module:
         """The network of stage 1."""
         settings = self.config.data
-        return architectures.build_vae(
-            self.config.vae.model, settings.shape, settings.num_bits
+        return architectures.build_stage_1(
+            self.config.vae, settings.shape, settings.num_bits
         )
 
     @functools.cached_property
@@ -276,7 +277,20 @@ class Experiment:
             scale = 255.0 if self.has_pictures else 1.0
             mean = self.dataset.train.mean(axis=0, dtype=np.float64) / scale
             variables["statistics"] = {"data_mean": jnp.asarray(mean, jnp.float32)}
+        if self.config.vae.prior == "vamp":
+            variables["params"] |= {"pseudo_inputs": self._pseudo_inputs()}
         return variables
+
+    def _pseudo_inputs(self) -> Array:
+        """Where those of "vamp" start: at random training examples."""
+        num, train = self.config.vae.prior_settings.num_components, self.dataset.train
+        with jax.ensure_compile_time_eval():  # shapes alone may be asked for
+            seed = rng.numpy_seed(rng.stream(self.key("vae"), "pseudo-inputs"))
+        order = np.random.default_rng(seed).permutation(len(train))
+        scale = 255.0 if self.has_pictures else 1.0
+        examples = jnp.asarray(train[np.sort(order[:num])] / scale, jnp.float32)
+        is_binary = self.config.vae.model.likelihood == "bernoulli"
+        return vamp.raw_inputs(examples, is_binary)
 
     def _initial_vae(self) -> TrainState:
         variables, shape = self.initial_variables(), self.config.data.shape
@@ -347,9 +361,7 @@ def check_networks(config: ConfigDict) -> None:
             f"blue: config.data.shape is {shape}, it must end in 3; for grey pictures "
             "choose 'bernoulli', or 'normal' with config.data.binarization='none'"
         )
-    module = architectures.build_vae(
-        config.vae.model, settings.shape, settings.num_bits
-    )
+    module = architectures.build_stage_1(config.vae, settings.shape, settings.num_bits)
     key, x = jax.random.key(0), budget.abstract(1, *settings.shape)
     budget.check_parameters(config, "vae", jax.eval_shape(module.init, key, x, key), 1)
     ratios, network = _ratios(config, module.blocks), _network(config, module)
@@ -451,6 +463,13 @@ def load_data(config: ConfigDict) -> datasets.Dataset:
             raise InputError(
                 f"config.{section}.batch_size = {size} is more than the "
                 f"{len(dataset.train)} training examples of {settings.name}"
+            )
+    if config.vae.prior == "vamp":
+        size = config.vae.prior_settings.num_components
+        if size > len(dataset.train):
+            raise InputError(
+                f"config.vae.prior_settings.num_components = {size} pseudo-inputs "
+                f"start at training examples: {settings.name} has {len(dataset.train)}"
             )
     if settings.horizontal_flips and dataset.train.ndim != 4:
         raise InputError(

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ncp_jax.models import shared
 from ncp_jax.models.base import Block, GroupPrior
 from ncp_jax.models.contract.abstract_calls import (
     Fault,
@@ -99,8 +100,9 @@ def _base_leaf_faults(
             "return one of models.distributions or your own",
         )
         return
-    leaves = jax.tree_util.tree_leaves_with_path(base)
-    if not leaves or leaves[0][0] == ():
+    leaves = jax.tree_util.tree_leaves_with_path(shared.of_batch(base))
+    is_bare = not isinstance(base, shared.Shared) and leaves and leaves[0][0] == ()
+    if not leaves or is_bare:
         yield Fault(
             where,
             f"the base prior, a {kind}, is no pytree of arrays",
@@ -142,16 +144,15 @@ def _base_call_faults(
     """Calls of `sample`, at once, chain by chain and repeated, and of `log_prob`."""
     latent_shape = tuple(block.latent_shape)
 
-    def one(chain_key: Array, one_base: PyTree) -> Array:
-        return jax.tree.map(lambda leaf: leaf[None], one_base).sample(chain_key)[0]
-
     def repeated(times: int) -> Array:
-        return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, 0), base).sample(key)
+        return shared.map_batch(lambda leaf: jnp.repeat(leaf, times, 0), base).sample(
+            key
+        )
 
     keys = jax.random.split(key, batch_size)
     calls = {
         "sample": (lambda: base.sample(key), 1),
-        "sample of each example alone": (lambda: jax.vmap(one)(keys, base), 1),
+        "sample of each example alone": (lambda: shared.sample_each(keys, base), 1),
         "sample of each example twice": (lambda: repeated(2), 2),
     }
     z = None

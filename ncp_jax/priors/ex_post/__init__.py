@@ -75,7 +75,7 @@ def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
     fields = dict(known.fields)
     if known.base:
         fields["base"] = settings_of(known.base)
-    return _changed(name, getattr(module, known.settings)(**fields), changes or {})
+    return changed(name, getattr(module, known.settings)(**fields), changes or {})
 
 
 def shortened(settings: Any, max_steps: int, max_draws: int) -> Any:
@@ -101,7 +101,7 @@ def shortened(settings: Any, max_steps: int, max_draws: int) -> Any:
     return dataclasses.replace(settings, **values)
 
 
-def _changed(name: str, settings: Any, changes: Any) -> Any:
+def changed(name: str, settings: Any, changes: Any) -> Any:
     """The same settings with other values of some fields."""
     fields = {field.name: field for field in dataclasses.fields(settings)}
     if not isinstance(changes, Mapping):
@@ -122,7 +122,7 @@ def _changed(name: str, settings: Any, changes: Any) -> Any:
 def _value(name: str, kind: Any, before: Any, value: Any) -> Any:
     """A value of the type that the field's default has; others are refused."""
     if dataclasses.is_dataclass(before) and isinstance(value, Mapping):
-        return _changed(name, before, value)
+        return changed(name, before, value)
     if before is None or dataclasses.is_dataclass(before):  # or a fit of one's own
         is_none = value is None and type(None) in typing.get_args(kind)
         if is_none or callable(value) or isinstance(value, type(before)):

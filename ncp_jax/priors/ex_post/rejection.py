@@ -158,10 +158,7 @@ class TruncatedSettings:
 
     def start(self, key: Array, dim: int) -> PyTree:
         """Parameters with which a(z) = `acceptance` for all z [B, dim]."""
-        last = f"Dense_{len(self.hidden_dims)}"
-        params = self.network.start(key, dim)
-        bias = jnp.full(1, math.log(self.acceptance) - math.log1p(-self.acceptance))
-        return params | {last: params[last] | {"bias": bias}}
+        return accepting(self.network, self.acceptance, key, dim)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,9 +248,7 @@ class LARSSettings(TruncatedSettings):
         fitted = encodings.base, params, self.network, self.num_attempts
         log_a, z_key = Truncated(*fitted).log_a, rng.stream(key, "log z")
         draws = over_base(encodings.base, log_a, z_key, self.num_z_draws)
-        log_z = log_mean_exp(draws)
-        stderr = jnp.std(jnp.exp(draws - log_z)) / len(draws) ** 0.5
-        return LARS(*fitted, log_z, stderr)
+        return LARS(*fitted, *with_stderr(draws))
 
     def _losses(self) -> tuple[Loss, Loss]:
         """What updates minimise, and what chooses the weights, whose Z is its own."""
@@ -263,10 +258,8 @@ class LARSSettings(TruncatedSettings):
             params: PyTree, z: Array, key: Array, base: LatentPrior, average: Array
         ) -> tuple[Array, Array]:
             log_a = Truncated(base, params, network, num_attempts).log_a
-            newest = jnp.exp(log_mean_exp(over_base(base, log_a, key, self.num_draws)))
-            seen = jax.lax.stop_gradient(newest)
-            average = EMA_DECAY * average + (1.0 - EMA_DECAY) * seen
-            log_z = jnp.log(average + (newest - seen))  # newest's gradient
+            newest = log_mean_exp(over_base(base, log_a, key, self.num_draws))
+            log_z, average = averaged_log_z(newest, average)
             return -jnp.mean(truncated(log_a(z), log_z, num_attempts)), average
 
         def score(params: PyTree, z: Array, key: Array, base: LatentPrior) -> Array:
@@ -275,6 +268,37 @@ class LARSSettings(TruncatedSettings):
             return -jnp.mean(truncated(log_a(z), log_z, num_attempts))
 
         return loss, score
+
+
+def accepting(network: RatioMLP, acceptance: float, key: Array, dim: int) -> PyTree:
+    """Parameters of the logit of a with which a(z) is `acceptance` everywhere."""
+    last = f"Dense_{len(network.hidden_dims)}"
+    params = network.start(key, dim)
+    logit = math.log(acceptance) - math.log1p(-acceptance)
+    bias = jnp.full(1, logit, jnp.float32)
+    return params | {last: params[last] | {"bias": bias}}
+
+
+def averaged_log_z(newest: Array, average: Array) -> tuple[Array, Array]:
+    """log Z of a running average, with the gradient of the newest estimate of Z.
+
+    Args:
+      newest: [] nats, the log of an unbiased estimate.
+      average: [] Z before this update.
+
+    Returns:
+      [] nats, and the average after the update.
+    """
+    z = jnp.exp(newest)
+    seen = jax.lax.stop_gradient(z)
+    average = EMA_DECAY * average + (1.0 - EMA_DECAY) * seen
+    return jnp.log(average + (z - seen)), average
+
+
+def with_stderr(log_a: Array) -> tuple[Array, Array]:
+    """log Z and its standard error, [] each, from log a of base draws [N]; nats."""
+    log_z = log_mean_exp(log_a)
+    return log_z, jnp.std(jnp.exp(log_a - log_z)) / len(log_a) ** 0.5
 
 
 def mean_products(factors: Array, num_terms: int) -> Array:

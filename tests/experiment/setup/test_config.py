@@ -93,6 +93,7 @@ def test_a_misspelt_field_in_an_experiment_is_an_error():
 
 MAY_BE_ZERO = {
     "seed",
+    "compare.directions.context_size",
     "compare.max_draws",
     "compare.max_examples",
     "compare.max_steps",
@@ -115,6 +116,7 @@ MAY_BE_ZERO = {
 }
 RATES_THAT_MAY_BE_ZERO = {
     "ncp.ranking_weight",
+    "compare.directions.floor",
     "ncp.directions.floor",
     "evaluate.max_log_z_stderr",
     "sample.temperature",

@@ -1,0 +1,291 @@
+"""A frozen VAE of several groups: its signal coordinates u, then all else, as one z.
+
+Under the VAE's own prior both are standard normal, whatever the groups before are
+(`priors.signal_space`).  A prior over u alone, with the rest as it was, is therefore a
+prior of the VAE.  `ncp`, `snis`, `ebm` and `flow` are fitted to all groups, each given
+those before; the others to the first group alone, as the literature has them.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ncp_jax import parallel, rng
+from ncp_jax.errors import InputError
+from ncp_jax.models.base import Latents, LatentVariableModel, is_deterministic
+from ncp_jax.models.distributions import Likelihood
+from ncp_jax.priors import conditional, ex_post
+from ncp_jax.priors.conditional.groups import Groups
+from ncp_jax.priors.ex_post.contract import Density, Encodings, Fit, LatentPrior
+from ncp_jax.priors.ex_post.gaussian import Gaussian
+from ncp_jax.priors.latents import walk
+from ncp_jax.priors.signal_space import SignalVAE
+from ncp_jax.training.checkpoints import fingerprint
+from ncp_jax.training.loop import Prepare
+from ncp_jax.training.ncp import signal
+from ncp_jax.training.ncp.signal import SignalSettings
+
+Array = jax.Array
+
+NAMES = tuple(name for name in ex_post.NAMES if name != "vamp")  # it needs q(z | x)
+MAX_BATCH = 1_000  # examples at a time, while directions are looked for
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hierarchy:
+    """A VAE of several groups whose z [B, D] is u [B, D'], then the rest.
+
+    Attributes:
+      vae: the model in signal coordinates, one group of them for each of its own.
+    """
+
+    vae: SignalVAE
+
+    @property
+    def groups(self) -> Groups:
+        """Of u: those of the VAE that have a signal direction."""
+        widths = tuple(width for width in self.vae.directions.widths if width)
+        return Groups(widths, self.vae.context_size)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether z is a function of x, so that q(z | x) has no density."""
+        return is_deterministic(self.vae.vae)
+
+    def encode(self, x: Array, key: Array) -> tuple[Array, Array]:
+        """Draws z ~ q(z | x): z [B, D] and log q(z | x) [B], nats."""
+        latents, log_q = self.vae.encode(x, key)
+        u, *rest = (block.swapaxes(0, 1).reshape(len(x), -1) for block in latents)
+        parts = [u[:, self._places()], *rest]
+        return jnp.concatenate(parts, axis=1), jnp.sum(log_q, axis=1)
+
+    def decode(self, z: Array) -> Likelihood:
+        """p(x | z) of z [B, D]."""
+        _, carry = walk(self.vae, self._latents(z), lambda *_: ())
+        return self.vae.decode(carry)
+
+    def base(self) -> LatentPrior:
+        """What the VAE's own prior is over u: N(0, I)."""
+        return self.groups.base
+
+    def posterior(self, x: Array) -> None:
+        """q(u | x) is not known: only draws are."""
+        del x
+
+    def learned(self, z: Array) -> Array:
+        """u [B, D'] of z [B, D], which priors are fitted to."""
+        return z[..., : sum(self.groups.widths)]
+
+    def whole(self, prior: LatentPrior) -> LatentPrior:
+        """A prior over z that is `prior` over u and leaves the rest as it was."""
+        _, *rest = self._sizes()
+        whole = WithRest(prior, sum(self.groups.widths), sum(rest))
+        return cast(LatentPrior, whole)  # whose density is a property
+
+    def _latents(self, z: Array) -> Latents:
+        """The blocks of the VAE in signal coordinates: [num_groups, B, ...] each."""
+        num_u, *rest = self._sizes()
+        u = (
+            jnp.zeros((len(z), num_u), z.dtype)
+            .at[:, self._places()]
+            .set(self.learned(z))
+        )
+        ends = sum(self.groups.widths) + np.cumsum([0, *rest])[:-1]
+        starts = np.append(ends, z.shape[1])
+        parts = [u, *(z[:, a:b] for a, b in itertools.pairwise(starts))]
+        return tuple(
+            part.reshape(len(z), block.num_groups, *block.latent_shape).swapaxes(0, 1)
+            for part, block in zip(parts, self.vae.blocks, strict=True)
+        )
+
+    def _sizes(self) -> list[int]:
+        """How many numbers each block of the VAE in signal coordinates has."""
+        return [
+            block.num_groups * int(np.prod(block.latent_shape))
+            for block in self.vae.blocks
+        ]
+
+    def _places(self) -> np.ndarray:
+        """Where u lies among the padded coordinates of all groups."""
+        widths = np.array(self.vae.directions.widths)
+        return np.flatnonzero(np.arange(widths.max())[None] < widths[:, None])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WithRest:
+    """A prior over the first coordinates, with N(0, I) over the rest.
+
+    Attributes:
+      first: the prior.
+      num_first: its coordinates.
+      num_rest: the others; may be 0.
+    """
+
+    first: LatentPrior
+    num_first: int = dataclasses.field(metadata={"static": True})
+    num_rest: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def density(self) -> Density:
+        """What is known of the density of the first."""
+        return self.first.density
+
+    @property
+    def rest(self) -> Gaussian:
+        """N(0, I)."""
+        return Gaussian(jnp.zeros(self.num_rest), jnp.ones(self.num_rest))
+
+    def sample(self, keys: Array) -> Array:
+        """Draws z [B, D], one per key."""
+        first = self.first.sample(rng.stream(keys, "first"))
+        rest = self.rest.sample(rng.stream(keys, "rest"))
+        return jnp.concatenate([first, rest], axis=1)
+
+    def log_prob(self, z: Array, key: Array | None = None) -> Array:
+        """log p(z) of z [B, D], as far as that of the first is known: [B], nats."""
+        first = self.first.log_prob(z[:, : self.num_first], key)
+        return first + self.rest.log_prob(z[:, self.num_first :])
+
+    def log_z_weights(self, keys: Array) -> Array:
+        """Those of the first, where it is known up to log Z."""
+        return self.first.log_z_weights(keys)  # type: ignore[attr-defined]
+
+
+@dataclasses.dataclass(frozen=True)
+class OnTop:
+    """Fits a prior of one vector to the first group alone; the others stay N(0, I).
+
+    Attributes:
+      fit: what fits it.
+      width: coordinates of that group.
+      num_rest: those of all later ones.
+    """
+
+    fit: Fit
+    width: int
+    num_rest: int
+
+    def __call__(
+        self, key: Array, encodings: Encodings, folder: Path | None = None
+    ) -> LatentPrior:
+        """Returns the prior over u."""
+        of_top = Encodings(
+            encodings.train[..., : self.width],
+            encodings.valid[..., : self.width],
+            Gaussian(jnp.zeros(self.width), jnp.ones(self.width)),
+        )
+        top = WithRest(self.fit(key, of_top, folder), self.width, self.num_rest)
+        return cast(LatentPrior, top)
+
+
+def of(
+    vae: LatentVariableModel,
+    train: np.ndarray,
+    prepare: Prepare,
+    key: Array,
+    settings: SignalSettings,
+    folder: Path | None = None,
+) -> Hierarchy:
+    """Returns the VAE as the comparison sees it, in directions that are found here.
+
+    Args:
+      vae: the frozen model, of several groups.
+      train: [N, ...] stored examples.
+      prepare: (key, stored) -> x.
+      key: PRNG key; consumed here.
+      settings: of the directions.
+      folder: that keeps them; None for none.
+
+    Raises:
+      InputError: a base prior is not `Normal`, or no group has signal.
+    """
+    mesh = parallel.mesh_of()
+    size = min(MAX_BATCH, settings.num_examples, len(train))
+    size = max(size // mesh.size, 1) * mesh.size
+    find = partial(
+        signal.find,
+        vae,
+        train,
+        prepare,
+        key,
+        settings,
+        batch_size=size,
+        mesh=mesh,
+    )
+    path = None
+    if folder is not None:
+        of_key = jax.random.key_data(key).tolist()
+        identity = [fingerprint(vae), fingerprint(train), of_key, repr(settings)]
+        name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        path = folder / f"directions-{name}.npz"
+    directions = signal.kept(path, find, progress=False)
+    if not any(directions.widths):
+        raise InputError(
+            "no direction of any group has signal above the floor: there is nothing "
+            "that priors could be fitted to; lower the floor of the directions"
+        )
+    directions.check(vae.blocks)
+    return Hierarchy(SignalVAE(vae, directions, settings.context_size))
+
+
+def fits_of(
+    groups: Groups, priors: Mapping[str, Mapping[str, Any] | Callable[..., Any]]
+) -> dict[str, Fit]:
+    """Returns what fits each prior, by the name of its row.
+
+    Args:
+      groups: of the coordinates.
+      priors: by name changes of its settings, or what fits it to all of u.
+
+    Raises:
+      InputError: there is no such prior or setting, or it needs q(z | x).
+    """
+    top, *later = groups.widths
+    found: dict[str, Fit] = {}
+    for name, how in priors.items():
+        if callable(how):
+            found[name] = how
+        elif name in conditional.NAMES:
+            found[name] = conditional.settings_of(name, groups, how)
+        elif name == "gaussian":
+            found[name] = ex_post.settings_of(name, how)
+        else:
+            check_names([name])
+            fit = ex_post.settings_of(name, how)
+            found[f"{name}_top"] = OnTop(fit, top, sum(later))
+    return found
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuses priors that signal coordinates cannot have.
+
+    Raises:
+      InputError: naming the prior.
+    """
+    if "vamp" in names:
+        raise InputError(
+            "vamp is a mixture of q(z | x) of one latent vector, which a VAE of "
+            "several groups does not say of its signal coordinates: leave vamp out "
+            "(gmm needs draws alone)"
+        )
+
+
+def about(model: Hierarchy) -> str:
+    """What the results say of how the groups were treated."""
+    widths = ", ".join(map(str, model.vae.directions.widths))
+    return (
+        f"signal coordinates of each group: {widths}. {', '.join(conditional.NAMES)}: "
+        "all groups, each given those before; names that end in _top: the first group "
+        "with a coordinate alone, the others as under the VAE's own prior"
+    )
