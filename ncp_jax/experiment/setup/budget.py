@@ -221,7 +221,7 @@ def _layers(settings: Mapping[str, Any]) -> dict[str, int]:
         }
     parts = ("hidden_dims", "latent_dims", "blocks", "map_blocks")  # some are words
     found = {name: len(settings[name]) for name in parts if name in settings}
-    if settings["name"] == "rae":
+    if "num_doublings" in settings:
         found["num_doublings"] = settings["num_doublings"]
     return found
 
