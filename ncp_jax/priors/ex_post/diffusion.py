@@ -100,7 +100,7 @@ class Diffusion:
     moments: Gaussian
     params: PyTree
     net: Tilt = dataclasses.field(metadata={"static": True})
-    num_ode_steps: int = dataclasses.field(default=25, metadata={"static": True})
+    num_ode_steps: int = dataclasses.field(default=16, metadata={"static": True})
 
     def sample(self, keys: Array) -> Array:
         """Draws z [B, D], one per key."""
@@ -186,7 +186,7 @@ class Settings:
     """
 
     width: int = 256
-    num_ode_steps: int = 25
+    num_ode_steps: int = 16
     training: Training = TRAINING
 
     def __call__(
