@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax.models import halving
+from ncp_jax.models.convolution import convolve
 
 Array = jax.Array
 
@@ -91,9 +92,7 @@ class Up(nn.Module):
 
 
 class Last(nn.Module):
-    """A transposed convolution of stride 1.
-
-    Its result has few channels, so every pixel first makes all that it adds anywhere.
+    """A transposed convolution of stride 1, that is a convolution, mirrored.
 
     Attributes:
       features: channels of the result.
@@ -108,23 +107,11 @@ class Last(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, in] to [B, H, W, features]."""
-        (height, width, channels), size = x.shape[1:], self.size
-        shape = (size, size, channels, self.features)
+        shape = (self.size, self.size, x.shape[-1], self.features)
         kernel, bias = _kernel(self, shape, as_transposed_matrix), _bias(self)
-        spread = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
-        parts = (x @ spread).reshape(-1, height, width, size, size, self.features)
-        taps = [(i, j) for i in range(size) for j in range(size)]
-        placed = [
-            jnp.pad(
-                parts[:, :, :, i, j],
-                ((0, 0), (i, size - 1 - i), (j, size - 1 - j), (0, 0)),
-            )
-            for i, j in taps
-        ]
-        before = (size - 1) // 2
-        y = sum(placed[1:], start=placed[0])
-        y = y[:, before : before + height, before : before + width]
-        return y + bias[None, None, None]
+        rest = (0, 1 - self.size % 2)  # of an even size: zeros make it an odd one
+        kernel = jnp.pad(kernel, (rest, rest, (0, 0), (0, 0)))
+        return convolve(x, kernel) + bias[None, None, None]
 
 
 class NormRelu(nn.Module):
