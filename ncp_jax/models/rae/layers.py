@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax.models import halving
-from ncp_jax.models.convolution import convolve
 
 Array = jax.Array
 
@@ -92,7 +91,11 @@ class Up(nn.Module):
 
 
 class Last(nn.Module):
-    """A transposed convolution of stride 1, that is a convolution, mirrored.
+    """A transposed convolution of stride 1.
+
+    Its result has few channels, so every pixel first makes all that it adds anywhere;
+    with the sides as the last axes these are long rows.  Unlike the convolutions of
+    `models.convolution` it can be differentiated twice, which "rae_gp" needs.
 
     Attributes:
       features: channels of the result.
@@ -107,11 +110,19 @@ class Last(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, in] to [B, H, W, features]."""
-        shape = (self.size, self.size, x.shape[-1], self.features)
+        (height, width, channels), size = x.shape[1:], self.size
+        shape = (size, size, channels, self.features)
         kernel, bias = _kernel(self, shape, as_transposed_matrix), _bias(self)
-        rest = (0, 1 - self.size % 2)  # of an even size: zeros make it an odd one
-        kernel = jnp.pad(kernel, (rest, rest, (0, 0), (0, 0)))
-        return convolve(x, kernel) + bias[None, None, None]
+        parts = jnp.einsum("ijco,bhwc->ijobhw", kernel, x)
+        before = (size - 1) // 2
+
+        def placed(i: int, j: int) -> Array:
+            pads = ((0, 0), (0, 0), (i, size - 1 - i), (j, size - 1 - j))
+            moved = jnp.pad(parts[i, j], pads)
+            return moved[:, :, before : before + height, before : before + width]
+
+        first, *others = (placed(i, j) for i in range(size) for j in range(size))
+        return jnp.moveaxis(sum(others, start=first), 0, -1) + bias[None, None, None]
 
 
 class NormRelu(nn.Module):
