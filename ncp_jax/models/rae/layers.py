@@ -93,7 +93,9 @@ class Up(nn.Module):
 class Last(nn.Module):
     """A transposed convolution of stride 1.
 
-    Its result has few channels, so every pixel first makes all that it adds anywhere.
+    Its result has few channels, so every pixel first makes all that it adds anywhere;
+    with the sides as the last axes these are long rows.  Unlike the convolutions of
+    `models.convolution` it can be differentiated twice, which "rae_gp" needs.
 
     Attributes:
       features: channels of the result.
@@ -111,20 +113,16 @@ class Last(nn.Module):
         (height, width, channels), size = x.shape[1:], self.size
         shape = (size, size, channels, self.features)
         kernel, bias = _kernel(self, shape, as_transposed_matrix), _bias(self)
-        spread = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
-        parts = (x @ spread).reshape(-1, height, width, size, size, self.features)
-        taps = [(i, j) for i in range(size) for j in range(size)]
-        placed = [
-            jnp.pad(
-                parts[:, :, :, i, j],
-                ((0, 0), (i, size - 1 - i), (j, size - 1 - j), (0, 0)),
-            )
-            for i, j in taps
-        ]
+        parts = jnp.einsum("ijco,bhwc->ijobhw", kernel, x)
         before = (size - 1) // 2
-        y = sum(placed[1:], start=placed[0])
-        y = y[:, before : before + height, before : before + width]
-        return y + bias[None, None, None]
+
+        def placed(i: int, j: int) -> Array:
+            pads = ((0, 0), (0, 0), (i, size - 1 - i), (j, size - 1 - j))
+            moved = jnp.pad(parts[i, j], pads)
+            return moved[:, :, before : before + height, before : before + width]
+
+        first, *others = (placed(i, j) for i in range(size) for j in range(size))
+        return jnp.moveaxis(sum(others, start=first), 0, -1) + bias[None, None, None]
 
 
 class NormRelu(nn.Module):

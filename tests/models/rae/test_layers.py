@@ -63,12 +63,11 @@ def test_the_vector_follows_the_kernel_in_training_alone(key):
 
 
 @pytest.mark.parametrize("name", ["last_4", "last_5"])
-def test_the_last_layer_is_a_transposed_convolution(name, key):
+def test_the_last_layer_is_a_mirrored_convolution(name, key):
     layer, shape = LAYERS[name]
     x, size = draw(shape), layer.size
     variables = jax.jit(layer.init)(key, x)
-    before = (size - 1) // 2
-    pads = [(size - 1 - before, before)] * 2
+    pads = [(size // 2, (size - 1) // 2)] * 2
     expected = jax.lax.conv_general_dilated(
         x,
         variables["params"]["kernel"][::-1, ::-1],

@@ -313,6 +313,26 @@ def test_training_moves_the_statistics_and_a_frozen_model_keeps_them():
     assert all((a != b).any() for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("wae", 4), ("rae_l2", 4), ("rae_gp", 4), ("rae_gp", 5), ("rae_sn", 4)],
+)
+def test_every_objective_has_a_gradient(kind, size):
+    """That of "rae_gp" is one of a gradient; traced, and not computed."""
+    module, key = module_of(kind, kernel_size=size), jax.random.key(0)
+    variables = jax.eval_shape(module.init, key, X, key)
+
+    def loss(params, rest):
+        out, _ = module.apply({"params": params, **rest}, X, key, mutable=[*rest])
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(out))
+
+    rest = {name: v for name, v in variables.items() if name != "params"}
+    found = jax.eval_shape(jax.grad(loss), variables["params"], rest)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(
+        jnp.shape, variables["params"]
+    )
+
+
 def num_parameters(module):
     """Of the networks, and the shapes of z and of the picture; nothing is computed."""
     x = jax.ShapeDtypeStruct((2, *module.data_shape), jnp.float32)
