@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from ncp_jax import rng
 from ncp_jax.priors import conditional
 from ncp_jax.priors.conditional import flow, ratios
 from ncp_jax.priors.conditional.groups import Groups
@@ -99,18 +100,16 @@ def test_draws_of_a_conditional_flow_are_those_of_its_density(some_flow, key):
     """What `sample` makes of its noise, `log_probs` undoes."""
     keys = jax.random.split(key, 50)
     u = some_flow.sample(keys)
-    np.testing.assert_allclose(some_flow.sample(keys[7:8])[0], u[7], rtol=1e-4)
     stacked, used = GROUPS.stack(u), GROUPS.is_used()
     for k in range(2):
         params = jax.tree.map(lambda leaf, k=k: leaf[k], some_flow.params)
         context = GROUPS.context(stacked, k)
         noise, _ = some_flow.net.apply(params, stacked[:, k], context, used[k])
-        again = some_flow.net.apply(
-            params, noise, context, used[k], method=flow.ContextCouplings.invert
-        )
-        np.testing.assert_allclose(again, stacked[:, k], atol=1e-4)
+        drawn = jax.vmap(lambda one: jax.random.normal(one, (2,)))(rng.at_step(keys, k))
+        np.testing.assert_allclose(noise, drawn * used[k][None], atol=1e-3)
         if k == 0:
             np.testing.assert_array_equal(noise[:, 1], 0.0)  # padding
+    assert np.abs(noise - stacked[:, 1]).max() > 0.1  # it is not the identity
 
 
 def test_the_bound_is_that_of_sir_by_hand(key):
@@ -154,10 +153,10 @@ SMALL = {  # seconds each
     "ebm": {"num_langevin_steps": 30, "hidden_dims": (32, 32)},
     "flow": {"num_couplings": 4, "hidden_dims": (16,), "num_bins": 4},
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ncp", "ebm")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ncp", "snis", "ebm")]
 
 
-@pytest.mark.parametrize("name", ["flow", "snis", *SLOW])
+@pytest.mark.parametrize("name", ["flow", *SLOW])
 def test_conditional_priors_find_gains_that_are_known(name, encodings, key):
     """Within 0.1 nats of 1.52, of which a tenth is 0.15.
 
