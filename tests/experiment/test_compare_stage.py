@@ -89,7 +89,9 @@ def test_what_several_groups_cannot_have_is_refused_before_training(tmp_path):
 
 
 def test_what_builds_on_what():
-    assert workdir.built_on("vae") == ["vae", "ncp", "sample", "evaluate", "compare"]
+    of_energies = ["vaebm", "sirvaebm"]
+    after = ["ncp", *of_energies, "sample", "evaluate", "compare"]
+    assert workdir.built_on("vae") == ["vae", *after]
     assert workdir.built_on("sample") == ["sample", "evaluate"]
     assert workdir.built_on("compare") == ["compare"]
 

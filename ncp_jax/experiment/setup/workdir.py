@@ -227,7 +227,11 @@ class Workdir:
         stages = results["run"].get("stages", {})
         stages[stage] = {  # each may have run with other settings and elsewhere
             "fingerprint": self.fingerprint(stage),
-            "config": {name: self._config[name] for name in SECTIONS[stage]},
+            "config": {  # a VAE that was given has no energy of pictures
+                name: self._config[name]
+                for name in SECTIONS[stage]
+                if name in self._config
+            },
             "weights": self.weights(stage) if weights is None else dict(weights),
             "environment": environment or self._environment,
         }
