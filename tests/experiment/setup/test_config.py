@@ -105,6 +105,7 @@ MAY_BE_ZERO = {
     "sample.memory_mib",
     "sample.num_readjust_iterations",
     "vae.warmup_steps",
+    "vaebm.warmup_steps",
     "vae.model.padding",
     "vae.model.num_flows",
     "ncp.warmup_steps",
@@ -124,6 +125,8 @@ RATES_THAT_MAY_BE_ZERO = {
     "vae.initial_penalty_weight",
     *(f"{s}.{n}" for s in ("vae", "ncp") for n in ("weight_decay", "ema_decay")),
     *(f"{s}.final_learning_rate" for s in ("vae", "ncp")),
+    *(f"vaebm.{n}_penalty" for n in ("energy", "spectral")),
+    *(f"vaebm.{n}" for n in ("ema_decay", "noise_std", "replay_share")),
 }
 
 
