@@ -135,6 +135,8 @@ RATES_THAT_MAY_BE_ZERO = {
     "vaebm.spectral_penalty",
     *(f"{s}.{n}" for s in ("vae", "ncp") for n in ("weight_decay", "ema_decay")),
     *(f"{s}.final_learning_rate" for s in ("vae", "ncp")),
+    *(f"vaebm.{n}_penalty" for n in ("energy", "spectral")),
+    *(f"vaebm.{n}" for n in ("ema_decay", "noise_std", "replay_share")),
 }
 
 

@@ -74,7 +74,7 @@ def moved(params, scale=0.15):
 def some_flow():
     net = flow.ContextCouplings(2, 3, (8,), 4)
     sizes = (1, 2), (1, 2), (2,)
-    params = net.init(jax.random.key(0), *map(jnp.zeros, sizes))
+    params = jax.jit(net.init)(jax.random.key(0), *map(jnp.zeros, sizes))
     stacked = moved(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params))
     return flow.ConditionalFlow(stacked, net, GROUPS)
 
