@@ -34,9 +34,9 @@ def typed(key: Array) -> Array:
     """
     if isinstance(key, jax.Array) and not key.shape:
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            return key
+            return _unrolled(key)
     elif isinstance(key, jax.Array) and (key.shape, key.dtype) == ((2,), jnp.uint32):
-        return jax.random.wrap_key_data(key)
+        return _unrolled(jax.random.wrap_key_data(key))
     raise InputError(f"key must be one PRNG key, such as jax.random.key(0); got {key}")
 
 
@@ -88,7 +88,7 @@ def numpy_seed(key: Array) -> int:
 
 def root(seed: int) -> Array:
     """Returns the key from which every stream of an experiment descends."""
-    return jax.random.key(seed)
+    return _unrolled(jax.random.key(seed))
 
 
 def _unrolled(key: Array) -> Array:
