@@ -41,17 +41,18 @@ def stream_calls():
     """(function, owner, name) of every `rng.stream(owner, "name")` in the package."""
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text())
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         owners = {}
         for node in ast.walk(tree):  # outer functions come before inner ones
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                outer = owners.get(node, path.stem) if node.name == "__call__" else None
-                name = f"{outer or path.stem}.{node.name}"
+                outer = owners.get(node, module) if node.name == "__call__" else None
+                name = f"{outer or module}.{node.name}"
                 owners |= dict.fromkeys(ast.walk(node), name)
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "rng.stream":
                 owner, name = node.args
                 if isinstance(name, ast.Constant):
-                    yield owners.get(node, path.stem), ast.unparse(owner), name.value
+                    yield owners.get(node, module), ast.unparse(owner), name.value
 
 
 def test_every_name_in_the_package_hashes_out_of_reach_of_counters():
@@ -69,7 +70,7 @@ def test_no_function_uses_a_name_twice_under_one_owner():
 
 def test_the_streams_of_a_training_stage_have_different_names():
     """`wiring` gives one key to the update, the batches, validation and init."""
-    for stage in ("vae_update", "ncp_update"):
+    for stage in ("training.vae_update", "training.ncp.ncp_update"):
         names = [
             name
             for function, owner, name in stream_calls()

@@ -38,7 +38,8 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
     _remove_old(folder)
     ncp = in_dtype(ncp, settings.dtype)
     of_base = readjusted(experiment, ncp) if settings.num_readjust_iterations else ncp
-    if experiment.has_pictures and experiment.config.vae.prior == "gaussian":
+    prior_of_vae = experiment.config.vae.get("prior", "gaussian")  # a given VAE's is
+    if experiment.has_pictures and prior_of_vae == "gaussian":
         _show_temperatures(experiment, ncp)
     batch_size = min(settings.batch_size, settings.num_images)
     num_chains = -(-batch_size // experiment.mesh.size)
