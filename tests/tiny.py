@@ -43,6 +43,24 @@ def experiment(path, settings):
     return Experiment(settings, folder, wiring.load_data(settings))
 
 
+class Counted:
+    """A compiled function, and how often it was traced.
+
+    jit's own `_cache_size` is 0 where a long process has dropped the entry.
+    """
+
+    def __init__(self, function):
+        def counting(*args):
+            self.num_traces += 1
+            return function(*args)
+
+        self.num_traces = 0
+        self._call = jax.jit(counting)
+
+    def __call__(self, *args):
+        return self._call(*args)
+
+
 # --- a task without a model: two "groups" learn the mean of the rows they are given
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)

@@ -32,6 +32,7 @@ NAMES = sorted(
     for path in CONFIGS.glob("[!_]*.py")
     if not path.stem.endswith("_nvae")  # those: test_nvae_configs.py
     and not path.stem.endswith("_rae")  # those: test_rae_configs.py
+    and path.stem != "mnist_vaebm"  # that: test_vaebm_runs.py
     and not path.stem.startswith("priors_")  # those: test_compare_stage.py
     and path.stem not in ("static_mlp", "fashion_mlp")  # mnist_mlp on other data
 )
@@ -437,7 +438,9 @@ def test_bad_settings_are_refused_before_the_folder_is_made(
 
 
 def test_an_unknown_stage_is_refused_with_the_stages(tmp_path):
-    with pytest.raises(InputError, match="vae, import, ncp, sample, evaluate, compare"):
+    with pytest.raises(
+        InputError, match="vae, import, ncp, vaebm, sample, evaluate, compare"
+    ):
         stages.run(tiny.config(), tmp_path / "run", "train")
 
 

@@ -15,6 +15,7 @@ from ncp_jax.models.nvae.layers import BatchNorm, CellOptions, Conv
 from ncp_jax.training import loop, vae_update
 from ncp_jax.training.checkpoints import Checkpoints, digests
 from ncp_jax.training.vae_update import KLWarmup, Penalty
+from tests import tiny
 
 MODULE = MLPVAE((3,), 2, (8,), likelihood="normal", likelihood_std=0.5)
 TRAIN = np.random.default_rng(1).standard_normal((16, 3)).astype(np.float32)
@@ -70,7 +71,7 @@ def start_conv(optimizer, **settings):
 def conv_update(optimizer, key, **settings):
     """A compiled update: state -> (state, metrics), always on the same pictures."""
     update = vae_update.make_update(CONV, optimizer, as_it_is, key, **settings)
-    return jax.jit(lambda state: update(state, CONV_DATA, jnp.arange(8)))
+    return tiny.Counted(lambda state: update(state, CONV_DATA, jnp.arange(8)))
 
 
 @jax.jit
@@ -142,7 +143,7 @@ def test_the_loss_weighs_the_kl_by_its_warm_up(key, alphas):
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
         np.testing.assert_allclose(metrics["group_kl"], terms.kl.mean(0), rtol=1e-5)
         np.testing.assert_allclose(metrics["kl"], terms.kl.sum(1).mean(), rtol=1e-5)
-    assert update._cache_size() == 1
+    assert update.num_traces == 1
     assert int(state.step) == 6
 
 

@@ -16,6 +16,7 @@ from ncp_jax.models.nvae.layers import BatchNorm, CellOptions, Conv
 from ncp_jax.models.nvae.layout import groups_per_scale
 from ncp_jax.models.nvae.model import NVAE
 from ncp_jax.models.nvae.readjust import readjust_batch_norm
+from tests import tiny
 from tests.random_variables import random_variables
 
 SMALL = NVAE(
@@ -208,7 +209,7 @@ def test_zero_temperature_takes_the_means(key):
 def test_training_moves_batch_statistics_and_a_frozen_model_keeps_them(key):
     module = SMALL.clone(groups_per_scale=(2,))
     variables, x = generic(module), picture(module, 4)
-    train = jax.jit(
+    train = tiny.Counted(
         lambda v, x: module.apply(v, x, key, mutable=["batch_stats", "kernels"])
     )
     terms, updated = train(variables, x)
@@ -218,7 +219,7 @@ def test_training_moves_batch_statistics_and_a_frozen_model_keeps_them(key):
     changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, after)
     assert all(jax.tree.leaves(changed))
     train(variables, x + 0.0)
-    assert train._cache_size() == 1
+    assert train.num_traces == 1
 
 
 def test_bfloat16_keeps_parameters_statistics_and_densities_in_float32(key):

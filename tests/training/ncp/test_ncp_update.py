@@ -17,6 +17,7 @@ from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.priors.latents import ContrastiveDraws
 from ncp_jax.training import optimizers
 from ncp_jax.training.ncp import nce, ncp_update
+from tests import tiny
 from tests.oracles import (
     InterleavedVAE,
     QuadraticRatio,
@@ -236,7 +237,7 @@ def update_of(network, optimizer, vae, key, **settings):
     """One compiled update of stage 2: state -> (state, metrics), x always zero."""
     update = ncp_update.make_update(network, optimizer, as_it_is, key, **settings)
     data = {"vae": vae, "train": jnp.zeros((64, 3))}
-    return jax.jit(lambda state: update(state, data, jnp.arange(64)))
+    return tiny.Counted(lambda state: update(state, data, jnp.arange(64)))
 
 
 def frozen(module):
@@ -392,7 +393,7 @@ def test_update_leaves_the_vae_alone_and_draws_anew(key):
     state, first = update(state)
     state, second = update(state)
     assert (first["loss"] != second["loss"]).all()  # the same x and weights, new noise
-    assert update._cache_size() == 1
+    assert update.num_traces == 1
 
 
 # --- validation
@@ -458,7 +459,7 @@ def test_validation_ignores_padding_and_repeats_itself(key):
 def test_every_group_keeps_its_own_best_weights_and_stops_by_itself(key):
     """One gets worse, one better, one better and then worse."""
     network, vae = QuadraticRatio(), frozen(MODULE)
-    validate = validate_of(network, vae, key, patience=2)
+    validate = tiny.Counted(validate_of(network, vae, key, patience=2))
     state = start(network, optax.sgd(0.1), vae, key)
     assert np.isposinf(state.stacks[0].best_loss).all()
     course = [(0, 0, 0), (-1, 0.2, 1), (-1, 0.5, -1), (-2, 1, -2)]
@@ -476,7 +477,7 @@ def test_every_group_keeps_its_own_best_weights_and_stops_by_itself(key):
     (best,) = state.best_params(vae.blocks)
     for k, strength in enumerate((0, 1, 1)):
         assert_groups(best, k, log_ratios(strength, strength, strength))
-    assert validate._cache_size() == 1
+    assert validate.num_traces == 1
 
 
 def test_the_best_weights_may_be_those_of_the_greatest_gain(key):
