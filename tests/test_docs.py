@@ -375,3 +375,24 @@ def test_every_stage_and_config_is_described():
         assert f"| `{stage}`" in DOCS
     for config in (ROOT / "configs").glob("*.py"):
         assert f"| `{config.name}` |" in DOCS
+
+
+def test_the_nvae_of_normal_pixels_is_that_of_the_recorded_run():
+    record = _records("fashion_nvae")
+    metrics = record["metrics"]
+    section = DOCS[DOCS.index("### Three scales and normal pixels") :]
+    section = section[: section.index("```sh")]
+    of_all = ("nll_base", "nll_snis", "gain_snis_nats", "audit_jsd_base")
+    of_pictures = (
+        f"fd_lenet_{s}" for s in ("base", "sir", "langevin", "floor", "real")
+    )
+    for name in (*of_all, *of_pictures):
+        assert _interval(record, name) in section, name
+    gains = sum(metrics[f"nce_gain/{k}"]["value"] for k in range(6))
+    assert f"add up to {gains:.2f} nats" in section
+    for k in range(6):
+        number = metrics[f"num_directions/{k}"]["value"]
+        cells = [str(k), f"{number:.0f}", _interval(record, f"signal_total/{k}")]
+        cells += [_interval(record, f"nce_loss/{k}")]
+        cells += [f"{metrics[f'nce_gain/{k}']['value']:.3f}"]  # of too few draws
+        assert f"| {' | '.join(cells)} |" in section
