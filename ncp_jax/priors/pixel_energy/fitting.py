@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -92,6 +93,9 @@ class Fit:
             anything to keep, or `folder` holds another fit.
           Preempted: after SIGTERM or SIGINT, once saved.
         """
+        if folder is None:  # the best weights are those of a checkpoint
+            with tempfile.TemporaryDirectory() as temporary:
+                return self(prior, train, valid, key, Path(temporary), log, mesh)
         settings, mesh = self.settings, mesh or parallel.mesh_of()
         parallel.check_batch_size(mesh, "batch_size", settings.batch_size)
         valid = valid[: settings.num_valid]
@@ -121,8 +125,7 @@ class Fit:
                         steps_per_eval=settings.steps_per_eval,
                     )
                 saved.wait()
-            best = state if folder is None else saved.restore_best(state).state
-        return self._trained(whole, best)
+            return self._trained(whole, saved.restore_best(state).state)
 
     def restored(
         self,

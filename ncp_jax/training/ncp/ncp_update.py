@@ -38,11 +38,6 @@ class NCPState(struct.PyTreeNode):
         best = [stack.best_params for stack in self.stacks]
         return stacks.by_block(blocks, best)
 
-    def newest_params(self, blocks: tuple[Block, ...]) -> tuple[PyTree, ...]:
-        """Each group's weights after the last step, stacked per block."""
-        newest = [stack.eval_params for stack in self.stacks]
-        return stacks.by_block(blocks, newest)
-
 
 class PartState(NCPState):
     """The same on the devices, where some groups are not trained."""

@@ -140,6 +140,8 @@ def test_an_explosion_ends_the_training_and_spoils_nothing(tmp_path):
     trained = [metrics for _, split, metrics in seen if split == "train"]
     assert trained[0]["has_exploded"] > 0
     fit(wild).restored(PLAIN, TRAIN, KEY, tmp_path)  # counts as complete
+    nowhere = fit(wild)(PLAIN, TRAIN, VALID, KEY)  # the best weights without a folder
+    jax.tree.map(np.testing.assert_array_equal, nowhere, prior)
 
 
 def test_too_few_held_out_pictures():
