@@ -56,9 +56,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the settings; `variant` a kind; "smoke", "smoke_KIND" take seconds."""
     config = config_lib.default(vae="rae")
-    config.data.update(
-        name="celeba", shape=(64, 64, 3), crop="rae", binarization="none"
-    )
+    config.data.update(name="celeba", shape=(64, 64, 3), crop="rae")
     config.vae.model.update(
         latent_dim=64,
         channels=128,
@@ -78,9 +76,6 @@ def get_config(variant: str = "") -> ConfigDict:
         schedule="cosine",
         steps_per_dispatch=25,
         steps_per_eval=NUM_TRAIN // batch_size,
-    )
-    config.evaluate.update(
-        fid_num_images=10_000, fid_reference="test", fid_num_reference=10_000
     )
     config.compare.update(
         max_examples=1_000,

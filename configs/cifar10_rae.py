@@ -44,20 +44,9 @@ KINDS: dict[str, dict[str, Any]] = {
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the settings; `variant` a kind; "smoke", "smoke_KIND" take seconds."""
     config = config_lib.default(vae="rae")
-    config.data.update(name="cifar10", shape=(32, 32, 3), binarization="none")
+    config.data.update(name="cifar10", shape=(32, 32, 3))
     config.vae.model.update(latent_dim=128, channels=16, kernel_size=4, num_doublings=2)
-    config.vae.update(
-        batch_size=100,
-        num_steps=3_000,
-        learning_rate=2e-3,
-        final_learning_rate=2e-5,
-        schedule="cosine",
-        steps_per_dispatch=50,
-        steps_per_eval=500,
-    )
-    config.evaluate.update(
-        fid_num_images=10_000, fid_reference="test", fid_num_reference=10_000
-    )
+    config.vae.update(config_lib.SMALL_AUTOENCODER_TRAINING, num_steps=3_000)
     config.compare.update(
         num_fits=1, max_examples=500, num_importance_samples=100, chunk_size=5
     )

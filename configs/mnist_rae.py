@@ -48,22 +48,11 @@ KINDS: dict[str, dict[str, Any]] = {
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the settings; `variant` a kind; "smoke", "smoke_KIND" take seconds."""
     config = config_lib.default(vae="rae")
-    config.data.update(name="mnist", shape=(28, 28, 1), binarization="none")
+    config.data.update(name="mnist", shape=(28, 28, 1))
     config.vae.model.update(
         padding=2, latent_dim=16, channels=8, kernel_size=4, num_doublings=2
     )
-    config.vae.update(
-        batch_size=100,
-        num_steps=2_500,
-        learning_rate=2e-3,
-        final_learning_rate=2e-5,
-        schedule="cosine",
-        steps_per_dispatch=50,
-        steps_per_eval=500,
-    )
-    config.evaluate.update(
-        fid_num_images=10_000, fid_reference="test", fid_num_reference=10_000
-    )
+    config.vae.update(config_lib.SMALL_AUTOENCODER_TRAINING, num_steps=2_500)
     config.compare.update(
         num_fits=1, max_examples=1_000, num_importance_samples=100, chunk_size=10
     )

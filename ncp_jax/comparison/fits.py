@@ -1,6 +1,5 @@
 """How priors are fitted, timed, and found again after a stop."""
 
-import hashlib
 import json
 import os
 import time
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from ncp_jax.errors import InputError
 from ncp_jax.priors.ex_post.contract import Encodings, Fit, LatentPrior
+from ncp_jax.training.checkpoint_records import short_hash
 from ncp_jax.training.checkpoints import fingerprint
 
 Array = jax.Array
@@ -85,7 +85,7 @@ def _identity(settings: Any, key: Array, encodings: Encodings) -> str:
         jax.random.key_data(key).tolist(),
         fingerprint(encodings._asdict()),
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return short_hash(parts)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

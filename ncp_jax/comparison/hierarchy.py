@@ -7,9 +7,7 @@ those before; the others to the first group alone, as the literature has them.
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from ncp_jax.models.base import Latents, LatentVariableModel, is_deterministic
 from ncp_jax.models.distributions import Likelihood
 from ncp_jax.priors import conditional, ex_post
 from ncp_jax.priors.conditional.groups import Groups
+from ncp_jax.priors.ex_post import gaussian
 from ncp_jax.priors.ex_post.contract import Density, Encodings, Fit, LatentPrior
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 from ncp_jax.priors.latents import walk
@@ -144,7 +143,7 @@ class WithRest:
     @property
     def rest(self) -> Gaussian:
         """N(0, I)."""
-        return Gaussian(jnp.zeros(self.num_rest), jnp.ones(self.num_rest))
+        return gaussian.standard(self.num_rest)
 
     def sample(self, keys: Array) -> Array:
         """Draws z [B, D], one per key."""
@@ -183,7 +182,7 @@ class OnTop:
         of_top = Encodings(
             encodings.train[..., : self.width],
             encodings.valid[..., : self.width],
-            Gaussian(jnp.zeros(self.width), jnp.ones(self.width)),
+            gaussian.standard(self.width),
         )
         top = WithRest(self.fit(key, of_top, folder), self.width, self.num_rest)
         return cast(LatentPrior, top)
@@ -227,8 +226,7 @@ def of(
     if folder is not None:
         of_key = jax.random.key_data(key).tolist()
         identity = [fingerprint(vae), fingerprint(train), of_key, repr(settings)]
-        name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        path = folder / f"directions-{name}.npz"
+        path = signal.file_in(folder, identity)
     directions = signal.kept(path, find, progress=False)
     if not any(directions.widths):
         raise InputError(

@@ -3,6 +3,8 @@
 A VAE of any architecture joins by offering its latent groups z_1 .. z_K, coarse to
 fine, in `blocks`: runs of groups of equal structure.  Whatever loops over groups then
 is one `lax.scan` per block, so program size does not grow with K.
+
+At the end stands what VAEs of one vector under N(0, I) share, whatever their networks.
 """
 
 import dataclasses
@@ -10,8 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from ncp_jax.models.distributions import Distribution, Likelihood, Normal
+from ncp_jax.models.distributions import (
+    Distribution,
+    Likelihood,
+    Normal,
+    standard_normal,
+)
 
 Array = jax.Array
 Latents = tuple[Array, ...]  # one array per block: [num_groups, B, *latent_shape]
@@ -155,3 +163,70 @@ class FrozenVAE:
 def is_deterministic(model: Any) -> bool:
     """Whether a model says that its q(z | x) is a point, which has no density."""
     return bool(getattr(model, "is_deterministic", False))
+
+
+class OneVectorVAE(nn.Module):
+    """One group with nothing to condition it on; its state is z itself.
+
+    A subclass has `encode` and `decode`.
+
+    Attributes:
+      data_shape: shape of one x.
+      latent_dim: size of z.
+    """
+
+    data_shape: tuple[int, ...]
+    latent_dim: int = 50
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """One group and nothing to condition it on."""
+        return (Block(1, (self.latent_dim,), (0,)),)
+
+    def root(self, batch_size: int) -> Carry:
+        """Zeros in the place of z."""
+        return jnp.zeros((batch_size, self.latent_dim))
+
+    def prior(self, block: int, k: Array | int, carry: Carry) -> GroupPrior:
+        """N(0, I), with an empty context."""
+        del block, k
+        return GroupPrior(standard_normal(carry), jnp.zeros((carry.shape[0], 0)))
+
+    def absorb(self, block: int, k: Array | int, carry: Carry, z_k: Array) -> Carry:
+        """The state is z itself."""
+        del block, k, carry
+        return z_k
+
+
+class GaussianVAE(OneVectorVAE):
+    """The same with a normal q(z | x), and so an evidence bound.
+
+    A subclass has `posterior` and `decode`.
+    """
+
+    def __call__(self, x: Array, key: Array) -> ElboTerms:
+        """Same as `elbo_terms`; what `init` runs."""
+        return self.elbo_terms(x, key)
+
+    def elbo_terms(self, x: Array, key: Array) -> ElboTerms:
+        """The two terms of Eq. (1), the KL in closed form."""
+        posterior = self.posterior(x)
+        z = posterior.sample(key)
+        return ElboTerms(
+            log_likelihood=self.decode(z).log_prob(x),
+            kl=posterior.kl(standard_normal(z))[:, None],
+        )
+
+    def encode(self, x: Array, key: Array) -> Encoding:
+        """Draws z ~ q(z | x)."""
+        posterior = self.posterior(x)
+        z = posterior.sample(key)
+        return Encoding((z[None],), posterior.log_prob(z)[:, None])
+
+    def posterior(self, x: Array) -> Normal:
+        """q(z | x) of x [B, *data_shape]: mean and std [B, latent_dim]."""
+        raise NotImplementedError
+
+    def decode(self, carry: Carry) -> Likelihood:
+        """p(x | z) for z [B, latent_dim]."""
+        raise NotImplementedError

@@ -83,6 +83,11 @@ class Normal(NamedTuple):
         return self._replace(std=self.std * temperature)
 
 
+def standard_normal(z: Array) -> Normal:
+    """N(0, I) of the shape of z."""
+    return Normal(jnp.zeros_like(z), jnp.ones_like(z))
+
+
 class Bernoulli(NamedTuple):
     """Independent binary pixels; `logits` [B, ...] are log p(1) - log p(0)."""
 

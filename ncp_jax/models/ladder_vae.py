@@ -12,13 +12,8 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.models.base import Block, Carry, ElboTerms, Encoding, GroupPrior
-from ncp_jax.models.distributions import Likelihood, Normal
-from ncp_jax.models.mlp_vae import (
-    MLP,
-    likelihood_around,
-    normal_of,
-    standard_normal,
-)
+from ncp_jax.models.distributions import Likelihood, Normal, standard_normal
+from ncp_jax.models.mlp_vae import MLP, likelihood_around, normal_of
 
 Array = jax.Array
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ncp_jax.models.base import Block
 
@@ -45,6 +46,19 @@ def by_stack(blocks: Sequence[Block], per_block: Sequence[PyTree]) -> tuple[Any,
             lambda *leaves: jnp.concatenate(leaves),
             *(per_block[b] for b in stack.blocks),
         )
+        for stack in stack_blocks(blocks)
+    )
+
+
+def numbers(blocks: Sequence[Block]) -> tuple[np.ndarray, ...]:
+    """Returns the numbers, of 0 .. K-1, of the groups of every stack."""
+    ends = np.cumsum([block.num_groups for block in blocks])
+    of_blocks = [
+        np.arange(end - block.num_groups, end)
+        for block, end in zip(blocks, ends, strict=True)
+    ]
+    return tuple(
+        np.concatenate([of_blocks[b] for b in stack.blocks])
         for stack in stack_blocks(blocks)
     )
 

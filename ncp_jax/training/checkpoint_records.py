@@ -60,9 +60,9 @@ def values_of(directory: Path, name: str) -> set[Any]:
     return {record.get(name) for record in map(read_record, paths) if record}
 
 
-def short_hash(leaves: Mapping[str, str]) -> str:
-    """Returns one hash of the hashes of arrays by their paths."""
-    content = json.dumps(leaves, sort_keys=True)
+def short_hash(values: Any) -> str:
+    """Returns a hash of JSON values, such as the hashes of arrays by their paths."""
+    content = json.dumps(values, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

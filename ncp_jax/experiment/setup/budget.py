@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
-from ncp_jax.experiment.setup import architectures, schema
+from ncp_jax.experiment.setup import architectures, schema, signal
 from ncp_jax.models.base import Block
 
 MAX_LAYERS = 1_000  # of one network; the paper's largest NVAE has about 200
@@ -148,9 +148,8 @@ def _of_learned_prior(config: ConfigDict, of_example: int) -> Iterator[Need]:
 
 
 def _of_negatives(config: ConfigDict, of_group: int) -> Iterator[Need]:
-    ncp, directions = config.ncp, config.ncp.directions
-    is_whole = directions.context == "features" or directions.with_maps
-    has_coordinates = directions.cap and not is_whole
+    ncp, directions = config.ncp, signal.settings_of(config)
+    has_coordinates = directions is not None and not directions.is_whole
     yield _need(
         "the prior draws of one group and batch of config.ncp",
         ncp.batch_size * ncp.num_negatives * (1 if has_coordinates else of_group),
@@ -159,7 +158,7 @@ def _of_negatives(config: ConfigDict, of_group: int) -> Iterator[Need]:
     if has_coordinates:  # of one batch of examples at the least
         yield _need(
             "the encodings of training examples in signal directions",
-            ncp.batch_size * directions.num_encodings,
+            ncp.batch_size * ncp.directions.num_encodings,
             *("ncp.directions.num_encodings", "ncp.batch_size"),
         )
 

@@ -4,7 +4,6 @@ Keys are the argument names of what they configure; this room reads them, and no
 below.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
 from ncp_jax.nested import flatten
+from ncp_jax.training.checkpoint_records import short_hash
 
 VARIANTS = ("", "smoke")
 DIRECTIONS = {  # that stage 2 reads, of each group's standardised noise
@@ -158,6 +158,15 @@ VAES: dict[str, dict[str, Any]] = {
         "is_rematerialized": False,
         "dtype": "float32",  # of activations; or "bfloat16"
     },
+}
+# Of RAE's networks in a size for two CPU cores; untuned.
+SMALL_AUTOENCODER_TRAINING: dict[str, Any] = {
+    "batch_size": 100,
+    "learning_rate": 2e-3,
+    "final_learning_rate": 2e-5,
+    "schedule": "cosine",
+    "steps_per_dispatch": 50,
+    "steps_per_eval": 500,
 }
 # What NVAE's own configs, of whatever data, have in common ...
 NVAE_TRAINING: dict[str, Any] = {
@@ -472,6 +481,8 @@ def as_autoencoder(
 ) -> ConfigDict:
     """Returns the config of one kind of the model "rae", compared by its priors.
 
+    As in the literature, 10,000 decoded draws are scored against the test set.
+
     Args:
       config: with the settings that all kinds have.
       variant_name: a kind, "" for the first one; "smoke", or "smoke_" and a kind.
@@ -488,7 +499,11 @@ def as_autoencoder(
             f"config variant {variant_name!r}: there are {', '.join(kinds)}, each with "
             "'smoke_' before it, too"
         )
+    config.data.binarization = "none"
     config.vae.model.update({"kind": name, **kinds[name]})
+    config.evaluate.update(
+        fid_num_images=10_000, fid_reference="test", fid_num_reference=10_000
+    )
     config.compare.names = ON_AUTOENCODERS
     if config.vae.model.kind != "vae":  # every encoding of a picture is the same
         config.compare.update(num_encodings=1, num_valid_encodings=1)
@@ -587,4 +602,4 @@ def fingerprint(config: Mapping[str, Any], sections: tuple[str, ...]) -> str:
         and name not in WITHOUT_EFFECT
         and not (name in ADDED and value == ADDED[name])
     }
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(fields)

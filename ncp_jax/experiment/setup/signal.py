@@ -1,7 +1,5 @@
 """Signal directions of a run: found once, kept in its folder, read by stage 2."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Protocol
 
@@ -92,9 +90,7 @@ def model(
     settings = _settings(experiment)
     lengths = [e["fingerprint"] for e in experiment.workdir.earlier("ncp")]
     first = [*lengths, experiment.workdir.fingerprint("ncp")][0]  # the length is idle
-    identity = [vae_digest, first]
-    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    path = experiment.path / "ncp" / f"directions-{name}.npz"
+    path = signal.file_in(experiment.path / "ncp", [vae_digest, first])
 
     def find() -> Directions:
         num_examples = min(settings.num_examples, len(experiment.dataset.train))

@@ -40,8 +40,8 @@ class Dense(nn.Module):
         return x @ kernel + _bias(self)[None]
 
 
-class Down(nn.Module):
-    """A convolution of stride 2 with as many zeros around x as "SAME" has.
+class Convolution(nn.Module):
+    """What the layers of maps have in common.
 
     Attributes:
       features: channels of the result.
@@ -53,11 +53,21 @@ class Down(nn.Module):
     size: int
     is_spectral: bool = False
 
+    def weights(
+        self, x: Array, matrix_of: Callable[[Array], Array]
+    ) -> tuple[Array, Array]:
+        """The kernel [size, size, in, features] for x [B, H, W, in], and the bias."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        return _kernel(self, shape, matrix_of), _bias(self)
+
+
+class Down(Convolution):
+    """A convolution of stride 2 with as many zeros around x as "SAME" has."""
+
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, in] to [B, ceil(H / 2), ceil(W / 2), features]."""
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel, bias = _kernel(self, shape, as_matrix), _bias(self)
+        kernel, bias = self.weights(x, as_matrix)
         if self.size == 4:
             return halving.halve(x, kernel, bias)
         y = jax.lax.conv_general_dilated(
@@ -66,53 +76,32 @@ class Down(nn.Module):
         return y + bias[None, None, None]
 
 
-class Up(nn.Module):
-    """A transposed convolution of stride 2.
-
-    Attributes:
-      features: channels of the result.
-      size: height and width of the kernel.
-      is_spectral: divides the kernel by the largest singular value of its matrix.
-    """
-
-    features: int
-    size: int
-    is_spectral: bool = False
+class Up(Convolution):
+    """A transposed convolution of stride 2."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, in] to [B, 2 H, 2 W, features]."""
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel, bias = _kernel(self, shape, as_transposed_matrix), _bias(self)
+        kernel, bias = self.weights(x, as_transposed_matrix)
         if self.size == 4:
             return halving.double(x, kernel, bias)
         y = jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=LAYOUT)
         return y + bias[None, None, None]
 
 
-class Last(nn.Module):
+class Last(Convolution):
     """A transposed convolution of stride 1.
 
     Its result has few channels, so every pixel first makes all that it adds anywhere;
     with the sides as the last axes these are long rows.  Unlike the convolutions of
     `models.convolution` it can be differentiated twice, which "rae_gp" needs.
-
-    Attributes:
-      features: channels of the result.
-      size: height and width of the kernel.
-      is_spectral: divides the kernel by the largest singular value of its matrix.
     """
-
-    features: int
-    size: int
-    is_spectral: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, in] to [B, H, W, features]."""
-        (height, width, channels), size = x.shape[1:], self.size
-        shape = (size, size, channels, self.features)
-        kernel, bias = _kernel(self, shape, as_transposed_matrix), _bias(self)
+        (height, width), size = x.shape[1:3], self.size
+        kernel, bias = self.weights(x, as_transposed_matrix)
         parts = jnp.einsum("ijco,bhwc->ijobhw", kernel, x)
         before = (size - 1) // 2
 

@@ -15,15 +15,13 @@ import jax.numpy as jnp
 from ncp_jax import rng
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import (
-    Block,
     Carry,
-    ElboTerms,
     Encoding,
-    GroupPrior,
+    GaussianVAE,
     Objective,
+    OneVectorVAE,
 )
 from ncp_jax.models.distributions import Likelihood, Normal
-from ncp_jax.models.mlp_vae import standard_normal
 from ncp_jax.models.rae import penalties
 from ncp_jax.models.rae.networks import Decoder, Encoder, cropped, padded
 
@@ -32,7 +30,7 @@ Array = jax.Array
 KINDS = ("vae", "wae", "rae", "rae_l2", "rae_gp", "rae_sn", "ae")
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(OneVectorVAE):
     """What all kinds share: the networks, p(z) = N(0, I), and the decoded picture.
 
     Batch norm uses, and updates, batch statistics exactly where the collection
@@ -40,9 +38,9 @@ class Autoencoder(nn.Module):
 
     Attributes:
       data_shape: (height, width, channels) of x, which lies in [0, 1].
+      latent_dim: size of z.
       kind: of `KINDS`.
       padding: black pixels that the model adds on every side of x.
-      latent_dim: size of z.
       channels: of the encoder's first convolution; all other widths follow.
       kernel_size: of all convolutions; 4 is fast on CPUs.
       num_doublings: transposed convolutions of stride 2 in the decoder.
@@ -60,10 +58,9 @@ class Autoencoder(nn.Module):
       is_std_learned: `likelihood_std` is where one learnt number starts.
     """
 
-    data_shape: tuple[int, ...]
+    latent_dim: int = 16
     kind: str = "vae"
     padding: int = 0
-    latent_dim: int = 16
     channels: int = 128
     kernel_size: int = 4
     num_doublings: int = 2
@@ -78,11 +75,6 @@ class Autoencoder(nn.Module):
     likelihood_std: float = 0.4
     is_std_learned: bool = False
 
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """One group and nothing to condition it on."""
-        return (Block(1, (self.latent_dim,), (0,)),)
-
     def setup(self) -> None:
         """Builds both networks."""
         shape = self._padded_shape()
@@ -96,20 +88,6 @@ class Autoencoder(nn.Module):
         if is_vae and self.is_std_learned:
             start = nn.initializers.constant(math.log(self.likelihood_std))
             self.log_std = self.param("log_std", start, ())
-
-    def root(self, batch_size: int) -> Carry:
-        """Zeros in the place of z."""
-        return jnp.zeros((batch_size, self.latent_dim))
-
-    def prior(self, block: int, k: Array | int, carry: Carry) -> GroupPrior:
-        """N(0, I), with an empty context."""
-        del block, k
-        return GroupPrior(standard_normal(carry), jnp.zeros((carry.shape[0], 0)))
-
-    def absorb(self, block: int, k: Array | int, carry: Carry, z_k: Array) -> Carry:
-        """The state is z itself."""
-        del block, k, carry
-        return z_k
 
     def decode(self, carry: Carry) -> Likelihood:
         """p(x | z) for z [B, latent_dim]."""
@@ -152,32 +130,13 @@ class Autoencoder(nn.Module):
         return (*sides, channels)
 
 
-class ConvVAE(Autoencoder):
+class ConvVAE(Autoencoder, GaussianVAE):
     """The kind "vae": Gaussian q(z | x) and normal pixels.
 
     The literature's loss is the squared error, summed over pixels and averaged over C
     channels, plus w KL.  Divided by w that is the negative evidence bound, but for a
     constant, of pixels with the variance C w / 2.
     """
-
-    def __call__(self, x: Array, key: Array) -> ElboTerms:
-        """Same as `elbo_terms`; what `init` runs."""
-        return self.elbo_terms(x, key)
-
-    def elbo_terms(self, x: Array, key: Array) -> ElboTerms:
-        """The two terms of Eq. (1), the KL in closed form."""
-        posterior = self.posterior(x)
-        z = posterior.sample(key)
-        return ElboTerms(
-            log_likelihood=self.decode(z).log_prob(x),
-            kl=posterior.kl(standard_normal(z))[:, None],
-        )
-
-    def encode(self, x: Array, key: Array) -> Encoding:
-        """Draws z ~ q(z | x)."""
-        posterior = self.posterior(x)
-        z = posterior.sample(key)
-        return Encoding((z[None],), posterior.log_prob(z)[:, None])
 
     def posterior(self, x: Array) -> Normal:
         """q(z | x) of x [B, *data_shape]: mean and std [B, latent_dim]."""

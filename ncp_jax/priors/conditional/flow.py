@@ -8,7 +8,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,84 +16,34 @@ from ncp_jax import rng
 from ncp_jax.priors.conditional.groups import Groups, log_normal
 from ncp_jax.priors.ex_post import fitting
 from ncp_jax.priors.ex_post.contract import Density, Encodings, Training
-from ncp_jax.priors.ex_post.flow import Conditioner, Spline, rational_quadratic
+from ncp_jax.priors.ex_post.flow import TRAINING, Conditioner, Couplings, Spline
 
 Array = jax.Array
 PyTree = Any
 
-TRAINING = Training(num_steps=6_000, batch_size=256)
 
-
-class ContextCouplings(nn.Module):
+class ContextCouplings(Couplings):
     """An invertible map of u_k [B, m] for each context; the identity before training.
 
     Coordinates that are padding stay what they are, and add nothing to the Jacobian.
-
-    Attributes:
-      dim: m.
-      num_couplings: layers.
-      hidden_dims: of the networks that choose.
-      num_bins: of a spline.
+    Both ways take, after u_k or noise [B, m], the context [B, C] and which coordinates
+    are used [m]: ones, and zeros for padding.
     """
 
-    dim: int
-    num_couplings: int
-    hidden_dims: tuple[int, ...]
-    num_bins: int
-
-    def setup(self) -> None:
-        """Makes the layers."""
-        self.layers = [
-            Conditioner(self.hidden_dims, len(moved), self.num_bins)
-            for _, moved in self._halves()
-        ]
-
-    def __call__(self, u: Array, context: Array, is_used: Array) -> tuple[Array, Array]:
-        """From u_k [B, m] to noise [B, m], and log |det| of that map: [B].
-
-        Args:
-          u: [B, m].
-          context: [B, C].
-          is_used: [m] ones, and zeros for padding.
-        """
-        log_det = jnp.zeros(len(u))
-        for (passed, moved), layer in zip(self._halves(), self.layers, strict=True):
-            log_scale, shift, spline = _of(layer, u[:, passed], context, is_used[moved])
-            out, slope = rational_quadratic(
-                u[:, moved] * jnp.exp(log_scale) + shift, spline
-            )
-            u = u.at[:, moved].set(out)
-            log_det = log_det + jnp.sum(log_scale + slope, axis=1)
-        return u, log_det
-
-    def invert(self, noise: Array, context: Array, is_used: Array) -> Array:
-        """From noise [B, m] to u_k [B, m]."""
-        layers = list(zip(self._halves(), self.layers, strict=True))
-        for (passed, moved), layer in reversed(layers):
-            parts = _of(layer, noise[:, passed], context, is_used[moved])
-            log_scale, shift, spline = parts
-            before, _ = rational_quadratic(noise[:, moved], spline, is_inverse=True)
-            noise = noise.at[:, moved].set((before - shift) * jnp.exp(-log_scale))
-        return noise
+    def _choose(
+        self, layer: Conditioner, passed: Array, moved: np.ndarray, *given: Array
+    ) -> tuple[Array, Array, Spline]:
+        """What a layer does, which to padding is nothing."""
+        context, is_used = given
+        log_scale, shift, spline = layer(jnp.concatenate([passed, context], axis=1))
+        used = is_used[moved][None]
+        parts = (part * used[..., None] for part in spline)
+        return log_scale * used, shift * used, Spline(*parts)
 
     def _halves(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Coordinates that pass, and those that move, by layer; none without any."""
-        halves = []
-        for layer in range(self.num_couplings):
-            order = np.random.default_rng(layer // 2).permutation(self.dim)
-            first, second = np.split(order, [self.dim // 2])
-            halves.append((second, first) if layer % 2 else (first, second))
+        halves = [(passed, moved) for moved, passed in super()._halves()]
         return [half for half in halves if len(half[1])]
-
-
-def _of(
-    layer: Conditioner, passed: Array, context: Array, is_used: Array
-) -> tuple[Array, Array, Spline]:
-    """What one coupling does, which to padding is nothing."""
-    log_scale, shift, spline = layer(jnp.concatenate([passed, context], axis=1))
-    used = is_used[None]
-    parts = (part * used[..., None] for part in spline)
-    return log_scale * used, shift * used, Spline(*parts)
 
 
 @jax.tree_util.register_dataclass
@@ -133,22 +82,19 @@ class ConditionalFlow:
 
     def sample(self, keys: Array) -> Array:
         """Draws u [B, D], one per key, group after group."""
-        groups, is_used = self.groups, self.groups.is_used()
+        is_used = self.groups.is_used()
 
-        def step(stacked: Array, of_group: tuple[PyTree, Array]) -> tuple[Array, None]:
-            params, k = of_group
-            draw = jax.vmap(lambda key: jax.random.normal(key, (groups.widest,)))
-            noise = draw(rng.at_step(keys, k)) * is_used[k][None]
-            context = groups.context(stacked, k)
-            u_k = self.net.apply(
-                params, noise, context, is_used[k], method=ContextCouplings.invert
+        def draw(params: PyTree, k: Array, stacked: Array, keys: Array) -> Array:
+            shape = (self.groups.widest,)
+            noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+            context = self.groups.context(stacked, k)
+            return self.net.apply(
+                params,
+                *(noise * is_used[k][None], context, is_used[k]),
+                method=ContextCouplings.invert,
             )
-            return stacked.at[:, k].set(u_k), None
 
-        start = jnp.zeros((len(keys), groups.num_groups, groups.widest))
-        numbers = jnp.arange(groups.num_groups)
-        stacked, _ = jax.lax.scan(step, start, (self.params, numbers))
-        return groups.flatten(stacked)
+        return self.groups.ancestral(keys, self.params, draw)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,21 @@
 """How signal coordinates of several groups lie side by side, and what each reads."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ncp_jax import rng
+from ncp_jax.priors.ex_post import gaussian
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 
 Array = jax.Array
+PyTree = Any
+# (params of group k, k, groups before it [B, K, m], keys [B]) -> u_k [B, m]
+DrawGroup = Callable[[PyTree, Array, Array, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Groups:
     @property
     def base(self) -> Gaussian:
         """N(0, I) over u."""
-        return Gaussian(jnp.zeros(sum(self.widths)), jnp.ones(sum(self.widths)))
+        return gaussian.standard(sum(self.widths))
 
     def is_used(self) -> Array:
         """[K, m], 1 where there is a coordinate and 0 where there is padding."""
@@ -75,6 +82,24 @@ class Groups:
         is_before = jnp.arange(self.num_groups) < k
         lead = jnp.where(is_before[None, :, None], lead, 0.0)
         return lead.reshape(len(stacked), -1)
+
+    def ancestral(self, keys: Array, params: PyTree, draw: DrawGroup) -> Array:
+        """Draws u [B, D], one per key, group after group.
+
+        Args:
+          keys: [B] PRNG keys; consumed here.
+          params: stacked over the groups.
+          draw: of one group, given those before.
+        """
+
+        def step(stacked: Array, of_group: tuple[PyTree, Array]) -> tuple[Array, None]:
+            params, k = of_group
+            u_k = draw(params, k, stacked, rng.at_step(keys, k))
+            return stacked.at[:, k].set(u_k), None
+
+        start = jnp.zeros((len(keys), self.num_groups, self.widest))
+        stacked, _ = jax.lax.scan(step, start, (params, jnp.arange(self.num_groups)))
+        return self.flatten(stacked)
 
     def _is_used(self) -> np.ndarray:
         return np.arange(self.widest)[None] < np.array(self.widths)[:, None]

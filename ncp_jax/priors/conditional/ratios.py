@@ -108,23 +108,19 @@ class ConditionalRatios:
 
     def sample(self, keys: Array) -> Array:
         """Draws u [B, D], one per key, group after group, of just this density."""
-        groups, is_used = self.groups, self.groups.is_used()
+        is_used = self.groups.is_used()
 
-        def step(stacked: Array, of_group: tuple[PyTree, Array]) -> tuple[Array, None]:
-            params, k = of_group
+        def draw(params: PyTree, k: Array, stacked: Array, keys: Array) -> Array:
             u_k, _ = samplers.sir(
-                rng.at_step(keys, k),
+                keys,
                 partial(_proposals, is_used[k]),
                 self.log_ratio(params, k, stacked),
                 num_proposals=self.num_proposals,
                 chunk_size=max(1, ROWS_AT_A_TIME // len(keys)),
             )
-            return stacked.at[:, k].set(u_k), None
+            return u_k
 
-        start = jnp.zeros((len(keys), groups.num_groups, groups.widest))
-        numbers = jnp.arange(groups.num_groups)
-        stacked, _ = jax.lax.scan(step, start, (self.params, numbers))
-        return groups.flatten(stacked)
+        return self.groups.ancestral(keys, self.params, draw)
 
 
 def _proposals(is_used: Array, keys: Array) -> Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax import rng
-from ncp_jax.models.mlp_vae import standard_normal
+from ncp_jax.models.distributions import standard_normal
 from ncp_jax.priors.ex_post import fitting, gaussian
 from ncp_jax.priors.ex_post.contract import Density, Encodings, Training
 from ncp_jax.priors.ex_post.gaussian import Gaussian

@@ -11,7 +11,7 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.errors import InputError
-from ncp_jax.models.mlp_vae import standard_normal
+from ncp_jax.models.distributions import standard_normal
 from ncp_jax.priors.ex_post import fitting, gaussian
 from ncp_jax.priors.ex_post.contract import Density, Encodings, Training
 from ncp_jax.priors.ex_post.gaussian import Gaussian
@@ -67,11 +67,16 @@ class Couplings(nn.Module):
             for _, moved in self._halves()
         ]
 
-    def __call__(self, e: Array) -> tuple[Array, Array]:
-        """From e [B, D] to noise [B, D], and log |det| of that map: [B]."""
+    def __call__(self, e: Array, *given: Array) -> tuple[Array, Array]:
+        """From e [B, D] to noise [B, D], and log |det| of that map: [B].
+
+        Args:
+          e: [B, D].
+          *given: what `_choose` reads besides; nothing here.
+        """
         log_det = jnp.zeros(len(e))
         for (passed, moved), layer in zip(self._halves(), self.layers, strict=True):
-            log_scale, shift, spline = layer(e[:, passed])
+            log_scale, shift, spline = self._choose(layer, e[:, passed], moved, *given)
             out, slope = rational_quadratic(
                 e[:, moved] * jnp.exp(log_scale) + shift, spline
             )
@@ -79,14 +84,22 @@ class Couplings(nn.Module):
             log_det = log_det + jnp.sum(log_scale + slope, axis=1)
         return e, log_det
 
-    def invert(self, noise: Array) -> Array:
+    def invert(self, noise: Array, *given: Array) -> Array:
         """From noise [B, D] to e [B, D]."""
         layers = list(zip(self._halves(), self.layers, strict=True))
         for (passed, moved), layer in reversed(layers):
-            log_scale, shift, spline = layer(noise[:, passed])
+            parts = self._choose(layer, noise[:, passed], moved, *given)
+            log_scale, shift, spline = parts
             before, _ = rational_quadratic(noise[:, moved], spline, is_inverse=True)
             noise = noise.at[:, moved].set((before - shift) * jnp.exp(-log_scale))
         return noise
+
+    def _choose(
+        self, layer: "Conditioner", passed: Array, moved: np.ndarray, *given: Array
+    ) -> tuple[Array, Array, Spline]:
+        """What a layer does to the coordinates `moved`, given those that pass."""
+        del moved, given
+        return layer(passed)
 
     def _halves(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Numbers of the coordinates that pass, and of those that move, by layer."""

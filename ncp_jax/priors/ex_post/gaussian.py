@@ -53,6 +53,11 @@ class Gaussian:
         return jnp.sum(jnp.log(self.std))
 
 
+def standard(dim: int) -> Gaussian:
+    """N(0, I) over z [B, dim]."""
+    return Gaussian(jnp.zeros(dim), jnp.ones(dim))
+
+
 def matched(encodings: Encodings) -> Gaussian:
     """The diagonal normal with the moments of the training encodings.
 

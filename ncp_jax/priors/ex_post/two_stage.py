@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax import rng
-from ncp_jax.models.distributions import Normal
-from ncp_jax.models.mlp_vae import normal_of, standard_normal
+from ncp_jax.models.distributions import Normal, standard_normal
+from ncp_jax.models.mlp_vae import normal_of
 from ncp_jax.priors.ex_post import fitting, gaussian
 from ncp_jax.priors.ex_post.contract import Density, Encodings, Training
 from ncp_jax.priors.ex_post.gaussian import Gaussian

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax.models.discriminator import RatioMLP
-from ncp_jax.models.distributions import Normal
-from ncp_jax.models.mlp_vae import standard_normal
+from ncp_jax.models.distributions import Normal, standard_normal
 from ncp_jax.priors.ex_post import rejection
 from ncp_jax.priors.ex_post.contract import log_mean_exp, over_base
 from ncp_jax.priors.joint.learned import STATE, LearnedPriorVAE

@@ -10,6 +10,7 @@ from ncp_jax.models.base import Carry, ElboTerms, GroupPrior
 from ncp_jax.models.distributions import Normal
 from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.models.shared import Shared
+from ncp_jax.priors.ex_post import gaussian
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 
 Array = jax.Array
@@ -59,4 +60,4 @@ class LearnedPriorVAE(MLPVAE):
     @property
     def proposal(self) -> Gaussian:
         """N(0, I), which some of the priors reweight."""
-        return Gaussian(jnp.zeros(self.latent_dim), jnp.ones(self.latent_dim))
+        return gaussian.standard(self.latent_dim)

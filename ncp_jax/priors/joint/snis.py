@@ -3,8 +3,7 @@
 import jax
 
 from ncp_jax.models.discriminator import RatioMLP
-from ncp_jax.models.distributions import Normal
-from ncp_jax.models.mlp_vae import standard_normal
+from ncp_jax.models.distributions import Normal, standard_normal
 from ncp_jax.priors.ex_post import snis
 from ncp_jax.priors.joint.learned import LearnedPriorVAE
 

@@ -1,8 +1,6 @@
 """Stage 2 for a VAE of one's own: from a frozen model to its NCP prior."""
 
 import contextlib
-import hashlib
-import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -158,9 +156,7 @@ def _directions_file(
     """Where directions that depend on just this are kept; None for nowhere."""
     if workdir is None:
         return None
-    identity = json.dumps([named, settings.named()], sort_keys=True)
-    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return Path(workdir) / "ncp" / f"directions-{name}.npz"
+    return signal.file_in(Path(workdir) / "ncp", [named, settings.named()])
 
 
 _SETTINGS = ("batch_size", "num_negatives", "ema_decay", "num_passes", "patience")

@@ -1,7 +1,7 @@
 """Groups that have nothing to read: neither trained nor validated, kept as they began.
 
 Their log r is 0, so what they would measure is known.  Checkpoints and metrics hold
-all K groups whatever is trained; between `split` and `join` a stack is in two parts.
+all K groups whatever is trained; until `join` a stack is in two parts.
 """
 
 from collections.abc import Sequence
@@ -36,17 +36,10 @@ def rows_of(
       blocks: of the model.
       groups: numbers, of 0 .. K-1, of the groups that are; None for all.
     """
-    ends = np.cumsum([block.num_groups for block in blocks])
-    numbers = [
-        np.arange(end - block.num_groups, end)
-        for block, end in zip(blocks, ends, strict=True)
+    are_used = [
+        np.isin(of_stack, of_stack if groups is None else np.array(groups))
+        for of_stack in stacks.numbers(blocks)
     ]
-    of_stacks = [
-        np.concatenate([numbers[b] for b in stack.blocks])
-        for stack in stacks.stack_blocks(blocks)
-    ]
-    chosen = range(int(ends[-1])) if groups is None else groups
-    are_used = [np.isin(of_stack, np.array(chosen)) for of_stack in of_stacks]
     return tuple(
         Rows(*(tuple(np.flatnonzero(which).tolist()) for which in (is_used, ~is_used)))
         for is_used in are_used

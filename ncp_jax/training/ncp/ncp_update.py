@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
@@ -364,15 +363,8 @@ def _draws(
 
 def _turns(blocks: tuple[Block, ...], step: Array) -> tuple[Turn, ...]:
     """The numbers of the groups of every stack, and the step."""
-    ends = np.cumsum([block.num_groups for block in blocks])
-    numbers = [
-        jnp.arange(end - block.num_groups, end)
-        for block, end in zip(blocks, ends, strict=True)
-    ]
-    return tuple(
-        Turn(of_stack, jnp.full_like(of_stack, step))
-        for of_stack in stacks.by_stack(blocks, numbers)
-    )
+    numbers = map(jnp.asarray, stacks.numbers(blocks))
+    return tuple(Turn(each, jnp.full_like(each, step)) for each in numbers)
 
 
 def _over_stacks(

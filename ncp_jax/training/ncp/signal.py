@@ -21,6 +21,7 @@ from ncp_jax.priors.directions import Directions, fit_directions
 from ncp_jax.priors.feature_directions import fit_features
 from ncp_jax.priors.ncp_prior import NCPPrior, PyTree
 from ncp_jax.priors.signal_space import SignalCoordinates, SignalVAE
+from ncp_jax.training.checkpoint_records import short_hash
 from ncp_jax.training.loop import Prepare
 from ncp_jax.training.ncp import encodings
 from ncp_jax.training.ncp.signal_settings import SignalSettings, check_features
@@ -65,6 +66,11 @@ def _is_normal(vae: LatentVariableModel) -> bool:
         )
         for b in range(len(vae.blocks))
     )
+
+
+def file_in(folder: Path, identity: list[Any]) -> Path:
+    """Where directions that depend on just these JSON values are kept."""
+    return folder / f"directions-{short_hash(identity)}.npz"
 
 
 def kept(
