@@ -31,15 +31,8 @@ def get_config(variant: str = "") -> ConfigDict:
         steps_per_dispatch=100,
         steps_per_eval=5_000,
     )
-    config.ncp.discriminator.update(hidden_dims=(300, 300), activation="swish")
-    config.ncp.update(
-        batch_size=1_024,
-        num_steps=8_000,
-        learning_rate=2e-3,
-        weight_decay=0.3,
-        steps_per_dispatch=100,
-        steps_per_eval=1_000,
-    )
+    config.update_from_flattened_dict(config_lib.ON_DIRECTIONS)
+    config.ncp.batch_size = 512
     config.sample.update(langevin_in_noise=True)
     config.evaluate.update(
         max_examples=2_000,
