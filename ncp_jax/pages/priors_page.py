@@ -97,6 +97,27 @@ def ranked_by(priors: Mapping[str, Prior]) -> str:
     return "gain"
 
 
+def markdown(compared: Mapping[str, Any], *names: str) -> str:
+    """The comparison as a table for the docs, in the order of the page.
+
+    Args:
+      compared: the part `priors` of results.json.
+      *names: of the measures that are columns; the floor has a row if it has any.
+    """
+    labels = LIKELIHOODS | quantities.FAMILIES | COSTS
+    lines = [
+        ["prior", "density", *(labels[name][0] for name in names)],
+        ["---"] * (2 + len(names)),
+    ]
+    for title in ranked(compared["priors"]):
+        each = compared["priors"][title]
+        lines.append([f"`{title}`", each["density"], *(_text(each, n) for n in names)])
+    floor = [_text({"metrics": compared["floor"]}, name) for name in names]
+    if any(floor):
+        lines.append([FLOOR.lower(), "", *floor])
+    return "\n".join(f"| {' | '.join(each)} |" for each in lines)
+
+
 def _lead(compared: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     facts = [run[name] for name in ("device", "git_commit") if name in run]
     byline = page.escape(" · ".join(map(str, facts)))
@@ -195,18 +216,23 @@ def _table(
 
 
 def _cell(prior: Prior, name: str) -> str:
+    text, _, spread = _text(prior, name).partition(" (")
+    return page.escape(text) + (f"<small>{spread[:-1]}</small>" if spread else "")
+
+
+def _text(prior: Prior, name: str) -> str:
+    """A measure in one line: value and half an interval, (sd over the fits)."""
     metric = prior["metrics"].get(name)
     if metric is None or metric.get("value") is None:
         return ""
-    value = metric["value"]
     if name in COSTS:
-        return page.escape(_cost(name, value))
+        return _cost(name, metric["value"])
     if metric.get("stderr") is None:
         return "no interval" if name in LIKELIHOODS else ""
-    bound = "≥ " if name == "gain" and prior["density"] == "lower bound" else ""
-    text = bound + " ".join(quantities.estimate(metric))
-    spread = prior["spreads"].get(name)
-    return text + (f"<small>sd {spread:.2g}</small>" if spread is not None else "")
+    is_bound = name == "gain" and prior["density"] == "lower bound"
+    text = ("≥ " if is_bound else "") + " ".join(quantities.estimate(metric))
+    spread = prior.get("spreads", {}).get(name)
+    return text + (f" (sd {spread:.2g})" if spread is not None else "")
 
 
 def _cost(name: str, value: float) -> str:

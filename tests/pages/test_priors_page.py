@@ -132,3 +132,16 @@ def test_a_run_without_a_comparison_says_what_to_run(tmp_path):
     assert not priors_page.is_compared(tmp_path)
     with pytest.raises(InputError, match="--stage=compare"):
         priors_page.write(tmp_path)
+
+
+def test_the_docs_table_has_the_order_and_the_cells_of_the_page(folder):
+    compared = json.loads((folder / "results.json").read_text())["priors"]
+    assert priors_page.markdown(compared, "gain", "fd_lenet", "fit_seconds") == (
+        "| prior | density | Gain (nats) | FD-LeNet | Fit |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| `unsure` | up to log Z | no interval |  | 12 s |\n"
+        "| `bounded` | lower bound | ≥ 1.50 ± 0.20 |  | 12 s |\n"
+        "| `low` | exact | 0.25 ± 0.20 (sd 0.034) | 5.50 ± 0.20 | 12 s |\n"
+        "| `silent` | none |  | 3.25 ± 0.20 | 12 s |\n"
+        "| posterior draws |  |  | 1.12 ± 0.20 |  |"
+    )
