@@ -51,6 +51,8 @@ PRIORS = {
     "ncp_over_flow": Known("ncp", base="flow"),
 }
 NAMES = tuple(PRIORS)
+SHARES = (".dropout", ".acceptance")  # settings below 1
+CAN_BE_NONE = (".sampling.num_steps",)  # of MALA, after the resampling
 
 
 def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
@@ -139,9 +141,20 @@ def _value(name: str, kind: Any, before: Any, value: Any) -> Any:
     is_fine = is_whole if isinstance(before, int) else isinstance(value, type(before))
     if isinstance(before, float) and is_whole:
         value, is_fine = float(value), True
-    if is_number and is_fine:
-        is_fine = math.isfinite(value) and value >= 0
     if not is_fine or (choices and value not in choices):
         what = f"one of {choices}" if choices else f"values like {before!r}"
         raise InputError(f"prior setting {name!r} takes {what}, got {value!r}")
+    if is_number:
+        _check_range(name, before, value)
     return value
+
+
+def _check_range(name: str, before: float, value: float) -> None:
+    """Refuses a negative number, a share of all, and no update, draw or layer."""
+    least = int(isinstance(before, int) and before > 0)
+    if name.endswith(CAN_BE_NONE):
+        least = 0
+    is_share = name.endswith(SHARES)
+    if not (math.isfinite(value) and value >= least) or (is_share and value >= 1):
+        what = "a share below 1" if is_share else f"numbers from {least} on"
+        raise InputError(f"prior setting {name!r} takes {what}, got {value!r}")
