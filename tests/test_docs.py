@@ -396,3 +396,22 @@ def test_the_nvae_of_normal_pixels_is_that_of_the_recorded_run():
         cells += [_interval(record, f"nce_loss/{k}")]
         cells += [f"{metrics[f'nce_gain/{k}']['value']:.3f}"]  # of too few draws
         assert f"| {' | '.join(cells)} |" in section
+
+
+def test_the_convhvae_is_that_of_the_recorded_run():
+    record = _records("mnist_convhvae")
+    metrics = record["metrics"]
+    section = DOCS[DOCS.index("### Two groups of fifty") :]
+    section = section[: section.index("```sh")]
+    for name in ("nll_base", "nll_ncp", "gain_nats", "gain_snis_nats"):
+        assert _interval(record, name) in section, name
+    for source in ("base", "sir", "langevin", "floor", "real"):
+        names = (f"fd_lenet_{source}", f"kid_lenet_{source}")
+        assert f"| {' | '.join(_interval(record, name) for name in names)} |" in section
+    for k in range(2):
+        gain = f"{metrics[f'nce_gain/{k}']['value']:.3f}"  # of group 0, too few draws
+        if metrics[f"nce_gain/{k}"]["stderr"] is not None:
+            gain = _interval(record, f"nce_gain/{k}")
+        number = f"{metrics[f'num_directions/{k}']['value']:.0f}"
+        loss, ess = (_interval(record, f"{n}/{k}") for n in ("nce_loss", "sir_ess"))
+        assert f"| {k} | {number} | {loss} | {gain} | {ess} |" in section

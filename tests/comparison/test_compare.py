@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from ncp_jax.comparison import compare as comparison
 from ncp_jax.comparison import fits
 from ncp_jax.errors import InputError
 from ncp_jax.pages import priors_page
-from ncp_jax.priors.ex_post.contract import Encodings
+from ncp_jax.priors.ex_post.contract import Encodings, with_base
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 from tests.comparison.test_likelihoods import Tilted
 from tests.oracles import ChainVAE
@@ -71,6 +72,17 @@ class Tilt:
     """The same mean as a ratio, so a density that is known up to log Z."""
 
     def __call__(self, key, encodings, folder=None):
+        return Tilted(encodings.base, jnp.mean(encodings.train))
+
+
+@dataclasses.dataclass(frozen=True)
+class Over:
+    """The tilt over another prior, which it fits first."""
+
+    base: Any
+
+    def __call__(self, key, encodings, folder=None):
+        encodings = with_base(self.base, key, encodings, folder)
         return Tilted(encodings.base, jnp.mean(encodings.train))
 
 
@@ -234,3 +246,19 @@ def test_a_run_of_main_is_not_overwritten(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="run of another kind"):
         compared(tmp_path)
+
+
+def test_a_prior_stands_on_the_base_that_was_fitted_beside_it(tmp_path):
+    log = []
+    moments = Moments(50, log)
+    priors = {"moments": moments, "over": Over(moments), "alone": Over(Moments(60))}
+    found = compared(tmp_path, priors, num_fits=2).results
+    assert [path.parent.name for path in log] == ["moments-0", "moments-1"]
+    for fit, over in zip(found["moments"].priors, found["over"].priors, strict=True):
+        chex.assert_trees_all_equal(over.base, fit)
+    for of_base, of_over in zip(
+        found["moments"].of_fits, found["over"].of_fits, strict=True
+    ):
+        assert of_over["fit_seconds"].value > of_base["fit_seconds"].value
+    again = compared(tmp_path, priors, num_fits=2).results["over"]
+    assert again.of_fits[0]["fit_seconds"] == found["over"].of_fits[0]["fit_seconds"]
