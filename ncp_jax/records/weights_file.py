@@ -21,6 +21,7 @@ from ncp_jax.records.array_files import Arrays, Damaged
 
 REMEDY = "bring this file and the one beside it back, or export them again"
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Split(msgspec.Struct):
@@ -76,7 +77,7 @@ class Record(msgspec.Struct):
     config: Config
     data: Data
     environment: dict[str, Any]
-    seconds: float | None
+    seconds: _Seconds | None
     licence: str
     command: str
 

@@ -85,6 +85,7 @@ def test_every_changed_byte_of_the_arrays_is_named(file):
     [
         ({"sha256": 3}, r"toy\.json is not one of ours \(sha256: Expected `str`"),
         ({"step": -1}, "step: Expected `int` >= 0"),
+        ({"seconds": float("nan")}, "seconds: Expected `float` >= 0"),
         ({"data": {"name": "x"}}, "data: .*missing required field `splits`"),
         ({"config": {"seed": 0, "data": {}, "vae": []}}, "config.vae: Expected"),
     ],

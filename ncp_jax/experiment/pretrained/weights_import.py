@@ -1,5 +1,6 @@
 """`config.vae.pretrained`: a file of weights in the place of stage 1."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +16,10 @@ from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.records import weights_file
 from ncp_jax.training.loop import TrainState
 
-_OF_MODEL = ("vae.model.", "vae.prior", "vae.prior_settings.")
+_OF_MODEL = ("vae.model.", "vae.prior")  # and vae.prior_settings
 _MAX_NAMED = 3  # settings that an error names
 _ABSENT = "absent"  # of `config_lib.changes`
+Changes = dict[str, tuple[Any, Any]]  # the file's and the config's value, by name
 
 
 def with_its_training(config: ConfigDict) -> ConfigDict:
@@ -37,28 +39,8 @@ def with_its_training(config: ConfigDict) -> ConfigDict:
     theirs = msgspec.to_builtins(record.config)
     mine = config_lib.as_json(config)
     other = config_lib.changes(theirs, mine, ("data", "vae"))
-    data = {n: both for n, both in other.items() if n.startswith("data.")}
-    if data:
-        raise InputError(
-            f"config.vae.pretrained={name} is a stage 1 of other data than the "
-            f"config's ({_said(data)}): give its settings, or leave "
-            "config.vae.pretrained out and train stage 1"
-        )
-    model = {n: both for n, both in other.items() if n.startswith(_OF_MODEL)}
-    if model:
-        model = {n: model[n] for n in ("vae.model.name",) if n in model} or model
-        raise InputError(
-            f"config.vae.pretrained={name} is another model than the config's "
-            f"({_said(model)}): give its settings, or leave config.vae.pretrained out "
-            "and train stage 1"
-        )
-    strange = {n: both for n, both in other.items() if _ABSENT in both}
-    if strange:
-        raise InputError(
-            f"{weights_file.beside(path)} and this version have other settings of "
-            f"stage 1 ({_said(strange)}): use the version that wrote it, "
-            f"{record.environment.get('ncp_jax', 'which it does not name')}"
-        )
+    _check_settings(name, other)
+    _check_version(path, record, other)
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({n: value for n, (value, _) in other.items()})
     try:
@@ -100,8 +82,8 @@ def take(experiment: Experiment) -> None:
             )
             loss = given.save(experiment, checkpoints, task, state, str(path))
             print(
-                f"vae: taken from {path}, held-out negative ELBO {loss:.2f} nats; in "
-                f"its record {record.held_out_loss:.2f}"
+                f"vae: taken from {path}, held-out loss {loss:.2f}; in its record "
+                f"{record.held_out_loss:.2f}"
             )
         if not workdir.is_done("vae"):  # killed between the two
             origin = {"pretrained": name, "record": msgspec.to_builtins(record)}
@@ -110,6 +92,36 @@ def take(experiment: Experiment) -> None:
             if seconds is None:
                 seconds = checkpoints.wall_seconds()
             workdir.add_results("vae", {}, seconds, record.environment)
+
+
+def _check_settings(name: str, other: Changes) -> None:
+    """Refuses data and models whose settings are not those of the file."""
+    data = {n: both for n, both in other.items() if n.startswith("data.")}
+    if data:
+        raise InputError(
+            f"config.vae.pretrained={name} is a stage 1 of other data than the "
+            f"config's ({_said(data)}): give its settings, or leave "
+            "config.vae.pretrained out and train stage 1"
+        )
+    model = {n: both for n, both in other.items() if n.startswith(_OF_MODEL)}
+    if model:
+        model = {n: model[n] for n in ("vae.model.name",) if n in model} or model
+        raise InputError(
+            f"config.vae.pretrained={name} is another model than the config's "
+            f"({_said(model)}): give its settings, or leave config.vae.pretrained out "
+            "and train stage 1"
+        )
+
+
+def _check_version(path: Path, record: weights_file.Record, other: Changes) -> None:
+    """Refuses settings of training that the file or this code does not know."""
+    strange = {n: both for n, both in other.items() if _ABSENT in both}
+    if strange:
+        raise InputError(
+            f"{weights_file.beside(path)} and this version have other settings of "
+            f"stage 1 ({_said(strange)}): use the version that wrote it, "
+            f"{record.environment.get('ncp_jax', 'which it does not name')}"
+        )
 
 
 def _with_weights(state: TrainState, arrays: dict[str, Any], path: str) -> TrainState:
@@ -145,7 +157,7 @@ def _check_data(experiment: Experiment, name: str, record: weights_file.Record) 
         )
 
 
-def _said(settings: dict[str, tuple[Any, Any]]) -> str:
+def _said(settings: Changes) -> str:
     """Names settings that differ, the file's value first; a few of many."""
     lines = [
         f"config.{name} is {schema.shown(its)} there and {schema.shown(mine)} here"
