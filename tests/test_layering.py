@@ -23,7 +23,7 @@ FLOORS = [  # the ground first; rooms of one floor do not know each other
     {"evaluation"},
     {"evaluation.metrics", "benchmark"},
     {"comparison", "experiment.setup"},
-    {"experiment.vaebm"},
+    {"experiment.vaebm", "experiment.pretrained"},
     {"experiment"},
     {"__main__"},
 ]

@@ -23,6 +23,7 @@ from ncp_jax.experiment.setup import config_files
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ncp_jax"
+PRETRAINED = ROOT / "results" / "pretrained"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = {  # import -> extra
     "tensorflow_datasets": "tfds",
@@ -234,7 +235,9 @@ def test_the_wheel_holds_rooms_configs_and_the_type_marker(wheel):
         text = packed.read(metadata).decode()
     modules = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*.py")}
     configs = {f"ncp_jax/configs/{name}.py" for name in config_files.names()}
-    assert held == modules | configs | {"ncp_jax/py.typed", "ncp_jax/__init__.pyi"}
+    weights = {f"ncp_jax/pretrained/{path.name}" for path in PRETRAINED.iterdir()}
+    typed = {"ncp_jax/py.typed", "ncp_jax/__init__.pyi"}
+    assert held == modules | configs | weights | typed
     assert f"\nVersion: {ncp_jax.__version__}\n" in text
     assert "\nLicense-Expression: Apache-2.0\n" in text
 
@@ -247,6 +250,7 @@ def test_the_installed_package_imports_whole(installed, elsewhere):
         "  if module.name.split('.')[-1] not in ('in_torch', '__main__'):\n"
         "    importlib.import_module(module.name)\n"
         "from ncp_jax.experiment.setup import config_files\n"
+        "assert config_files.WEIGHTS.parts[-2:] == ('ncp_jax', 'pretrained')\n"
         "print(ncp_jax.__file__, ncp_jax.__version__, *config_files.names())\n"
         "for name in config_files.names(): config_files.load(name, 'smoke')\n"
     )

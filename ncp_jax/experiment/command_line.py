@@ -17,6 +17,7 @@ Ctrl-C or SIGTERM, to be continued by the same command.
 """
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ from ncp_jax import parallel
 from ncp_jax.data import datasets
 from ncp_jax.errors import InputError, explained, local_path
 from ncp_jax.experiment import stages
+from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import config_files, overrides, schema
 from ncp_jax.process import compiled, standard_streams
 from ncp_jax.training.loop import Preempted, preempted_by
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> int:
             options = _parse(argv)
             parallel.join_processes()
             workdir = Path(local_path("--workdir", options.workdir))
-            stages.run(options.config, workdir, options.stage)
+            stages.run(options.config, workdir, options.stage, options.command)
     except (InputError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -83,6 +85,7 @@ class Options(NamedTuple):
     config: ConfigDict
     workdir: str
     stage: str
+    command: str  # again, without what is of one machine
 
 
 def _parse(argv: list[str]) -> Options:
@@ -99,15 +102,32 @@ def _parse(argv: list[str]) -> Options:
     config = config_files.load(name, variant)
     others, changes = overrides.split(argv, schema.fields(config))
     values = flags.FlagValues()  # not absl's global ones: `main` may be called twice
-    for name, default in (("config", None), ("workdir", None), ("stage", "all")):
-        flags.DEFINE_string(name, default, "", flag_values=values)
+    for flag, default in (("config", None), ("workdir", None), ("stage", "all")):
+        flags.DEFINE_string(flag, default, "", flag_values=values)
     rest = values(others)[1:]
     if not values.workdir:
         raise InputError("--workdir=DIR is missing: the folder of the run")
     if rest:
         raise InputError(f"unexpected arguments: {' '.join(rest)}")
     config = overrides.apply(config, changes)
-    return Options(config, values.workdir, values.stage)
+    command = _said(name, variant, values.stage, changes)
+    return Options(config, values.workdir, values.stage, command)
+
+
+def _said(
+    name: str, variant: str, stage: str, changes: list[overrides.Override]
+) -> str:
+    """The command that does the same anywhere, but for the folders of this machine."""
+    name = Path(name).name if Path(name).is_absolute() else name
+    left_out = (*config_lib.WITHOUT_EFFECT, "export.file")
+    return shlex.join(
+        [
+            *("python", "-m", "ncp_jax"),
+            f"--config={name}:{variant}" if variant else f"--config={name}",
+            *("--workdir=RUN", f"--stage={stage}"),
+            *(o.argument for o in changes if o.field not in left_out),
+        ]
+    )
 
 
 def _name_of_config(argv: list[str]) -> tuple[str, str]:

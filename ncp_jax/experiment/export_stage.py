@@ -130,7 +130,7 @@ def _identity(experiment: Experiment) -> dict[str, Any]:
         dynamics = {f"config.vaebm.{n}": config["vaebm"][n] for n in OF_DYNAMICS}
     weights = experiment.workdir.weights("sample")
     return {
-        **{f"config.export.{k}": v for k, v in config["export"].items()},
+        **{f"config.export.{k}": v for k, v in config["export"].items() if k != "file"},
         **{f"config.sample.{name}": config["sample"][name] for name in names},
         **dynamics,
         "config.seed": config["seed"],

@@ -1,6 +1,5 @@
 """Stage 1 from elsewhere: a checkpoint of the reference NVAE, or another run's."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -9,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError, local_path
+from ncp_jax.experiment.pretrained import given
+from ncp_jax.experiment.pretrained.given import ORIGIN
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import data_seal
 from ncp_jax.experiment.setup.run_files import CURES, read_json
@@ -22,9 +22,7 @@ from ncp_jax.models.nvae import checkpoint, torch_file
 from ncp_jax.models.nvae.model import NVAE
 from ncp_jax.records import run_records
 from ncp_jax.training.checkpoint_records import DamagedCheckpoint, best_weights
-from ncp_jax.training.run_log import RunLog, read_metrics
-
-ORIGIN = "taken_over.json"  # within the folder of a stage 1: from which run it came
+from ncp_jax.training.run_log import read_metrics
 
 
 def with_its_model(config: ConfigDict) -> ConfigDict:
@@ -71,19 +69,7 @@ def import_vae(experiment: Experiment) -> None:
             model_state=variables,
             averages=averages,
         )
-        state, metrics = jax.jit(task.validate)(task.place(state), task.data)
-        valid = jax.device_get(metrics)
-        if not np.isfinite(valid["loss"]).all():
-            raise InputError(
-                f"{settings.checkpoint} has a held-out loss of {valid['loss']} on "
-                f"{experiment.config.data.name}: its weights or the data are broken"
-            )
-        log = RunLog(experiment.path, "vae", 0, settings.num_steps)
-        with contextlib.closing(log):
-            log.write(settings.num_steps, "valid", valid)
-        loss = float(np.sum(valid["loss"]))
-        checkpoints.save(settings.num_steps, task.collect(state), loss)
-        checkpoints.wait()
+        loss = given.save(experiment, checkpoints, task, state, settings.checkpoint)
         workdir.add_results("vae", {}, checkpoints.wall_seconds())
         print(f"import: {settings.checkpoint}, held-out negative ELBO {loss:.2f} nats")
 

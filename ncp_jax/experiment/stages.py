@@ -28,6 +28,7 @@ from ncp_jax.experiment import (
     sample_stage,
     train_stage,
 )
+from ncp_jax.experiment.pretrained import weights_export, weights_import
 from ncp_jax.experiment.setup import budget, data_seal, schema, validation, wiring
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup.wiring import Experiment
@@ -43,13 +44,16 @@ MEASURING = {"sample": sample_stage.sample, "evaluate": evaluate_stage.evaluate}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
+def run(
+    config: ConfigDict, workdir: Path, stage: str = "all", command: str = ""
+) -> None:
     """Runs one stage, or all that are not complete.
 
     Args:
       config: settings, from `config.default()` on.
       workdir: folder of the run; created if missing.
       stage: one of `STAGES`.
+      command: that asks for it; kept beside weights that are exported.
 
     Raises:
       InputError: for anything that the caller can mend.
@@ -74,16 +78,19 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
             "several processes train together: --stage=vae, then --stage=ncp; what "
             "follows is for one process, without the variables that join them"
         )
-    if bool(config.vae.checkpoint) != (stage == "import") and stage in (
-        "vae",
-        "import",
+    is_given = config.vae.checkpoint or config.vae.pretrained
+    if (stage == "vae" and config.vae.checkpoint) or (
+        stage == "import" and not is_given
     ):
         raise InputError(
-            "--stage=import takes the model from --config.vae.checkpoint=FILE.pt, and "
-            "--stage=vae trains one: give both or neither; --stage=all does either"
+            "--stage=import takes the model from --config.vae.checkpoint=FILE.pt, or "
+            "from --config.vae.pretrained=NAME, and --stage=vae trains one: give both "
+            "or neither; --stage=all does either"
         )
     if config.vae.checkpoint:
         config = import_stage.with_its_model(config)
+    elif config.vae.pretrained:
+        config = weights_import.with_its_training(config)
     budget.check(config)
     wiring.check_networks(config)
     if stage == "benchmark":  # seconds do not depend on the data
@@ -105,7 +112,9 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
         is_compared = stage == "compare" or (stage == "all" and config.compare.names)
         if is_compared:
             compare_stage.check(experiment)
-        if stage == "import" or (stage == "all" and config.vae.checkpoint):
+        if config.vae.pretrained and stage != "benchmark":
+            weights_import.take(experiment)
+        elif stage == "import" or (stage == "all" and config.vae.checkpoint):
             import_stage.import_vae(experiment)
         elif config.vae.workdir and stage in ("all", "vae", "ncp", "compare"):
             import_stage.take_over(experiment)
@@ -117,12 +126,12 @@ def run(config: ConfigDict, workdir: Path, stage: str = "all") -> None:
             if stage == "compare" or not folder.is_done("compare"):
                 compare(experiment)
         else:
-            _reweight(experiment, stage)
+            _reweight(experiment, stage, command)
         if stage in ("all", "compare"):
             report(workdir)
 
 
-def _reweight(experiment: Experiment, stage: str) -> None:
+def _reweight(experiment: Experiment, stage: str, command: str) -> None:
     """Runs what follows stage 1, but for the comparison of priors."""
     folder = experiment.workdir
     if stage in ("all", "ncp"):
@@ -136,7 +145,9 @@ def _reweight(experiment: Experiment, stage: str) -> None:
         print(run_page.summary_table(folder.results()))
     if stage == "benchmark":
         benchmark(experiment)
-    if stage == "export":
+    if stage == "export" and experiment.config.export.format == "weights":
+        weights_export.export(experiment, command)
+    elif stage == "export":
         export_stage.export(experiment)
 
 

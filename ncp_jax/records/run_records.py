@@ -137,7 +137,7 @@ def read_config(path: Path, remedy: str) -> dict[str, Any] | None:
     """
     content = read_json(path, remedy)
     if content is not None:
-        _check(path, remedy, content, Config)
+        checked(path, remedy, content, Config)
     return content
 
 
@@ -154,17 +154,17 @@ def read_results(path: Path, remedy: str) -> dict[str, Any] | None:
     content = read_json(path, remedy)
     if content is None:
         return None
-    checked = _check(path, remedy, content, Results)
-    for name, metric in checked.metrics.items():
-        _check(path, remedy, metric, Metric, f"metrics[{name!r}]")
+    found = checked(path, remedy, content, Results)
+    for name, metric in found.metrics.items():
+        checked(path, remedy, metric, Metric, f"metrics[{name!r}]")
     if isinstance(content.get("priors"), dict):
-        _check(path, remedy, content["priors"], Compared, "priors")
-    run = checked.run
-    _check(path, remedy, run.config, Config, "run.config")
+        checked(path, remedy, content["priors"], Compared, "priors")
+    run = found.run
+    checked(path, remedy, run.config, Config, "run.config")
     for name, stage in run.stages.items():
         where = f"run.stages[{name!r}]"
-        record = _check(path, remedy, stage, StageRecord, where)
-        _check(path, remedy, record.config, Config, f"{where}.config")
+        record = checked(path, remedy, stage, StageRecord, where)
+        checked(path, remedy, record.config, Config, f"{where}.config")
     return content
 
 
@@ -194,8 +194,19 @@ def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
     return content
 
 
-def _check(path: Path, remedy: str, content: Any, kind: type[T], where: str = "") -> T:
-    """Compares a part of a record with its type."""
+def checked(path: Path, remedy: str, content: Any, kind: type[T], where: str = "") -> T:
+    """Returns a part of a record as what it must be.
+
+    Args:
+      path: of the file, for the error.
+      remedy: as of `read_config`.
+      content: JSON values.
+      kind: the type.
+      where: the part's place in the file; "" for the whole.
+
+    Raises:
+      InputError: a field is of another type; names it.
+    """
     try:
         return msgspec.convert(content, kind)
     except (msgspec.ValidationError, OverflowError, UnicodeError) as error:

@@ -158,13 +158,18 @@ def test_overrides_reach_the_experiment(monkeypatch, call, tmp_path):
         "--config.data.download",
     ]
     assert call(*overrides, SMOKE, "--stage=ncp")[0] == 0
-    ((config, workdir, stage),) = calls
+    ((config, workdir, stage, command),) = calls
     assert (config.seed, config.vae.learning_rate) == (7, 1.0)
     assert config.vae.model.hidden_dims == (5, 6) and config.data.download is True
     assert config.vae.num_steps == 60  # of smoke
     assert (workdir, stage) == (tmp_path / "run", "ncp")
+    assert command == (  # without what is of one machine
+        "python -m ncp_jax --config=digits:smoke --workdir=RUN --stage=ncp "
+        "--config.seed=7 '--config.vae.model.hidden_dims=(5, 6)' "
+        "--config.vae.learning_rate=1"
+    )
     assert call(DIGITS)[0] == 0  # nothing is left of the first call
-    config, _, stage = calls[1]
+    config, _, stage, _ = calls[1]
     assert (config.seed, config.vae.num_steps, stage) == (0, 10_000, "all")
 
 

@@ -1,4 +1,4 @@
-"""The files of `configs/` by name, in a checkout and in an installed package."""
+"""The files of `configs/` and of weights by name, of a checkout and of a package."""
 
 import contextlib
 import difflib
@@ -12,13 +12,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, local_path
 from ncp_jax.experiment.setup import schema
 from ncp_jax.training.loop import Preempted, preempted_by
 
 _PACKAGE = Path(__file__).parents[2]
 _INSTALLED = _PACKAGE / "configs"  # where the wheel has them
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
+_WITH_WHEEL = _PACKAGE / "pretrained"
+_IN_CHECKOUT = _PACKAGE.parent / "results" / "pretrained"
+WEIGHTS = _WITH_WHEEL if _WITH_WHEEL.is_dir() else _IN_CHECKOUT
 
 
 def names() -> list[str]:
@@ -46,6 +49,33 @@ def path_of(name: str) -> Path:
     close = difflib.get_close_matches(stem, names(), n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise InputError(f"cannot load --config: no file and no config {name!r}.{hint}")
+
+
+def weights_names() -> list[str]:
+    """Returns the name of every file of weights that is here, sorted."""
+    return sorted(path.stem for path in WEIGHTS.glob("[!_.]*.npz"))
+
+
+def weights_path(name: str) -> Path:
+    """Returns a file of weights.
+
+    Args:
+      name: "mnist_nvae", or the path of an npz.
+
+    Raises:
+      InputError: there are neither weights nor a file of this name.
+    """
+    if name in weights_names():
+        return WEIGHTS / f"{name}.npz"
+    with contextlib.suppress(OSError):  # a name too long for a file
+        path = Path(local_path("config.vae.pretrained", name))
+        if path.is_file() and path.suffix == ".npz":
+            return path
+    raise InputError(
+        f"config.vae.pretrained={name} is no .npz file and no name of weights: there "
+        f"are {', '.join(weights_names()) or 'none here'}; --stage=export with "
+        "--config.export.format=weights makes others"
+    )
 
 
 def load(name: str, variant: str = "") -> ConfigDict:

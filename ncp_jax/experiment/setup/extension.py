@@ -40,6 +40,16 @@ def is_outdated(run: Path, vae_digest: str) -> bool:
     return bool(earlier(run / "vae") and trained_on and vae_digest not in trained_on)
 
 
+def is_given(folder: Path) -> bool:
+    """Whether the weights of a stage came from a file, so that none can go on there.
+
+    Args:
+      folder: of the stage.
+    """
+    names = ("vae.checkpoint", "vae.pretrained")
+    return any(values_of(folder / "checkpoints", n) - {None} for n in names)
+
+
 def stages_of(
     changes: Mapping[str, tuple[Any, Any]],
     now: Mapping[str, Any],

@@ -78,6 +78,7 @@ def validate(config: ConfigDict) -> None:
             "config.evaluate.num_binarizations is for data that are binarised afresh; "
             f"config.data.binarization is {config.data.binarization!r}"
         )
+    _check_origin(config)
     _check_energies(config)
     _check_autoencoder(config)
     _check_learned_prior(config)
@@ -120,6 +121,22 @@ def _check_directions(config: ConfigDict) -> None:
         )
 
 
+def _check_origin(config: ConfigDict) -> None:
+    """Refuses a stage 1 from several places, and a file of weights of no such name."""
+    origins = ("checkpoint", "workdir", "pretrained")
+    given = [f"config.vae.{name}" for name in origins if config.vae[name]]
+    if len(given) > 1:
+        raise InputError(
+            f"{' and '.join(given)} each say where stage 1 comes from: give one of them"
+        )
+    file = config.export.file
+    if file and (config.export.format != "weights" or not file.endswith(".npz")):
+        raise InputError(
+            f"config.export.file={file} is for --config.export.format=weights, and "
+            "ends in .npz: mend it or leave it out"
+        )
+
+
 def check_stage(config: ConfigDict, stage: str) -> None:
     """Refuses stages that need a density where stage 1 has a prior without one.
 
@@ -132,7 +149,10 @@ def check_stage(config: ConfigDict, stage: str) -> None:
             "--stage=benchmark times samplers on a normal base prior, which "
             f"config.vae.prior = {config.vae.prior!r} is not"
         )
-    if config.vae.prior != "snis" or is_compared or stage in ("vae", "report"):
+    is_free = stage in ("vae", "report", "import") or is_compared
+    if stage == "export" and config.export.format == "weights":
+        is_free = True
+    if config.vae.prior != "snis" or is_free:
         return
     raise InputError(
         "config.vae.prior = 'snis' has a bound in the place of a density, which stage "
@@ -326,6 +346,8 @@ PATHS = (  # refused before anything is made, should they be no paths of this ma
     "data.cache_dir",
     "vae.checkpoint",
     "vae.workdir",
+    "vae.pretrained",
+    "export.file",
     "evaluate.feature_weights",
     "report.workdirs",
 )
@@ -442,7 +464,7 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
         "evaluate.feature_net": ("", "inception", "lenet5", "resnet20", "resnet56"),
         "evaluate.fid_reference": ("train", "test"),
         "evaluate.split": ("test", "valid"),
-        "export.format": ("png", "npz"),
+        "export.format": ("png", "npz", "weights"),
         "export.sampler": tuple(SAMPLERS),
         "ncp.directions.context": CONTEXTS,
         "ncp.formulation": stacks.FORMULATIONS,

@@ -20,7 +20,13 @@ from ml_collections import ConfigDict
 from ncp_jax import parallel, rng
 from ncp_jax.data import datasets, pixels
 from ncp_jax.errors import InputError, local_path
-from ncp_jax.experiment.setup import architectures, budget, extension, signal
+from ncp_jax.experiment.setup import (
+    architectures,
+    budget,
+    config_files,
+    extension,
+    signal,
+)
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import (
     Block,
@@ -34,7 +40,7 @@ from ncp_jax.priors.joint import vamp
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import StandardizedVAE
 from ncp_jax.training import batches, vae_update
-from ncp_jax.training.checkpoints import Checkpoints, fingerprint
+from ncp_jax.training.checkpoints import Checkpoints, Restored, fingerprint
 from ncp_jax.training.loop import Task, TrainState
 from ncp_jax.training.ncp import preparation, signal_settings
 from ncp_jax.training.ncp import signal as signal_training
@@ -198,11 +204,9 @@ class Experiment:
         """
         started = time.monotonic()  # finding directions is part of the stage
         metadata = {"config": self.workdir.fingerprint(stage)}
-        if self.config.vae.checkpoint and stage == "vae":
-            path = local_path("config.vae.checkpoint", self.config.vae.checkpoint)
+        for name, path in self._files_given().items() if stage == "vae" else ():
             with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256")
-            metadata["vae.checkpoint"] = digest.hexdigest()[:16]
+                metadata[name] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         if vae is not None:  # its discriminators fit no other
             metadata["vae"] = fingerprint(vae.variables)
             model = self.in_signal_space(vae)
@@ -212,6 +216,15 @@ class Experiment:
         lengths = [*extension.earlier(folder.parent), *self.workdir.earlier(stage)]
         also = {"config": {length["fingerprint"] for length in lengths}}
         return Checkpoints(folder, metadata, started, also)
+
+    def _files_given(self) -> dict[str, str | Path]:
+        """The files that stage 1 comes from, by the setting that names them."""
+        found: dict[str, str | Path] = {}
+        if path := self.config.vae.checkpoint:
+            found["vae.checkpoint"] = local_path("config.vae.checkpoint", path)
+        if name := self.config.vae.pretrained:
+            found["vae.pretrained"] = config_files.weights_path(name)
+        return found
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -235,7 +248,11 @@ class Experiment:
 
     def load_vae(self) -> FrozenVAE:
         """Returns the stage-1 model of lowest validation loss."""
-        return vae_update.freeze(self.vae_module, self._best("vae", self._vae_shapes))
+        return vae_update.freeze(self.vae_module, self.best_stage_1().state)
+
+    def best_stage_1(self) -> Restored:
+        """Returns the checkpoint of stage 1 of lowest validation loss."""
+        return self._best_checkpoint("vae", self._vae_shapes)
 
     def check_stage_1(self, folder: Path) -> None:
         """Reads the best and the last stage 1 of a folder of checkpoints.
@@ -332,6 +349,11 @@ class Experiment:
         return batch_size
 
     def _best(self, stage: str, like: Any, vae: FrozenVAE | None = None) -> Any:
+        return self._best_checkpoint(stage, like, vae).state
+
+    def _best_checkpoint(
+        self, stage: str, like: Any, vae: FrozenVAE | None = None
+    ) -> Restored:
         num_steps = self.config[stage].num_steps
         if vae and extension.is_outdated(self.path, fingerprint(vae.variables)):
             raise InputError(
@@ -344,7 +366,7 @@ class Experiment:
                     f"stage {stage} has not reached its {num_steps} steps in "
                     f"{self.path}: run --stage={stage} first"
                 )
-            return saved.restore_best(like).state
+            return saved.restore_best(like)
 
 
 def check_networks(config: ConfigDict) -> None:

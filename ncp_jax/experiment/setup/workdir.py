@@ -294,7 +294,8 @@ class Workdir:
                 lengths = {
                     s: self._lengths_from(s, step) for s, step in started.items()
                 }
-                longer = extension.stages_of(changes, self._config, may_extend, lengths)
+                own = {s for s in may_extend if not extension.is_given(self.path / s)}
+                longer = extension.stages_of(changes, self._config, own, lengths)
                 if not longer:
                     lines = config_lib.differences(before, self._config, pinned)
                     raise InputError(

@@ -1,0 +1,167 @@
+"""`config.vae.pretrained`: a file of weights in the place of stage 1."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgspec
+from ml_collections import ConfigDict
+
+from ncp_jax.errors import InputError
+from ncp_jax.experiment.pretrained import given
+from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import config_files, data_seal, schema, validation
+from ncp_jax.experiment.setup.wiring import Experiment
+from ncp_jax.records import weights_file
+from ncp_jax.training.loop import TrainState
+
+_OF_MODEL = ("vae.model.", "vae.prior")  # and vae.prior_settings
+_MAX_NAMED = 3  # settings that an error names
+_ABSENT = "absent"  # of `config_lib.changes`
+Changes = dict[str, tuple[Any, Any]]  # the file's and the config's value, by name
+
+
+def with_its_training(config: ConfigDict) -> ConfigDict:
+    """Returns the config with the training of the file that `vae.pretrained` names.
+
+    So `vae.num_steps`, `vae.learning_rate` and what else there is of training say how
+    the weights were made. The model and the data are the config's, and must be the
+    file's, too. The seed is the config's: stage 1 draws nothing from it any more.
+
+    Raises:
+      InputError: there is no such file, its record is damaged, or it is of another
+        model or of other data.
+    """
+    name = config.vae.pretrained
+    path = config_files.weights_path(name)
+    record = weights_file.read_record(path)
+    theirs = msgspec.to_builtins(record.config)
+    mine = config_lib.as_json(config)
+    other = config_lib.changes(theirs, mine, ("data", "vae"))
+    _check_settings(name, other)
+    _check_version(path, record, other)
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({n: value for n, (value, _) in other.items()})
+    try:
+        config = schema.checked(config)
+        validation.validate(config)
+    except InputError as error:
+        raise InputError(f"{weights_file.beside(path)}: {error}") from error
+    instead = [f"config.{n}: {now} -> {its}" for n, (its, now) in other.items()]
+    print(
+        f"vae: {config.vae.num_steps:,} steps of {path.name}"
+        + (f", which sets {'; '.join(instead)}" if instead else "")
+    )
+    return config
+
+
+def take(experiment: Experiment) -> None:
+    """Writes the weights of the file as what stage 1 would have left, unless done.
+
+    Raises:
+      InputError: the file is damaged, of other data or other arrays than this code
+        has; or another stage 1 is there.
+    """
+    name, workdir = experiment.config.vae.pretrained, experiment.workdir
+    path = config_files.weights_path(name)
+    record, arrays = weights_file.read(path)
+    _check_data(experiment, name, record)
+    with experiment.checkpoints("vae") as checkpoints:
+        is_there = checkpoints.restore_latest(experiment.state_shapes()) is not None
+        if not is_there:
+            if jax.process_count() > 1:
+                raise InputError(
+                    "a file of weights is taken over by one process: run --stage=vae "
+                    "without the variables that join several"
+                )
+            task, state = experiment.vae_task()
+            state = _with_weights(state, arrays, str(path))
+            state = state.replace(
+                step=jnp.asarray(experiment.config.vae.num_steps, jnp.int32)
+            )
+            loss = given.save(experiment, checkpoints, task, state, str(path))
+            print(
+                f"vae: taken from {path}, held-out loss {loss:.2f}; in its record "
+                f"{record.held_out_loss:.2f}"
+            )
+        if not workdir.is_done("vae"):  # killed between the two
+            origin = {"pretrained": name, "record": msgspec.to_builtins(record)}
+            workdir.write_json(f"vae/{given.ORIGIN}", origin)
+            seconds = record.seconds
+            if seconds is None:
+                seconds = checkpoints.wall_seconds()
+            workdir.add_results("vae", {}, seconds, record.environment)
+
+
+def _check_settings(name: str, other: Changes) -> None:
+    """Refuses data and models whose settings are not those of the file."""
+    data = {n: both for n, both in other.items() if n.startswith("data.")}
+    if data:
+        raise InputError(
+            f"config.vae.pretrained={name} is a stage 1 of other data than the "
+            f"config's ({_said(data)}): give its settings, or leave "
+            "config.vae.pretrained out and train stage 1"
+        )
+    model = {n: both for n, both in other.items() if n.startswith(_OF_MODEL)}
+    if model:
+        model = {n: model[n] for n in ("vae.model.name",) if n in model} or model
+        raise InputError(
+            f"config.vae.pretrained={name} is another model than the config's "
+            f"({_said(model)}): give its settings, or leave config.vae.pretrained out "
+            "and train stage 1"
+        )
+
+
+def _check_version(path: Path, record: weights_file.Record, other: Changes) -> None:
+    """Refuses settings of training that the file or this code does not know."""
+    strange = {n: both for n, both in other.items() if _ABSENT in both}
+    if strange:
+        raise InputError(
+            f"{weights_file.beside(path)} and this version have other settings of "
+            f"stage 1 ({_said(strange)}): use the version that wrote it, "
+            f"{record.environment.get('ncp_jax', 'which it does not name')}"
+        )
+
+
+def _with_weights(state: TrainState, arrays: dict[str, Any], path: str) -> TrainState:
+    """A state of stage 1 with the file's arrays in the place of its own."""
+    own = weights_file.flat(state.variables)
+    kinds = [
+        {name: (array.shape, str(array.dtype)) for name, array in one.items()}
+        for one in (own, arrays)
+    ]
+    if kinds[0] != kinds[1]:
+        differ = [n for n in own | arrays if kinds[0].get(n) != kinds[1].get(n)]
+        raise InputError(
+            f"{path} holds other arrays than this code has ({min(differ)}): it was "
+            "written by another version; use that one, or train stage 1"
+        )
+    variables = weights_file.nested(arrays)
+    averages = state.averages
+    if averages is not None:
+        averages = {name: variables[name] for name in averages}
+    params = variables.pop("params")
+    return state.replace(params=params, model_state=variables, averages=averages)
+
+
+def _check_data(experiment: Experiment, name: str, record: weights_file.Record) -> None:
+    """Refuses other examples than those that the weights were trained on."""
+    seal = data_seal.of(experiment.config.data.name, experiment.dataset)
+    before = msgspec.to_builtins(record.data)
+    if lines := data_seal.differences(before, seal):
+        raise InputError(
+            f"config.vae.pretrained={name} was trained on other data "
+            f"({'; '.join(lines)}): bring those back (config.data.dir), or leave "
+            "config.vae.pretrained out and train stage 1"
+        )
+
+
+def _said(settings: Changes) -> str:
+    """Names settings that differ, the file's value first; a few of many."""
+    lines = [
+        f"config.{name} is {schema.shown(its)} there and {schema.shown(mine)} here"
+        for name, (its, mine) in settings.items()
+    ]
+    more = f", and {len(lines) - _MAX_NAMED} more" if len(lines) > _MAX_NAMED else ""
+    return ", ".join(lines[:_MAX_NAMED]) + more
