@@ -13,6 +13,10 @@ VAE with
 
   --config.vae.workdir=runs/mnist
 
+Stage 1 need not be trained: a file of 200,000 steps comes with this repository,
+
+  --config.vae.pretrained=mnist_mlp
+
 The full length of the literature, for a GPU, is one flag more:
 
   --config.vae.num_steps=10000000

@@ -10,6 +10,7 @@ import pytest
 
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import command_line, stages
+from ncp_jax.experiment.pretrained import weights_import
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import config_files
 from ncp_jax.records import weights_file
@@ -308,3 +309,16 @@ def test_the_files_of_the_checkout_pass():
         assert record.num_bytes <= 6_000_000
         tree = weights_file.nested(arrays)
         assert fingerprint(jax.tree.map(np.asarray, tree)) == record.fingerprint
+
+
+def test_the_files_that_come_with_the_repository_are_whole_and_small():
+    assert config_files.weights_names() == ["mnist_mlp"]
+    files = [config_files.weights_path(name) for name in config_files.weights_names()]
+    assert sum(file.stat().st_size for file in files) < 6e6
+    for file in files:
+        record, arrays = weights_file.read(file)
+        assert fingerprint(weights_file.nested(arrays)) == record.fingerprint
+        settings = config_files.load(file.stem)
+        settings.vae.pretrained = file.stem
+        settings = weights_import.with_its_training(settings)
+        assert settings.vae.num_steps == record.config.vae["num_steps"]
