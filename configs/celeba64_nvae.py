@@ -30,6 +30,7 @@ groups 33.18 -> 18.68, 15 groups 14.96 -> 5.96, 30 groups 13.48 -> 5.25. Not run
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 BATCH_SIZE = 256  # of all devices together
 STEPS_PER_EPOCH = 162_770 / BATCH_SIZE
@@ -54,14 +55,14 @@ def get_config(variant: str = "") -> ConfigDict:
         horizontal_flips=True,
     )
     config.vae.model.update(
-        config_lib.COLOUR_NVAE,
+        presets.COLOUR_NVAE,
         groups_per_scale=(10, 10, 10),
         encoder_channels=48,
         decoder_channels=48,
         num_flows=1,
     )
     config.vae.update(
-        config_lib.NVAE_TRAINING,
+        presets.NVAE_TRAINING,
         batch_size=BATCH_SIZE,
         num_steps=int(50 * STEPS_PER_EPOCH),
         warmup_steps=int(STEPS_PER_EPOCH),
@@ -78,7 +79,7 @@ def get_config(variant: str = "") -> ConfigDict:
             steps_per_eval=2_000,
         )
     else:
-        config.update_from_flattened_dict(config_lib.ON_DIRECTIONS)
+        config.update_from_flattened_dict(presets.ON_DIRECTIONS)
         config.ncp.batch_size = 256
     config.sample.update(
         langevin_num_steps=500,
@@ -95,4 +96,4 @@ def get_config(variant: str = "") -> ConfigDict:
         log_z_batch_size=500,
         num_mmd_samples=200,  # latents of 1.1 MB each, by SIR with 5,000 proposals
     )
-    return config_lib.variant(config, size)
+    return presets.variant(config, size)

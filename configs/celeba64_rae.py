@@ -28,6 +28,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 NUM_TRAIN, NUM_EPOCHS = 162_770, 70
 # The published loss of the VAE: the sum of squares over three channels plus 0.09024 KL.
@@ -88,4 +89,4 @@ def get_config(variant: str = "") -> ConfigDict:
             "gmm": {"num_components": (10,)},
             "ncp_over_gmm": {"base": {"num_components": (10,)}},
         }
-    return config_lib.as_autoencoder(config, variant, KINDS)
+    return presets.as_autoencoder(config, variant, KINDS)

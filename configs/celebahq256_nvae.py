@@ -30,6 +30,7 @@ NCP prior. Not run here.
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 BATCH_SIZE = 64  # of all devices together
 STEPS_PER_EPOCH = 27_000 / BATCH_SIZE
@@ -55,14 +56,14 @@ def get_config(variant: str = "") -> ConfigDict:
         on_device=False,
     )
     config.vae.model.update(
-        config_lib.COLOUR_NVAE,
+        presets.COLOUR_NVAE,
         groups_per_scale=(4, 4, 4, 4, 4),
         encoder_channels=32,
         decoder_channels=32,
         num_flows=2,
     )
     config.vae.update(
-        config_lib.NVAE_TRAINING,
+        presets.NVAE_TRAINING,
         batch_size=BATCH_SIZE,
         num_steps=int(200 * STEPS_PER_EPOCH),
         learning_rate=6e-3,
@@ -80,7 +81,7 @@ def get_config(variant: str = "") -> ConfigDict:
             batch_size=32, num_steps=50_000, steps_per_dispatch=20, steps_per_eval=2_000
         )
     else:
-        config.update_from_flattened_dict(config_lib.ON_DIRECTIONS)
+        config.update_from_flattened_dict(presets.ON_DIRECTIONS)
         config.ncp.batch_size = 64
     config.sample.update(
         num_images=16,
@@ -99,4 +100,4 @@ def get_config(variant: str = "") -> ConfigDict:
         log_z_batch_size=50,
         num_mmd_samples=0,  # latents of 7 MB each: three thousand would fill 20 GB
     )
-    return config_lib.variant(config, size)
+    return presets.variant(config, size)

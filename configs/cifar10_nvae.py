@@ -25,6 +25,7 @@ Published FID (50,000 draws, SIR with 5,000 proposals): 51.71 under the base pri
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 BATCH_SIZE = 256  # of all devices together
 STEPS_PER_EPOCH = 50_000 / BATCH_SIZE
@@ -48,14 +49,14 @@ def get_config(variant: str = "") -> ConfigDict:
         horizontal_flips=True,
     )
     config.vae.model.update(
-        config_lib.COLOUR_NVAE,
+        presets.COLOUR_NVAE,
         groups_per_scale=(30,),
         encoder_channels=128,
         decoder_channels=128,
         num_flows=1,
     )
     config.vae.update(
-        config_lib.NVAE_TRAINING,
+        presets.NVAE_TRAINING,
         batch_size=BATCH_SIZE,
         num_steps=int(400 * STEPS_PER_EPOCH),
         warmup_steps=int(5 * STEPS_PER_EPOCH),
@@ -72,7 +73,7 @@ def get_config(variant: str = "") -> ConfigDict:
             steps_per_eval=1_000,
         )
     else:
-        config.update_from_flattened_dict(config_lib.ON_DIRECTIONS)
+        config.update_from_flattened_dict(presets.ON_DIRECTIONS)
         config.ncp.batch_size = 512
     config.sample.update(
         langevin_num_steps=500,
@@ -89,4 +90,4 @@ def get_config(variant: str = "") -> ConfigDict:
         log_z_batch_size=1_000,
         num_mmd_samples=500,  # latents of 0.6 MB each, by SIR with 5,000 proposals
     )
-    return config_lib.variant(config, size)
+    return presets.variant(config, size)

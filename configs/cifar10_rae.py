@@ -26,6 +26,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 # The published loss of the VAE: the sum of squares over three channels plus 0.024 KL.
 STD = math.sqrt(3 * 0.024 / 2)
@@ -46,8 +47,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config = config_lib.default(vae="rae")
     config.data.update(name="cifar10", shape=(32, 32, 3))
     config.vae.model.update(latent_dim=128, channels=16, kernel_size=4, num_doublings=2)
-    config.vae.update(config_lib.SMALL_AUTOENCODER_TRAINING, num_steps=3_000)
+    config.vae.update(presets.SMALL_AUTOENCODER_TRAINING, num_steps=3_000)
     config.compare.update(
         num_fits=1, max_examples=500, num_importance_samples=100, chunk_size=5
     )
-    return config_lib.as_autoencoder(config, variant, KINDS)
+    return presets.as_autoencoder(config, variant, KINDS)

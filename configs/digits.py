@@ -11,6 +11,7 @@ Under a minute on two CPU cores; expect a gain of 0.24 nats, 0.05 either way
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -27,4 +28,4 @@ def get_config(variant: str = "") -> ConfigDict:
         num_passes=16,  # 250 validation pictures alone would make a noisy judge
     )
     config.evaluate.update(num_passes=16)
-    return config_lib.variant(config, variant)
+    return presets.variant(config, variant)

@@ -10,6 +10,7 @@ channels.
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -30,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
         likelihood="normal",
     )
     config.vae.update(
-        config_lib.NVAE_TRAINING,
+        presets.NVAE_TRAINING,
         batch_size=64,
         num_steps=3_000,
         warmup_steps=200,
@@ -38,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
         steps_per_dispatch=25,
         steps_per_eval=500,
     )
-    config.update_from_flattened_dict(config_lib.ON_DIRECTIONS)
+    config.update_from_flattened_dict(presets.ON_DIRECTIONS)
     config.ncp.batch_size = 512
     config.sample.update(
         num_proposals=1_000, langevin_num_steps=500, langevin_in_noise=True
@@ -59,4 +60,4 @@ def get_config(variant: str = "") -> ConfigDict:
         audit_num_draws=500,
         audit_samplers=("sir",),
     )
-    return config_lib.variant(config, variant)
+    return presets.variant(config, variant)

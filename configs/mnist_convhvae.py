@@ -16,6 +16,7 @@ Literature, test NLL in nats after 10^7 steps: ConvHVAE 81.14, LARS 80.30, SNIS 
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -31,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
         steps_per_dispatch=100,
         steps_per_eval=5_000,
     )
-    config.update_from_flattened_dict(config_lib.ON_DIRECTIONS)
+    config.update_from_flattened_dict(presets.ON_DIRECTIONS)
     config.ncp.batch_size = 512
     config.sample.update(langevin_in_noise=True)
     config.evaluate.update(
@@ -50,4 +51,4 @@ def get_config(variant: str = "") -> ConfigDict:
             steps_per_eval=1_000,
         )
         return config
-    return config_lib.variant(config, variant)
+    return presets.variant(config, variant)

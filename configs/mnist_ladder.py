@@ -11,6 +11,7 @@ not run here as a whole.
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -42,4 +43,4 @@ def get_config(variant: str = "") -> ConfigDict:
         num_snis_samples=4,
         fid_num_images=5_000,
     )
-    return config_lib.variant(config, variant)
+    return presets.variant(config, variant)

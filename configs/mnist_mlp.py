@@ -28,6 +28,7 @@ NCP-VAE 82.82.  The full length was not run here; docs/results.md has what was.
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -54,4 +55,4 @@ def get_config(variant: str = "") -> ConfigDict:
         config.ncp.discriminator.update(hidden_dims=(300,) * 4, activation="swish")
         config.ncp.update(num_steps=8_000, weight_decay=0.3)
         return config
-    return config_lib.variant(config, variant)
+    return presets.variant(config, variant)

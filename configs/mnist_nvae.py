@@ -15,6 +15,7 @@ weights of the regularisers are NVAE's; those of stage 2 are ours.
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -37,7 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
         decoder_channels=32,
     )
     config.vae.update(
-        config_lib.NVAE_TRAINING,
+        presets.NVAE_TRAINING,
         batch_size=400,
         num_steps=50_000,  # 400 epochs
         warmup_steps=625,  # 5 epochs
@@ -55,7 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
             steps_per_eval=500,
         )
     else:
-        config.update_from_flattened_dict(config_lib.ON_DIRECTIONS)
+        config.update_from_flattened_dict(presets.ON_DIRECTIONS)
         config.ncp.batch_size = 512
     config.sample.update(langevin_num_steps=500, langevin_in_noise=True)
     config.evaluate.update(
@@ -68,7 +69,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if size == "cpu":
         _shrink_to_an_hour(config)
         return config
-    return config_lib.variant(config, size)
+    return presets.variant(config, size)
 
 
 def _shrink_to_an_hour(config: ConfigDict) -> None:

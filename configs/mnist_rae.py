@@ -30,6 +30,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 # The published loss of the VAE is the sum of squares plus 0.312 KL.
 STD = math.sqrt(0.312 / 2)
@@ -52,8 +53,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.vae.model.update(
         padding=2, latent_dim=16, channels=8, kernel_size=4, num_doublings=2
     )
-    config.vae.update(config_lib.SMALL_AUTOENCODER_TRAINING, num_steps=2_500)
+    config.vae.update(presets.SMALL_AUTOENCODER_TRAINING, num_steps=2_500)
     config.compare.update(
         num_fits=1, max_examples=1_000, num_importance_samples=100, chunk_size=10
     )
-    return config_lib.as_autoencoder(config, variant, KINDS)
+    return presets.as_autoencoder(config, variant, KINDS)

@@ -15,8 +15,7 @@ Frechet distance of every sampler, which is what an energy of pictures is for.
 
 from ml_collections import ConfigDict
 
-from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import config_files
+from ncp_jax.experiment.setup import config_files, presets
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -26,4 +25,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample.batch_size = 500
     config.sample.num_images = 1_000
     config.evaluate.fid_num_images = 10_000
-    return config_lib.variant(config, variant)
+    return presets.variant(config, variant)

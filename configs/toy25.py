@@ -12,6 +12,7 @@ mode and 3 % of those of SIR, of Langevin and of decoded posterior draws
 from ml_collections import ConfigDict
 
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -32,4 +33,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ncp.update(batch_size=512, num_steps=20_000, ema_decay=0.999)
     config.sample.update(num_images=10_000, batch_size=1_000, langevin_step_size=1e-3)
     config.evaluate.update(num_importance_samples=200)
-    return config_lib.variant(config, variant)
+    return presets.variant(config, variant)

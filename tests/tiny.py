@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import wiring
+from ncp_jax.experiment.setup import presets, wiring
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.training import loop
@@ -26,7 +26,7 @@ SETTINGS = {
 
 def config(**settings):
     """The digits config, shrunk; e.g. config(vae={"num_steps": 3})."""
-    small = config_lib.variant(config_lib.default(), "smoke")
+    small = presets.variant(config_lib.default(), "smoke")
     small.update_from_flattened_dict(SETTINGS)
     small.update(settings)
     return small

@@ -7,7 +7,7 @@ import pytest
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import compare_stage, stages
 from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import config_files, validation, workdir
+from ncp_jax.experiment.setup import config_files, presets, validation, workdir
 from ncp_jax.priors import ex_post
 from ncp_jax.priors.ex_post.contract import Training
 from tests import tiny
@@ -80,7 +80,7 @@ def test_other_settings_measure_again_and_fits_stay(compared):
 
 
 def test_what_several_groups_cannot_have_is_refused_before_training(tmp_path):
-    config = config_lib.variant(config_lib.default("ladder"), "smoke")
+    config = presets.variant(config_lib.default("ladder"), "smoke")
     config.vae.model.update(latent_dims=(2, 3), hidden_dims=(8,))
     config.compare.names = ("gaussian", "vamp")
     with pytest.raises(InputError, match="vamp is a mixture"):

@@ -9,6 +9,7 @@ from PIL import Image
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import import_stage, stages
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 from tests.models.nvae.test_checkpoint import ARGS, random_checkpoint
 from tests.models.nvae.test_torch_file import Tensor, save, torch  # noqa: F401 (a fixture)
 
@@ -49,7 +50,7 @@ def config(tmp_path):
     for i, picture in enumerate(pixels):
         (tmp_path / "data").mkdir(exist_ok=True)
         Image.fromarray(picture).save(tmp_path / "data" / f"{i:03}.png")
-    config = config_lib.variant(config_lib.default(), "smoke")
+    config = presets.variant(config_lib.default(), "smoke")
     config.data.update(
         name="folder",
         dir=str(tmp_path / "data"),

@@ -11,6 +11,7 @@ import pytest
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import stages
 from ncp_jax.experiment.setup import config as config_lib
+from ncp_jax.experiment.setup import presets
 from ncp_jax.priors.directed import DirectedVAE
 from ncp_jax.priors.directions import Directions
 from ncp_jax.priors.signal_space import SignalVAE
@@ -27,7 +28,7 @@ DIRECTIONS = {"cap": 2, "context_size": 1, "num_examples": 200, "num_encodings":
 
 def config(directions=None, **ncp):
     """A ladder of two groups on digits; stage 2 on directions if there are any."""
-    small = config_lib.variant(config_lib.default(vae="ladder"), "smoke")
+    small = presets.variant(config_lib.default(vae="ladder"), "smoke")
     settings = {n: v for n, v in tiny.SETTINGS.items() if "latent_dim" not in n}
     small.update_from_flattened_dict(
         settings | {"vae.model.latent_dims": (2, 3), "vae.model.hidden_dims": (16,)}

@@ -9,7 +9,7 @@ from configs import mnist_mlp
 from ncp_jax import nested
 from ncp_jax.errors import InputError
 from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import validation
+from ncp_jax.experiment.setup import presets, validation
 from ncp_jax.training import optimizers
 
 
@@ -23,14 +23,14 @@ ALL = [(vae, d) for vae in config_lib.VAES for d in config_lib.DISCRIMINATORS]
 @pytest.mark.parametrize("names", ALL)
 def test_defaults_and_smoke_are_valid(names):
     validation.validate(config_lib.default(*names))
-    validation.validate(config_lib.variant(config_lib.default(*names), "smoke"))
+    validation.validate(presets.variant(config_lib.default(*names), "smoke"))
 
 
 @pytest.mark.parametrize("names", ALL)
 def test_smoke_shrinks_and_adds_nothing(names):
     full, small = (
         flat(config_lib.default(*names)),
-        flat(config_lib.variant(config_lib.default(*names), "smoke")),
+        flat(presets.variant(config_lib.default(*names), "smoke")),
     )
     assert full.keys() == small.keys()
     num_steps = 8 if names[0] == "nvae" else 60
@@ -55,7 +55,7 @@ def test_a_smoke_run_of_nvae_is_small_and_keeps_its_scales():
     config = config_lib.default(vae="nvae", discriminator="residual")
     config.vae.model.update(groups_per_scale=(1, 4, 6), num_flows=2)
     config.vae.warmup_steps = 500
-    small = config_lib.variant(config, "smoke")
+    small = presets.variant(config, "smoke")
     assert small.vae.model.groups_per_scale == (1, 2, 2)
     assert (small.vae.model.num_flows, small.vae.model.encoder_channels) == (1, 4)
     assert small.vae.warmup_steps < small.vae.num_steps
@@ -77,11 +77,9 @@ def test_a_model_brings_its_own_settings():
 
 
 def test_the_empty_variant_changes_nothing_and_others_are_refused():
-    assert flat(config_lib.variant(config_lib.default(), "")) == flat(
-        config_lib.default()
-    )
+    assert flat(presets.variant(config_lib.default(), "")) == flat(config_lib.default())
     with pytest.raises(InputError, match=r"'tiny'.*':smoke'"):
-        config_lib.variant(config_lib.default(), "tiny")
+        presets.variant(config_lib.default(), "tiny")
 
 
 def test_a_misspelt_field_in_an_experiment_is_an_error():

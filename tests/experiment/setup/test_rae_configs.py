@@ -13,6 +13,7 @@ from ncp_jax.experiment.setup import (
     architectures,
     budget,
     config_files,
+    presets,
     validation,
     wiring,
 )
@@ -73,7 +74,7 @@ def test_every_kind_has_its_published_weights(name, kind):
     else:
         found = (model.embedding_weight, model.regularizer_weight)
         assert found == WEIGHTS[name][kind]
-    assert tuple(config.compare.names) == config_lib.ON_AUTOENCODERS
+    assert tuple(config.compare.names) == presets.ON_AUTOENCODERS
     assert (config.compare.num_encodings == 1) == (not is_vae)
     assert config.evaluate.fid_reference == "test"
     assert config.compare.num_samples == config.evaluate.fid_num_images == 10_000
@@ -139,7 +140,7 @@ def test_endless_doublings_are_counted_before_anything_is_built():
 
 def small(**changes):
     """A deterministic autoencoder of the digits."""
-    config = config_lib.variant(config_lib.default(vae="rae"), "smoke")
+    config = presets.variant(config_lib.default(vae="rae"), "smoke")
     config.data.binarization = "none"
     config.vae.model.update(kind="rae_gp", embedding_weight=0.1, regularizer_weight=0.1)
     config.vae.model.update(latent_dim=3, num_doublings=1, channels=1)

@@ -49,9 +49,9 @@ def written(tmp_path):
         (tmp_path / "mine.py").write_text(
             "import numpy as np\n"
             "from ml_collections import ConfigDict, config_dict\n"
-            "from ncp_jax.experiment.setup import config as config_lib\n"
+            "from ncp_jax.experiment.setup import config as config_lib, presets\n"
             "def get_config(variant=''):\n"
-            "    c = config_lib.variant(config_lib.default(), 'smoke')\n"
+            "    c = presets.variant(config_lib.default(), 'smoke')\n"
             f"{lines}    return c\n"
         )
         return f"--config={tmp_path / 'mine.py'}"

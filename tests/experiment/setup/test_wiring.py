@@ -4,13 +4,13 @@ import pytest
 
 from ncp_jax.errors import InputError
 from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import wiring
+from ncp_jax.experiment.setup import presets, wiring
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (8, 2)])
 def test_a_likelihood_of_colours_wants_colours(shape):
     """It trained on grey pictures, red for all three, and died in `evaluate`."""
-    config = config_lib.variant(config_lib.default(vae="nvae"), "smoke")
+    config = presets.variant(config_lib.default(vae="nvae"), "smoke")
     config.vae.model.likelihood = "logistic_mixture"
     config.data.shape = (32, 32, 3)
     wiring.check_networks(config)
