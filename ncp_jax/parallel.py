@@ -108,6 +108,11 @@ def mesh_of(devices: Sequence[jax.Device] | None = None) -> Mesh:
     )
 
 
+def one_device() -> Mesh:
+    """Returns the mesh of one device of this process."""
+    return mesh_of(jax.local_devices()[:1])
+
+
 def check_batch_size(mesh: Mesh, name: str, batch_size: int) -> None:
     """Refuses a batch that the devices cannot share evenly."""
     if batch_size % mesh.size:

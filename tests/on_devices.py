@@ -39,7 +39,7 @@ from ncp_jax.priors.directed import DirectedVAE
 from ncp_jax.priors.latents import ContrastiveDraws
 from ncp_jax.training import loop
 from ncp_jax.training.checkpoints import Checkpoints
-from ncp_jax.training.ncp import nce, ncp_update
+from ncp_jax.training.ncp import nce, ncp_state, ncp_update, ncp_validation
 from ncp_jax.training.ncp.stage_two import StageTwo
 from ncp_jax.training.run_log import SilentLog
 from tests.oracles import InterleavedVAE
@@ -91,11 +91,13 @@ def make_task(mesh):
         update=ncp_update.make_update(
             network, optimizer, prepare, rng.root(SEED), ema_decay=0.9, **settings
         ),
-        validate=ncp_update.make_validate(network, prepare, rng.root(SEED), **settings),
-        place=functools.partial(ncp_update.place, mesh),
-        collect=functools.partial(ncp_update.collect, vae.blocks),
+        validate=ncp_validation.make_validate(
+            network, prepare, rng.root(SEED), **settings
+        ),
+        place=functools.partial(ncp_state.place, mesh),
+        collect=functools.partial(ncp_state.collect, vae.blocks),
     )
-    return task, ncp_update.init_state(
+    return task, ncp_state.init_state(
         network, optimizer, vae, rng.root(SEED), ema_decay=0.9
     )
 
@@ -155,7 +157,7 @@ def communication():
 def reweighted():
     """A prior whose ratios are not those of a new discriminator."""
     vae, network = frozen_vae(), MLPDiscriminator((8, 8))
-    params = ncp_update.init_params(network, vae, rng.root(SEED))
+    params = ncp_state.init_params(network, vae, rng.root(SEED))
     params = jax.tree.map(
         lambda leaf: (
             leaf

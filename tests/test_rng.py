@@ -23,7 +23,7 @@ from ncp_jax.models.nvae.layers import Conv
 from ncp_jax.priors import ncp_prior
 from ncp_jax.priors.group_samplers import SIR, Base, Langevin
 from ncp_jax.training import vae_update
-from ncp_jax.training.ncp import ncp_update
+from ncp_jax.training.ncp import ncp_state, ncp_update, ncp_validation
 from tests import tiny
 from tests.oracles import (
     ChainVAE,
@@ -247,13 +247,13 @@ def test_no_key_of_stage_two_has_two_purposes(key, uses, module):
         vae = frozen(module)
         trace_stage(
             ncp_update.make_update(network, optimizer, noisy, key),
-            ncp_update.make_validate(
+            ncp_validation.make_validate(
                 network, noisy, rng.stream(key, "valid"), num_passes=2
             ),
-            ncp_update.init_state(network, optimizer, vae, rng.stream(key, "init")),
+            ncp_state.init_state(network, optimizer, vae, rng.stream(key, "init")),
             DATA | {"vae": vae},
         )
-        params = ncp_update.init_params(network, vae, rng.stream(key, "other"))
+        params = ncp_state.init_params(network, vae, rng.stream(key, "other"))
         ncp = ncp_prior.NCPPrior(vae, network, params)
         for name, draw in draws.items():
             ncp_prior.ancestral(ncp, jax.random.split(rng.stream(key, name)), draw)

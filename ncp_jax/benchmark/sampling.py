@@ -130,7 +130,7 @@ def _series(
 def _time(
     ncp: NCPPrior, draw: Any, key: Array, num_images: int, settings: Settings
 ) -> Row:
-    mesh = parallel.mesh_of(jax.devices()[:1])
+    mesh = parallel.one_device()
     keys = jax.random.split(key, num_images)
     took, out = timing.time_compiled(
         partial(generation.draw_batch, mesh, draw),
@@ -208,7 +208,7 @@ class _Work:
 
     def __init__(self, ncp: NCPPrior):
         keys = jax.random.split(jax.random.key(0), 1)
-        mesh = parallel.mesh_of(jax.devices()[:1])
+        mesh = parallel.one_device()
         self._of_base = arithmetic.count_flops(
             partial(generation.draw_batch, mesh, Base()), ncp, keys
         )

@@ -53,7 +53,7 @@ def log_z(
       The sums of the weights, and the way there: rows (number of draws, log Z, its
       standard error) at every doubling of the batches and at the end.
     """
-    mesh = mesh or parallel.mesh_of(jax.devices()[:1])
+    mesh = mesh or parallel.one_device()
     size = -(-min(batch_size, num_draws) // mesh.size) * mesh.size
     sums, course = WeightSums(), []
     num_batches = -(-num_draws // size)

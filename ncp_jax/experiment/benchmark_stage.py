@@ -17,7 +17,7 @@ from ncp_jax.models import stacks
 from ncp_jax.models.base import FrozenVAE, LatentVariableModel
 from ncp_jax.pages import benchmark_page
 from ncp_jax.priors import directions, feature_directions, generation, ncp_prior
-from ncp_jax.training.ncp import ncp_update
+from ncp_jax.training.ncp import ncp_state
 from ncp_jax.training.ncp import signal as signal_training
 
 Array = jax.Array
@@ -162,7 +162,7 @@ def _prior(experiment: Experiment) -> tuple[ncp_prior.NCPPrior, str]:
     key = rng.stream(experiment.key("benchmark"), "weights")
     vae, network = _untrained(experiment), experiment.discriminator
     init_key = rng.stream(experiment.key("ncp"), "init")
-    init = jax.jit(partial(ncp_update.init_params, network))
+    init = jax.jit(partial(ncp_state.init_params, network))
     params = alone.shaken(init(signal_training.trained(vae), init_key), key)
     return signal_training.prior(vae, network, params), "random"
 

@@ -14,7 +14,7 @@ from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.training import loop
 from ncp_jax.training.checkpoints import Checkpoints, Restored, fingerprint
 from ncp_jax.training.loop import TrainState
-from ncp_jax.training.ncp.ncp_update import NCPState
+from ncp_jax.training.ncp.ncp_state import NCPState
 from ncp_jax.training.run_log import Progress, RunLog, SilentLog
 
 

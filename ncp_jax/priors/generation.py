@@ -148,7 +148,7 @@ def batches(
     Yields:
       The next at most `batch_size` pictures.
     """
-    mesh = mesh or parallel.mesh_of(jax.devices()[:1])
+    mesh = mesh or parallel.one_device()
     padded = -(-min(batch_size, num_images) // mesh.size) * mesh.size
     for start in range(first, num_images, padded):
         keys = jax.vmap(rng.at_step, (None, 0))(key, start + jnp.arange(padded))

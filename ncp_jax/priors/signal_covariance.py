@@ -82,7 +82,7 @@ def leading(
     Raises:
       InputError: see `directions.fit_directions`.
     """
-    mesh, batches = mesh or parallel.mesh_of(jax.devices()[:1]), list(batches)
+    mesh, batches = mesh or parallel.one_device(), list(batches)
     is_exact = [signal_sums.group_size(b) <= max_exact_dim for b in vae.blocks]
     count = sum(int(np.sum(mask)) for _, mask in batches)
     _check(mesh, batches, count, num_passes)

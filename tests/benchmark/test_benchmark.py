@@ -34,7 +34,7 @@ from ncp_jax.pages import benchmark_page
 from ncp_jax.priors import directions, ncp_prior
 from ncp_jax.priors.group_samplers import MALA, SIR, Langevin
 from ncp_jax.priors.signal_space import SignalVAE
-from ncp_jax.training.ncp import ncp_update
+from ncp_jax.training.ncp import ncp_state
 from tests import tiny
 from tests.oracles import ThreeGroupVAE
 from tests.statistics import assert_mean
@@ -154,7 +154,7 @@ def ncp():
     module, network = ThreeGroupVAE(), MLPDiscriminator((8,))
     x, key = jnp.zeros((1, *module.data_shape)), jax.random.key(1)
     vae = FrozenVAE(module, jax.jit(module.init)(key, x, key))
-    params = ncp_update.init_params(network, vae, key)
+    params = ncp_state.init_params(network, vae, key)
     return ncp_prior.NCPPrior(
         vae, network, jax.tree.map(lambda leaf: leaf + 0.3, params)
     )
@@ -166,7 +166,7 @@ def in_signal(ncp):
     found = directions.random_directions(ncp.vae, jax.random.key(2), 1)
     found = dataclasses.replace(found, widths=(1, 0, 1))
     vae = SignalVAE(ncp.vae, found, context_size=1)
-    params = ncp_update.init_params(
+    params = ncp_state.init_params(
         ncp.discriminator, vae.coordinates, jax.random.key(3)
     )
     params = jax.tree.map(lambda leaf: leaf + 0.7, params)

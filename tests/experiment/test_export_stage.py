@@ -23,7 +23,7 @@ from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import generation, ncp_prior
-from ncp_jax.training.ncp import ncp_update
+from ncp_jax.training.ncp import ncp_state
 
 NUM, BATCH = 11, 4  # the last batch is not full
 
@@ -38,7 +38,7 @@ def prior():
     vae = FrozenVAE(module, variables)
     network = MLPDiscriminator((4,))
     params = jax.tree.map(
-        lambda leaf: leaf + 0.5, ncp_update.init_params(network, vae, key)
+        lambda leaf: leaf + 0.5, ncp_state.init_params(network, vae, key)
     )
     return ncp_prior.NCPPrior(vae, network, params)
 

@@ -23,7 +23,7 @@ from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.models.rae.model import of_kind
 from ncp_jax.priors import generation, latents, ncp_prior
 from ncp_jax.priors.group_samplers import SIR, Base, Langevin
-from ncp_jax.training.ncp import ncp_update
+from ncp_jax.training.ncp import ncp_state
 from tests.oracles import InterleavedVAE, ThreeGroupVAE, TwoBlockVAE
 from tests.statistics import assert_mean
 
@@ -53,7 +53,7 @@ def freeze(module):
 @partial(jax.jit, static_argnums=(0, 1))
 def random_params(network, vae_module, key):
     """Discriminators that are not constant."""
-    params = ncp_update.init_params(network, vae_module, key)
+    params = ncp_state.init_params(network, vae_module, key)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(rng.stream(key, "leaves"), len(leaves))
     noise = (jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True))

@@ -21,7 +21,7 @@ from ncp_jax.priors.feature_directions import FeatureVAE, fit_features, no_featu
 from ncp_jax.priors.latents import contrastive_draws
 from ncp_jax.priors.ncp_prior import NCPPrior, base_draw_ratios
 from ncp_jax.priors.signal_space import SignalVAE
-from ncp_jax.training.ncp import ncp_update, signal
+from ncp_jax.training.ncp import ncp_state, ncp_update, signal
 from tests.oracles import ThreeGroupVAE, TwoBlockVAE
 from tests.signal_toy import SignalVAE as SignalToy
 from tests.signal_toy import planes
@@ -156,7 +156,7 @@ def test_it_keeps_the_protocol_and_gives_directions_to_its_discriminators(key):
     check(model, jnp.zeros((2, 3)))
     network = DirectionDiscriminator(3, SIZE, (8,))
     check_discriminator(model, network)
-    params = ncp_update.init_params(network, model, key)
+    params = ncp_state.init_params(network, model, key)
     assert [set(of_block) for of_block in params] == [{"of_coordinates"}] * 2
     ncp = signal.prior(model, network, params)
     first, second = ncp.params
@@ -179,7 +179,7 @@ def test_a_ratio_of_coordinates_alone_is_the_one_of_signal_space(key):
     found = directions.random_directions(vae, key, 2)
     short, whole = SignalVAE(vae, found, 0), DirectedVAE(vae, found, 2, False)
     mlp, network = MLPDiscriminator((8,)), DirectionDiscriminator(2, 0, (8,), "tanh")
-    (params,) = shaken(ncp_update.init_params(mlp, short.coordinates, key))
+    (params,) = shaken(ncp_state.init_params(mlp, short.coordinates, key))
     on_u = signal.prior(short, mlp, (params,))
     on_e = signal.prior(whole, network, ({"of_coordinates": params},))
     x = jax.random.normal(key, (6, 2))

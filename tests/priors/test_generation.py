@@ -14,7 +14,7 @@ from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.distributions import Normal
 from ncp_jax.priors import generation, ncp_prior
 from ncp_jax.priors.group_samplers import SIR, Base, Langevin
-from ncp_jax.training.ncp import ncp_update
+from ncp_jax.training.ncp import ncp_state
 from tests.oracles import LinearGaussianVAE, ThreeGroupVAE, tilted
 
 
@@ -23,7 +23,7 @@ def ncp():
     module, network = ThreeGroupVAE(), MLPDiscriminator((16,))
     x, key = jnp.zeros((1, *module.data_shape)), jax.random.key(1)
     vae = FrozenVAE(module, jax.jit(module.init)(key, x, key))
-    params = ncp_update.init_params(network, vae, key)
+    params = ncp_state.init_params(network, vae, key)
     leaves = jax.tree.leaves(params)
     generator = np.random.default_rng(0)
     noise = [generator.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
@@ -108,7 +108,7 @@ def test_a_chunk_fits_into_the_memory_it_is_given(ncp):
     ncp = dataclasses.replace(
         ncp,
         discriminator=wide,
-        params=ncp_update.init_params(wide, ncp.vae, jax.random.key(0)),
+        params=ncp_state.init_params(wide, ncp.vae, jax.random.key(0)),
     )
     num_chains, sizes = 16, []
     for mib in (1, 4, 16):

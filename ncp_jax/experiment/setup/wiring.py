@@ -38,7 +38,7 @@ from ncp_jax.training.checkpoints import Checkpoints, fingerprint
 from ncp_jax.training.loop import Task, TrainState
 from ncp_jax.training.ncp import preparation, signal_settings
 from ncp_jax.training.ncp import signal as signal_training
-from ncp_jax.training.ncp.ncp_update import NCPState
+from ncp_jax.training.ncp.ncp_state import NCPState
 from ncp_jax.training.ncp.stage_two import StageTwo
 
 Array = jax.Array

@@ -21,7 +21,7 @@ from ncp_jax.training import checkpoints, loop, optimizers
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
 from ncp_jax.training.loop import Preempted, Prepare, Task
 from ncp_jax.training.ncp import preparation, signal, signal_settings
-from ncp_jax.training.ncp.ncp_update import NCPState
+from ncp_jax.training.ncp.ncp_state import NCPState
 from ncp_jax.training.ncp.signal_settings import SignalSettings
 from ncp_jax.training.ncp.stage_two import Given, StageTwo
 from ncp_jax.training.run_log import Progress, RunLog, SilentLog

@@ -4,18 +4,21 @@ Their log r is 0, so what they would measure is known.  Checkpoints and metrics 
 all K groups whatever is trained; until `join` a stack is in two parts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from ncp_jax import parallel
 from ncp_jax.models import stacks
 from ncp_jax.models.base import Block
 from ncp_jax.training.loop import Metrics, PyTree
 from ncp_jax.training.ncp import held_out, nce
 from ncp_jax.training.ncp.held_out import Sums
+from ncp_jax.training.ncp.nce import GroupState
 
 Array = jax.Array
 
@@ -104,3 +107,40 @@ def repeated(of_one: Sums, rows: Rows) -> Sums:
     """The same for every idle row: fields [batches, n]."""
     num_idle = len(rows.idle)
     return jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], num_idle, 1), of_one)
+
+
+def over_stacks(
+    mesh: Mesh,
+    function: Callable[..., Any],
+    of_stacks: tuple[Rows, ...],
+    groups: tuple[GroupState, ...],
+    *per_stack: Any,
+) -> list[Any]:
+    """Applies a function of one stack's trained rows to every stack; None of no row."""
+    return [
+        parallel.over_device_groups(
+            mesh, function, stack, *(used(tree, rows) for tree in trees)
+        )
+        if rows.used
+        else None
+        for rows, stack, *trees in zip(of_stacks, groups, *per_stack, strict=True)
+    ]
+
+
+def per_group(
+    mesh: Mesh,
+    blocks: tuple[Block, ...],
+    metrics: Sequence[Metrics],
+    of_idle: Sequence[Metrics],
+    of_stacks: tuple[Rows, ...],
+) -> dict[str, Array]:
+    """Joins metrics of stacks, [padded n] each, to [K] in the model's order."""
+    whole = [
+        join(parallel.join(mesh, trained), idle, rows)
+        for trained, idle, rows in zip(
+            metrics, of_idle or metrics, of_stacks, strict=True
+        )
+    ]
+    return jax.tree.map(
+        lambda *parts: jnp.concatenate(parts), *stacks.by_block(blocks, whole)
+    )

@@ -15,8 +15,15 @@ from ncp_jax import parallel, rng
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.training import batches
 from ncp_jax.training.loop import Prepare, Task
-from ncp_jax.training.ncp import held_out, ncp_update, preparation, signal
-from ncp_jax.training.ncp.ncp_update import NCPState
+from ncp_jax.training.ncp import (
+    held_out,
+    ncp_state,
+    ncp_update,
+    ncp_validation,
+    preparation,
+    signal,
+)
+from ncp_jax.training.ncp.ncp_state import NCPState
 from ncp_jax.training.ncp.signal_settings import SignalSettings
 
 Array = jax.Array
@@ -108,7 +115,7 @@ class StageTwo:
                 ema_decay=self.ema_decay,
                 **shared,
             ),
-            validate=ncp_update.make_validate(
+            validate=ncp_validation.make_validate(
                 self.discriminator,
                 prepare_held_out,
                 rng.stream(key, "valid"),
@@ -118,8 +125,8 @@ class StageTwo:
             ),
             average=held_out.mean_of_steps,
             remarks=partial(held_out.remarks, groups=groups),
-            place=partial(ncp_update.place, mesh, blocks=vae.blocks, groups=groups),
-            collect=partial(ncp_update.collect, vae.blocks, groups=groups),
+            place=partial(ncp_state.place, mesh, blocks=vae.blocks, groups=groups),
+            collect=partial(ncp_state.collect, vae.blocks, groups=groups),
         )
 
     def initial(self, vae: LatentVariableModel, key: Array) -> NCPState:
@@ -130,7 +137,7 @@ class StageTwo:
           key: as of `task`.
         """
         init_state = partial(
-            ncp_update.init_state,
+            ncp_state.init_state,
             self.discriminator,
             self.optimizer,
             vae,

@@ -1,6 +1,5 @@
 """NVAE: the contract of a `LatentVariableModel`, and what is its own."""
 
-
 import chex
 import jax
 import jax.numpy as jnp

@@ -13,7 +13,7 @@ from ncp_jax.models.base import Block
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.priors.signal_space import SignalCoordinates
 from ncp_jax.training import optimizers
-from ncp_jax.training.ncp import idle_groups, ncp_update
+from ncp_jax.training.ncp import idle_groups, ncp_state, ncp_update, ncp_validation
 from ncp_jax.training.ncp.idle_groups import Rows
 
 USED, IDLE = (0, 3), (1, 2)
@@ -48,14 +48,14 @@ def trained(key, groups, *, num_steps=3, **settings):
     update = ncp_update.make_update(
         network, optimizer, as_it_is, key, ema_decay=0.9, **shared
     )
-    validate = ncp_update.make_validate(network, as_it_is, key, **shared)
-    start = ncp_update.init_state(network, optimizer, vae, key, ema_decay=0.9)
-    state = ncp_update.place(MESH, start, vae.blocks, groups)
+    validate = ncp_validation.make_validate(network, as_it_is, key, **shared)
+    start = ncp_state.init_state(network, optimizer, vae, key, ema_decay=0.9)
+    state = ncp_state.place(MESH, start, vae.blocks, groups)
     rows, update = jnp.arange(64), jax.jit(update)
     for _ in range(num_steps):
         state, learned = update(state, data, rows)
     state, measured = jax.jit(validate)(state, data)
-    return ncp_update.collect(vae.blocks, state, groups), learned, measured, start
+    return ncp_state.collect(vae.blocks, state, groups), learned, measured, start
 
 
 def of(groups, tree):
@@ -100,12 +100,12 @@ def test_an_update_costs_what_the_others_cost(key):
     """By XLA's own count of operations, side by side: half of four groups, half."""
     vae, network, optimizer = coordinates(8), MLPDiscriminator((64, 64)), optax.sgd(0.1)
     data, flops = data_of(vae, 128, key), {}
-    start = ncp_update.init_state(network, optimizer, vae, key)
+    start = ncp_state.init_state(network, optimizer, vae, key)
     for groups in (USED, None):
         update = ncp_update.make_update(
             network, optimizer, as_it_is, key, groups=groups, formulation="vmap"
         )
-        state = ncp_update.place(MESH, start, vae.blocks, groups)
+        state = ncp_state.place(MESH, start, vae.blocks, groups)
         compiled = jax.jit(update).lower(state, data, jnp.arange(128)).compile()
         flops[groups] = compiled.cost_analysis()["flops"]
     assert 0.45 < flops[USED] / flops[None] < 0.6

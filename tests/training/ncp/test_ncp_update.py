@@ -1,4 +1,4 @@
-"""`ncp_update.py` and `nce.py`: the loss, a ratio that is found, groups kept apart."""
+"""The update, its state and validation, and `nce.py`: the loss, a ratio that is found, groups kept apart."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.priors.latents import ContrastiveDraws
 from ncp_jax.training import optimizers
-from ncp_jax.training.ncp import nce, ncp_update
+from ncp_jax.training.ncp import nce, ncp_state, ncp_update, ncp_validation
 from tests import tiny
 from tests.oracles import (
     InterleavedVAE,
@@ -150,7 +150,7 @@ def test_the_ranking_loss_joins_in_by_its_weight(key):
     for weight in (0.0, 0.5, 1.0):
         settings = {"num_negatives": 3, "ranking_weight": weight}
         _, train = update_of(network, optax.sgd(0.1), vae, key, **settings)(state)
-        validate = ncp_update.make_validate(network, as_it_is, key, **settings)
+        validate = ncp_validation.make_validate(network, as_it_is, key, **settings)
         data = {"vae": vae, "valid": X, "valid_mask": jnp.ones(X.shape[:2], bool)}
         _, valid = jax.jit(validate)(state, data)
         found[weight] = np.array([train["loss"], valid["loss"]])
@@ -171,7 +171,7 @@ def test_a_weighted_loss_is_trained_and_validated(key):
     for m in (1.0, 9.0):
         settings = {"num_negatives": 2, "negative_weight": m}
         _, train = update_of(network, optax.sgd(0.1), vae, key, **settings)(state)
-        validate = ncp_update.make_validate(network, as_it_is, key, **settings)
+        validate = ncp_validation.make_validate(network, as_it_is, key, **settings)
         _, valid = jax.jit(validate)(state, data)
         chance = math.log1p(m) + m * math.log1p(1 / m)
         np.testing.assert_allclose(train["loss"], chance, rtol=1e-5)
@@ -193,7 +193,7 @@ def test_group_metrics():
 @pytest.mark.parametrize("module", [TwoBlockVAE(), ThreeGroupVAE()])
 def test_an_untrained_ratio_is_exactly_one(key, module):
     network = MLPDiscriminator((8,))
-    params = jax.jit(lambda key: ncp_update.init_params(network, module, key))(key)
+    params = jax.jit(lambda key: ncp_state.init_params(network, module, key))(key)
     for block, stacked in zip(module.blocks, params, strict=True):
         z = jax.random.normal(key, (block.num_groups, 5, *block.latent_shape))
         context = jnp.ones((block.num_groups, 5, *block.context_shape))
@@ -247,8 +247,8 @@ def frozen(module):
 
 
 def start(network, optimizer, vae, key, ema_decay=0.0):
-    init = partial(ncp_update.init_state, network, optimizer, vae, ema_decay=ema_decay)
-    return ncp_update.place(parallel.mesh_of(), jax.jit(init)(key))
+    init = partial(ncp_state.init_state, network, optimizer, vae, ema_decay=ema_decay)
+    return ncp_state.place(parallel.mesh_of(), jax.jit(init)(key))
 
 
 def with_params(state, change):
@@ -313,7 +313,7 @@ def test_stacked_groups_train_as_they_would_alone(key):
     """
     network, optimizer = MLPDiscriminator((8,)), optax.sgd(0.5)
     vae = frozen(InterleavedVAE())
-    params = jax.jit(lambda key: ncp_update.init_params(network, vae, key))(key)
+    params = jax.jit(lambda key: ncp_state.init_params(network, vae, key))(key)
     state = start(network, optimizer, vae, key)
     chex.assert_trees_all_equal(of_blocks(state, vae), params)
     update = update_of(network, optimizer, vae, key)
@@ -405,7 +405,7 @@ STDS = np.array([1.0, (0.8**2 + (0.5 * 0.7) ** 2) ** 0.5, (0.6**2 + 0.56**2) ** 
 
 def validate_of(network, vae, key, **settings):
     """A compiled validation on X: state -> (state, metrics)."""
-    validate = ncp_update.make_validate(network, as_it_is, key, **settings)
+    validate = ncp_validation.make_validate(network, as_it_is, key, **settings)
     data = {"vae": vae, "valid": X, "valid_mask": jnp.ones(X.shape[:2], bool)}
     return jax.jit(lambda state: validate(state, data))
 
@@ -434,7 +434,9 @@ def test_validation_ignores_padding_and_repeats_itself(key):
     network, vae = MLPDiscriminator((8,)), frozen(TwoBlockVAE())
     zero = start(network, optax.sgd(0.1), vae, key)
     state = with_params(zero, plus_a_tenth)
-    validate = jax.jit(ncp_update.make_validate(network, as_it_is, key, num_passes=2))
+    validate = jax.jit(
+        ncp_validation.make_validate(network, as_it_is, key, num_passes=2)
+    )
     rows = jax.random.normal(key, (2, 4, 3))
     mask = jnp.array([[True] * 4, [True, False, False, False]])
 
@@ -506,7 +508,7 @@ def test_validation_finds_the_gain_in_closed_form(key):
     network, vae = QuadraticRatio(), frozen(MODULE)
     state = start(network, optax.sgd(0.1), vae, key)
     state = with_params(state, lambda _: log_ratios(1, 1, 1))
-    validate = ncp_update.make_validate(network, as_it_is, key, num_passes=512)
+    validate = ncp_validation.make_validate(network, as_it_is, key, num_passes=512)
     rows = X.reshape(2, 256, 3)
     data = {"vae": vae, "valid": rows, "valid_mask": jnp.ones((2, 256), bool)}
     _, metrics = jax.jit(validate)(state, data)
