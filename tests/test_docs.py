@@ -199,6 +199,7 @@ README_ROWS = {
     "static_mlp.py`": "static_mlp",
     "fashion_mlp.py`": "fashion_mlp",
     "mnist_nvae.py:cpu`": "mnist_nvae",
+    "mnist_convhvae.py:cpu`": "mnist_convhvae",
 }
 
 
