@@ -30,4 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = config_files.load(name, "" if is_fashion else variant)
     config.vae.num_steps = min(config.vae.num_steps, 200_000)
     config.compare.names = ex_post.NAMES
+    few = {"sampling": {"num_proposals": 200}}  # p is near q: more do no better
+    with config.unlocked():
+        config.compare.priors = {"ncp_over_gmm": few, "ncp_over_flow": few}
     return config
