@@ -13,7 +13,7 @@ import pytest
 
 import ncp_jax
 from ncp_jax.experiment import stages
-from ncp_jax.pages import benchmark_page, priors_page, run_page
+from ncp_jax.pages import benchmark_page, run_page
 from ncp_jax.pages.parts import quantities
 from ncp_jax.priors import ex_post, ncp_prior
 from tests.test_layering import FLOORS
@@ -416,14 +416,6 @@ def test_the_convhvae_is_that_of_the_recorded_run():
         number = f"{metrics[f'num_directions/{k}']['value']:.0f}"
         loss, ess = (_interval(record, f"{n}/{k}") for n in ("nce_loss", "sir_ess"))
         assert f"| {k} | {number} | {loss} | {gain} | {ess} |" in section
-
-
-def test_the_table_of_all_priors_is_that_of_the_recorded_run():
-    columns = ("gain", "fd_lenet", "kid_lenet", *("fit_seconds", "sampling_seconds"))
-    compared = _records("priors_mnist")["priors"]
-    assert priors_page.markdown(compared, *columns, "num_parameters") in DOCS
-    base = " ".join(quantities.estimate(compared["nll_base"]))
-    assert f"under N(0, I) their NLL is {base}." in " ".join(DOCS.split())
 
 
 def test_the_paper_s_table_1_is_that_of_the_recorded_runs():
