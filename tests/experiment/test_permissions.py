@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import tempfile
-import types
 from pathlib import Path
 
 import pytest
@@ -71,9 +70,7 @@ def refused(monkeypatch, capsys):
     monkeypatch.setattr(stages, "environment", lambda: versions)
 
     def run(workdir, stage):
-        options = types.SimpleNamespace(
-            config=settings(), workdir=str(workdir), stage=stage
-        )
+        options = command_line.Options(settings(), str(workdir), stage, "")
         monkeypatch.setattr(command_line, "_parse", lambda argv: options)
         with as_another_user():
             code = command_line.main([])
