@@ -28,6 +28,14 @@ BENCHMARK_TABLES = (  # record, part, columns that the page leaves out
     ("mnist_mlp", "training"),
     ("celeba64", "samplers", "images", "ESS/s", "lowest to highest"),
     ("celeba64", "stage_two", "devices"),
+    *(
+        (name, "samplers", "images", "ESS/s", "plain", "its memory")
+        for name in (
+            "mnist_nvae_directions",
+            "mnist_nvae_residual",
+            "celeba64_directions",
+        )
+    ),
 )
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -360,6 +368,14 @@ def test_the_benchmark_tables_are_those_of_the_recorded_runs():
             found = found | {"rows": rows}
         assert benchmark_page.markdown(found, *omitted) in DOCS, (name, part)
         assert record["environment"]["date"] in DOCS
+
+
+def test_directions_make_sir_as_much_faster_as_the_docs_say():
+    of_maps, of_directions = (
+        _records(f"benchmark_mnist_nvae_{name}")["samplers"]["rows"][0]["seconds"]
+        for name in ("residual", "directions")
+    )
+    assert f"SIR takes {of_maps / of_directions:.0f} times" in " ".join(DOCS.split())
 
 
 def test_every_prior_is_described():
