@@ -1,8 +1,6 @@
 """Priors side by side for a VAE of one's own: from a frozen model to one page."""
 
 import dataclasses
-import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import conditional, ex_post
 from ncp_jax.priors.ex_post.contract import Fit
+from ncp_jax.records import whole_file
 from ncp_jax.training.loop import Prepare
 from ncp_jax.training.ncp import preparation
 from ncp_jax.training.ncp.signal import SignalSettings
@@ -122,10 +121,8 @@ def compare(
         return compared
     from ncp_jax.pages import priors_page  # and matplotlib, which only a page needs
 
-    content = json.dumps({priors_page.KEY: compared.as_json()}, indent=2)
-    partial = place / "results.json.tmp"
-    partial.write_text(content + "\n")
-    os.replace(partial, place / "results.json")
+    content = {priors_page.KEY: compared.as_json()}
+    whole_file.write_json(place / "results.json", content, indent=2)
     return dataclasses.replace(compared, page=priors_page.write(place))
 
 

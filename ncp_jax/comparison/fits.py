@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax.errors import InputError
-from ncp_jax.priors.ex_post.contract import Encodings, Fit, LatentPrior
+from ncp_jax.priors.ex_post.contract import Encodings, LatentPrior
+from ncp_jax.records import whole_file
 from ncp_jax.training.checkpoint_records import short_hash
 from ncp_jax.training.checkpoints import fingerprint
 
@@ -27,24 +27,30 @@ class Fitted(NamedTuple):
 
 def fit(
     name: str,
-    settings: Fit,
+    settings: Any,
     key: Array,
     encodings: Encodings,
     folder: Path | None = None,
+    base: Fitted | None = None,
 ) -> Fitted:
     """Fits a prior, or finishes a fit that was stopped.
 
     Args:
       name: of the prior, for messages.
-      settings: what fits it.
+      settings: the `Fit` of it.
       key: PRNG key; consumed here.
       encodings: of the frozen VAE.
       folder: of this prior and this key.  Fits of other settings or encodings lie
         beside each other in it; None keeps nothing.
+      base: what `settings.base` would be fitted to again, its seconds counted; None
+        where there is none.
 
     Raises:
       InputError: what was fitted is no prior.
     """
+    if base is not None:
+        given = Given(base.prior, fingerprint(base.prior))
+        settings = dataclasses.replace(settings, base=given)
     started, record = time.monotonic(), None
     place, before = None, {"seconds": 0.0, "is_done": False}
     if folder is not None:
@@ -61,13 +67,13 @@ def fit(
         if record is not None:
             if not is_done:  # stopped: the seconds so far count
                 seconds += time.monotonic() - started
-            _write(record, {"seconds": seconds, "is_done": is_done})
+            whole_file.write_json(record, {"seconds": seconds, "is_done": is_done})
     if not isinstance(prior, LatentPrior):
         raise InputError(
             f"prior {name!r}: {type(prior).__name__} must have `density`, "
             "`sample(keys)` and `log_prob(z, key)`"
         )
-    return Fitted(prior, seconds)
+    return Fitted(prior, seconds + (base.seconds if base else 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +94,6 @@ class Given:
         """Returns the prior, whatever it is asked to be fitted to."""
         del key, encodings, folder
         return self.prior
-
-
-def given(prior: LatentPrior) -> Given:
-    """Returns the fit that is no more than this prior."""
-    return Given(prior, fingerprint(prior))
 
 
 def num_parameters(prior: LatentPrior) -> int:
@@ -120,9 +121,3 @@ def _read(path: Path) -> dict[str, Any] | None:
         return {"seconds": float(found["seconds"]), "is_done": bool(found["is_done"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None  # of a fit that never began, or that nobody can read: it is fitted
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content) + "\n")
-    os.replace(temporary, path)

@@ -20,7 +20,7 @@ from ncp_jax.evaluation import likelihood
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.evaluation.metrics import gaussian_kernel, memorisation
 from ncp_jax.pages.parts import pictures as picture_files
-from ncp_jax.priors.ex_post.contract import Encodings, Fit, LatentPrior
+from ncp_jax.priors.ex_post.contract import Encodings, Fit
 from ncp_jax.training.loop import Prepare
 
 Array = jax.Array
@@ -121,29 +121,25 @@ def _fit_all(
 ) -> dict[str, list[Fitted]]:
     found: dict[str, list[Fitted]] = {}
     for name, fit in how.items():
-        fits_of_base = found.get(_base_of(fit, how), [])
+        fits_of_base = _fits_of_base(fit, how, found)
         found[name] = []
         for i in range(num_fits):
             place = None if folder is None else folder / "priors" / f"{name}-{i}"
-            fit_key, one, before = rng.at_step(rng.stream(key, name), i), fit, 0.0
-            if fits_of_base:
-                one = _on_top_of(fit, fits_of_base[i].prior)
-                before = fits_of_base[i].seconds
-            each = fits.fit(name, one, fit_key, encodings, place)
-            each = each._replace(seconds=each.seconds + before)
+            fit_key = rng.at_step(rng.stream(key, name), i)
+            base = fits_of_base[i] if fits_of_base else None
+            each = fits.fit(name, fit, fit_key, encodings, place, base)
             found[name].append(each)
             print(f"compare: {name}, fit {i + 1} of {num_fits}: {each.seconds:,.1f} s")
     return found
 
 
-def _base_of(fit: Fit, how: Mapping[str, Fit]) -> str:
-    """The prior of the comparison that this fit would fit again, to reweight it."""
-    base = getattr(fit, "base", None)
-    return next((name for name, other in how.items() if base and other == base), "")
-
-
-def _on_top_of(fit: Any, prior: LatentPrior) -> Fit:
-    return dataclasses.replace(fit, base=fits.given(prior))
+def _fits_of_base(
+    fit: Fit, how: Mapping[str, Fit], found: Mapping[str, list[Fitted]]
+) -> list[Fitted]:
+    """The fits, if there are, of the prior that this one would fit again."""
+    base = getattr(fit, "base", None) if dataclasses.is_dataclass(fit) else None
+    names = [name for name in found if base is not None and how[name] == base]
+    return found[names[0]] if names else []
 
 
 def _against(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ncp_jax.records import whole_file
+
 
 class PartialArray:
     """Rows of an array on their way to the disk, and the record of their progress.
@@ -72,6 +74,4 @@ class PartialArray:
 
     def _write_record(self) -> None:
         record = {"num_tried": self.num_tried, "failed": sorted(self.failed)}
-        temporary = self._record.with_suffix(".json.new")
-        temporary.write_text(json.dumps(record))
-        os.replace(temporary, self._record)
+        whole_file.write_json(self._record, record)

@@ -163,7 +163,7 @@ def _check_source(experiment: Experiment, source: Path) -> None:
             f"config.vae.workdir={source} was made with another config:\n  "
             + "\n  ".join(lines)
         )
-    seal = data_seal.of(experiment.config.data.name, experiment.dataset)
+    seal = experiment.data_seal
     trained_on = read_json(source, data_seal.FILE)
     if trained_on and data_seal.is_seal(trained_on) and trained_on != seal:
         raise InputError(

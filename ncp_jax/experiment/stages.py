@@ -29,7 +29,7 @@ from ncp_jax.experiment import (
     train_stage,
 )
 from ncp_jax.experiment.pretrained import weights_export, weights_import
-from ncp_jax.experiment.setup import budget, data_seal, schema, validation, wiring
+from ncp_jax.experiment.setup import budget, schema, validation, wiring
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import Workdir
@@ -106,9 +106,9 @@ def run(
     )
     with contextlib.closing(folder):
         print(f"device: {jax.device_count()} x {jax.devices()[0].device_kind}")
-        if stage != "benchmark":
-            folder.seal_data(data_seal.of(config.data.name, dataset))
         experiment = Experiment(config, folder, dataset)
+        if stage != "benchmark":
+            folder.seal_data(experiment.data_seal)
         is_compared = stage == "compare" or (stage == "all" and config.compare.names)
         if is_compared:
             compare_stage.check(experiment)

@@ -5,7 +5,6 @@ anywhere; imports no JAX.
 """
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from ncp_jax.pages.parts import (
     quantities,
     signal_plots,
 )
-from ncp_jax.records import array_files, log_lines, run_records
+from ncp_jax.records import array_files, log_lines, run_records, whole_file
 
 LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
 noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling
@@ -147,10 +146,8 @@ def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def replace_page(path: Path, html: str) -> Path:
     """Writes a page in one step and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".html.tmp")
     # A name of a file that is no Unicode is shown with its bytes.
-    partial.write_text(html, encoding="utf-8", errors="backslashreplace")
-    os.replace(partial, path)
+    whole_file.write(path, html.encode(errors="backslashreplace"))
     return path
 
 

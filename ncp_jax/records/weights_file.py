@@ -6,8 +6,6 @@ Equal arrays are equal bytes, whenever and wherever they are written.
 
 import hashlib
 import io
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +14,7 @@ import msgspec
 import numpy as np
 
 from ncp_jax.errors import InputError
-from ncp_jax.records import array_files, run_records
+from ncp_jax.records import array_files, run_records, whole_file
 from ncp_jax.records.array_files import Arrays, Damaged
 
 REMEDY = "bring this file and the one beside it back, or export them again"
@@ -82,34 +80,6 @@ class Record(msgspec.Struct):
     command: str
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the leaves of nested mappings by their paths, in the order of those.
-
-    Args:
-      tree: of arrays, or of whatever describes them.
-      prefix: of all paths.
-    """
-    found: dict[str, Any] = {}
-    for name in sorted(tree):
-        if isinstance(tree[name], Mapping):
-            found |= flat(tree[name], f"{prefix}{name}/")
-        else:
-            found[prefix + name] = tree[name]
-    return found
-
-
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the nested mappings that `flat` makes such leaves of."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *outer, last = path.split("/")
-        part = tree
-        for name in outer:
-            part = part.setdefault(name, {})
-        part[last] = leaf
-    return tree
-
-
 def write(
     path: Path, arrays: Mapping[str, np.ndarray], known: Mapping[str, Any]
 ) -> Record:
@@ -134,10 +104,9 @@ def write(
         ),
         **known,
     )
-    text = json.dumps(msgspec.to_builtins(record), indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, content.getvalue())
-    _replace(beside(path), text.encode())
+    whole_file.write(path, content.getvalue())
+    whole_file.write_json(beside(path), msgspec.to_builtins(record), indent=2)
     return record
 
 
@@ -174,10 +143,3 @@ def read(path: Path) -> tuple[Record, Arrays]:
         reason = f"its sha256 is {found[:16]}..., not {record.sha256[:16]}..."
         raise Damaged(path, f"{reason} as in {beside(path).name}", REMEDY)
     return record, array_files.read(path, REMEDY)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file at once: a reader sees the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

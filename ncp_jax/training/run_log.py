@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from ncp_jax.records import log_lines
+from ncp_jax.records import log_lines, whole_file
 
 SECONDS_BETWEEN_LINES = 10.0
 ORDER = ("vae", "ncp")  # of the stages' records; others come after them
@@ -147,6 +146,5 @@ def _kept(path: Path, stage: str, step: int) -> list[dict[str, Any]]:
 
 
 def _rewrite(path: Path, records: list[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
-    os.replace(temporary, path)
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    whole_file.write(path, lines.encode())

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ncp_jax.errors import InputError
 from ncp_jax.records import weights_file
@@ -35,7 +36,7 @@ KNOWN = {
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "new" / "toy.npz"
-    weights_file.write(path, weights_file.flat(TREE), KNOWN)
+    weights_file.write(path, flatten_dict(TREE, sep="/"), KNOWN)
     return path
 
 
@@ -47,13 +48,13 @@ def edit(path, **fields):
 def test_arrays_and_record_come_back_to_the_bit(file):
     record, arrays = weights_file.read(file)
     assert list(arrays) == PATHS
-    for name, array in weights_file.flat(TREE).items():
+    for name, array in flatten_dict(TREE, sep="/").items():
         assert arrays[name].dtype == np.float32
         assert arrays[name].shape == array.shape
         assert arrays[name].tobytes() == array.tobytes()
-    again = weights_file.nested(arrays)
+    again = unflatten_dict(arrays, sep="/")
     assert again["params"]["top"]["kernel"] is arrays["params/top/kernel"]
-    assert weights_file.flat(again).keys() == arrays.keys()
+    assert flatten_dict(again, sep="/").keys() == arrays.keys()
     assert (record.num_parameters, record.num_bytes) == (5, file.stat().st_size)
     assert record.config == KNOWN["config"] and record.data == KNOWN["data"]
     with np.load(file) as plain:  # NumPy alone reads it
@@ -64,7 +65,7 @@ def test_equal_arrays_are_equal_bytes(file, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 2e9)
     monkeypatch.setattr(time, "localtime", lambda *unused: time.gmtime(2e9))
     second = tmp_path / "second.npz"
-    reordered = dict(reversed(weights_file.flat(TREE).items()))
+    reordered = dict(reversed(flatten_dict(TREE, sep="/").items()))
     weights_file.write(second, reordered, KNOWN)
     assert second.read_bytes() == file.read_bytes()
     records = [weights_file.beside(path).read_bytes() for path in (second, file)]

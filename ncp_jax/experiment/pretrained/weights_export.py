@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from ncp_jax.errors import InputError, local_path
 from ncp_jax.experiment.setup import config as config_lib
@@ -39,20 +40,19 @@ def export(experiment: Experiment, command: str) -> Path:
         path = Path(local_path("config.export.file", file))
     best = experiment.best_stage_1()
     variables = jax.device_get(best.state.eval_variables)
-    arrays = {n: np.asarray(a) for n, a in weights_file.flat(variables).items()}
+    arrays = {n: np.asarray(a) for n, a in flatten_dict(variables, sep="/").items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise InputError(
                 f"stage 1 in {experiment.path} has an array {name} that is not finite: "
                 "train it again, in a new workdir, at a lower config.vae.learning_rate"
             )
-    seal = data_seal.of(experiment.config.data.name, experiment.dataset)
     known = {
         "step": best.step,
         "fingerprint": fingerprint(variables),
         "held_out_loss": best.metadata["valid_loss"],
         "config": settings_of(config_lib.as_json(experiment.config)),
-        "data": data_seal.short(seal),
+        "data": data_seal.short(experiment.data_seal),
         **_how_it_was_trained(experiment),
         "licence": LICENCE,
         "command": command,

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import msgspec
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
@@ -126,7 +127,7 @@ def _check_version(path: Path, record: weights_file.Record, other: Changes) -> N
 
 def _with_weights(state: TrainState, arrays: dict[str, Any], path: str) -> TrainState:
     """A state of stage 1 with the file's arrays in the place of its own."""
-    own = weights_file.flat(state.variables)
+    own = flatten_dict(state.variables, sep="/")
     kinds = [
         {name: (array.shape, str(array.dtype)) for name, array in one.items()}
         for one in (own, arrays)
@@ -137,7 +138,7 @@ def _with_weights(state: TrainState, arrays: dict[str, Any], path: str) -> Train
             f"{path} holds other arrays than this code has ({min(differ)}): it was "
             "written by another version; use that one, or train stage 1"
         )
-    variables = weights_file.nested(arrays)
+    variables = unflatten_dict(arrays, sep="/")
     averages = state.averages
     if averages is not None:
         averages = {name: variables[name] for name in averages}
@@ -147,9 +148,8 @@ def _with_weights(state: TrainState, arrays: dict[str, Any], path: str) -> Train
 
 def _check_data(experiment: Experiment, name: str, record: weights_file.Record) -> None:
     """Refuses other examples than those that the weights were trained on."""
-    seal = data_seal.of(experiment.config.data.name, experiment.dataset)
     before = msgspec.to_builtins(record.data)
-    if lines := data_seal.differences(before, seal):
+    if lines := data_seal.differences(before, experiment.data_seal):
         raise InputError(
             f"config.vae.pretrained={name} was trained on other data "
             f"({'; '.join(lines)}): bring those back (config.data.dir), or leave "

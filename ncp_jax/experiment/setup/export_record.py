@@ -1,12 +1,12 @@
 """The record of an export, by which a call that was stopped goes on."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ncp_jax.errors import InputError
+from ncp_jax.records import whole_file
 
 RECORD = "export.json"
 
@@ -85,6 +85,4 @@ class ExportRecord:
         self._save()
 
     def _save(self) -> None:
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self._content, indent=2) + "\n")
-        os.replace(temporary, self._path)
+        whole_file.write_json(self._path, self._content, indent=2)

@@ -37,7 +37,7 @@ COLOUR_NVAE: dict[str, Any] = {
 }
 # What the configs of autoencoders compare, in the order of the paper's Table 1.
 ON_AUTOENCODERS = ("gaussian", "gmm", "flow", "ncp", "ncp_over_gmm", "two_stage")
-# Stage 2 of an NVAE on its signal directions, instead of the paper's maps.
+# Stage 2 of a hierarchy on its signal directions, instead of the whole of z.
 ON_DIRECTIONS: dict[str, Any] = {
     "ncp.discriminator.hidden_dims": (200, 200, 200),
     "ncp.discriminator.activation": "swish",
@@ -63,83 +63,7 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     if name not in VARIANTS:
         raise InputError(f"config variant {name!r}: there is only ':smoke'")
     if name == "smoke":
-        small = {"num_steps": 60, "steps_per_dispatch": 30, "steps_per_eval": 30}
-        config.vae.update(small, batch_size=min(config.vae.batch_size, 32))
-        config.vae.warmup_steps = min(config.vae.warmup_steps, 10)
-        config.ncp.update(small, batch_size=min(config.ncp.batch_size, 64))
-        config.ncp.num_passes = 1
-        config.vaebm.update(
-            channels=tuple(min(n, 8) for n in config.vaebm.channels),
-            num_langevin_steps=2,
-            num_sampling_steps=3,
-            batch_size=16,
-            num_steps=6,
-            steps_per_eval=3,
-            steps_per_dispatch=3,
-            num_valid=20,
-            num_chains=20,
-            num_proposals=20,
-            num_starts=20,
-        )
-        config.sample.update(
-            num_images=16,
-            batch_size=16,
-            num_proposals=100,
-            langevin_num_steps=20,
-            mala_num_steps=20,
-        )
-        config.export.num_images = 16
-        config.benchmark.update(
-            num_steps=60,
-            num_repeats=1,
-            num_images=(1, 2),
-            num_proposals=(5, 20),
-            num_langevin_steps=(2, 20),
-            num_groups=(1, 2),
-            batch_size=4,
-            num_calls=2,
-        )
-        config.compare.update(
-            num_fits=1,
-            max_steps=60,
-            max_draws=500,
-            num_encodings=1,
-            num_valid_encodings=1,
-            max_examples=100,
-            num_importance_samples=20,
-            chunk_size=10,
-            num_log_z_draws=5_000,
-            log_z_batch_size=1_000,
-            num_samples=300,
-            sample_batch_size=100,
-            num_mmd_samples=100,
-            num_permutations=50,
-            num_neighbour_queries=50,
-        )
-        config.evaluate.update(
-            max_examples=150,
-            num_importance_samples=20,
-            num_snis_proposals=50,
-            num_snis_samples=2,
-            num_log_z_draws=20_000,
-            log_z_batch_size=2_000,
-            max_log_z_stderr=0.0,  # so few draws show that it runs, and no more
-            num_passes=1,
-            fid_num_images=200,
-            fid_num_reference=1_000,
-            num_mmd_samples=100,
-            num_permutations=100,
-            num_neighbour_queries=50,
-            audit_num_images=min(config.evaluate.audit_num_images, 40),
-            audit_num_draws=min(config.evaluate.audit_num_draws, 20),
-            audit_num_steps=40,
-        )
-        if config.vae.model.name == "nvae":
-            _shrink_nvae(config)
-        if config.vae.model.name == "conv_hvae":
-            config.vae.model.update(latent_dim=8, channels=4, hidden_dim=32)
-        if config.vae.model.name == "rae":
-            config.vae.model.channels = min(config.vae.model.channels, 2)
+        _shrink(config)
     return config
 
 
@@ -175,6 +99,87 @@ def as_autoencoder(
     if config.vae.model.kind != "vae":  # every encoding of a picture is the same
         config.compare.update(num_encodings=1, num_valid_encodings=1)
     return variant(config, size)
+
+
+def _shrink(config: ConfigDict) -> None:
+    """Leaves of every stage what takes seconds."""
+    small = {"num_steps": 60, "steps_per_dispatch": 30, "steps_per_eval": 30}
+    config.vae.update(small, batch_size=min(config.vae.batch_size, 32))
+    config.vae.warmup_steps = min(config.vae.warmup_steps, 10)
+    config.ncp.update(small, batch_size=min(config.ncp.batch_size, 64))
+    config.ncp.num_passes = 1
+    config.vaebm.update(
+        channels=tuple(min(n, 8) for n in config.vaebm.channels),
+        num_langevin_steps=2,
+        num_sampling_steps=3,
+        batch_size=16,
+        num_steps=6,
+        steps_per_eval=3,
+        steps_per_dispatch=3,
+        num_valid=20,
+        num_chains=20,
+        num_proposals=20,
+        num_starts=20,
+    )
+    config.sample.update(
+        num_images=16,
+        batch_size=16,
+        num_proposals=100,
+        langevin_num_steps=20,
+        mala_num_steps=20,
+    )
+    config.export.num_images = 16
+    config.benchmark.update(
+        num_steps=60,
+        num_repeats=1,
+        num_images=(1, 2),
+        num_proposals=(5, 20),
+        num_langevin_steps=(2, 20),
+        num_groups=(1, 2),
+        batch_size=4,
+        num_calls=2,
+    )
+    config.compare.update(
+        num_fits=1,
+        max_steps=60,
+        max_draws=500,
+        num_encodings=1,
+        num_valid_encodings=1,
+        max_examples=100,
+        num_importance_samples=20,
+        chunk_size=10,
+        num_log_z_draws=5_000,
+        log_z_batch_size=1_000,
+        num_samples=300,
+        sample_batch_size=100,
+        num_mmd_samples=100,
+        num_permutations=50,
+        num_neighbour_queries=50,
+    )
+    config.evaluate.update(
+        max_examples=150,
+        num_importance_samples=20,
+        num_snis_proposals=50,
+        num_snis_samples=2,
+        num_log_z_draws=20_000,
+        log_z_batch_size=2_000,
+        max_log_z_stderr=0.0,  # so few draws show that it runs, and no more
+        num_passes=1,
+        fid_num_images=200,
+        fid_num_reference=1_000,
+        num_mmd_samples=100,
+        num_permutations=100,
+        num_neighbour_queries=50,
+        audit_num_images=min(config.evaluate.audit_num_images, 40),
+        audit_num_draws=min(config.evaluate.audit_num_draws, 20),
+        audit_num_steps=40,
+    )
+    if config.vae.model.name == "nvae":
+        _shrink_nvae(config)
+    if config.vae.model.name == "conv_hvae":
+        config.vae.model.update(latent_dim=8, channels=4, hidden_dim=32)
+    if config.vae.model.name == "rae":
+        config.vae.model.channels = min(config.vae.model.channels, 2)
 
 
 def _shrink_nvae(config: ConfigDict) -> None:

@@ -24,6 +24,7 @@ from ncp_jax.experiment.setup import (
     architectures,
     budget,
     config_files,
+    data_seal,
     extension,
     signal,
 )
@@ -70,6 +71,11 @@ class Experiment:
     config: ConfigDict
     workdir: Workdir
     dataset: datasets.Dataset
+
+    @functools.cached_property
+    def data_seal(self) -> dict[str, Any]:
+        """Which data these are, as of `data_seal.of`: hashes of every example."""
+        return data_seal.of(self.config.data.name, self.dataset)
 
     @property
     def path(self) -> Path:

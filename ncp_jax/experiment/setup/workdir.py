@@ -1,7 +1,6 @@
 """A run's folder: who may write to it, which config made it, what it holds."""
 
 import fcntl
-import json
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +12,7 @@ from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import data_seal, extension
 from ncp_jax.experiment.setup.run_files import CURES, EXTENDED, read_json
+from ncp_jax.records import whole_file
 from ncp_jax.training.checkpoint_records import best_weights
 
 # A stage's output depends on these sections of the config.
@@ -261,11 +261,8 @@ class Workdir:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file at once: a reader sees the old one or the new one."""
-        if not self._is_writer:
-            return
-        temporary = self.path / f"{name}.tmp"
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(temporary, self.path / name)
+        if self._is_writer:
+            whole_file.write_json(self.path / name, content, indent=2)
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         return read_json(self.path, name)
