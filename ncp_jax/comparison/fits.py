@@ -23,6 +23,7 @@ class Fitted(NamedTuple):
 
     prior: LatentPrior
     seconds: float  # compilation included
+    identity: str  # a hash of the settings, key and encodings that it comes from
 
 
 def fit(
@@ -53,8 +54,9 @@ def fit(
         settings = dataclasses.replace(settings, base=given)
     started, record = time.monotonic(), None
     place, before = None, {"seconds": 0.0, "is_done": False}
+    identity = _identity(settings, key, encodings)
     if folder is not None:
-        place = folder / _identity(settings, key, encodings)
+        place = folder / identity
         record = place.with_suffix(".json")
         before = _read(record) or before
         place.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ def fit(
             f"prior {name!r}: {type(prior).__name__} must have `density`, "
             "`sample(keys)` and `log_prob(z, key)`"
         )
-    return Fitted(prior, seconds + (base.seconds if base else 0.0))
+    return Fitted(prior, seconds + (base.seconds if base else 0.0), identity)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ knows no prior, log p(x | z_s) - log q(z_s | x); a prior then needs log p(z_s) a
 All having the same draws, the difference of two is far tighter than either likelihood.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.comparison import results
+from ncp_jax.comparison.kept import NOTHING, Kept
 from ncp_jax.comparison.one_vector import Compared
 from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.data import datasets
@@ -43,6 +44,7 @@ def measure(
     prepare: Prepare,
     key: Array,
     settings: ComparisonSettings,
+    kept: Kept = NOTHING,
 ) -> Likelihoods:
     """Measures `nll`, `gain` and, of priors known up to it, `log_z`, in nats.
 
@@ -56,6 +58,7 @@ def measure(
       prepare: (key, stored) -> x.
       key: PRNG key; consumed here.
       settings: how much is drawn.
+      kept: what was measured before; the base's name is ("", 0).
     """
     each = {(name, i): p for name, of in priors.items() for i, p in enumerate(of)}
     log_p: dict[tuple[str, int], np.ndarray] = {}
@@ -69,6 +72,7 @@ def measure(
             num_importance_samples=settings.num_importance_samples,
             chunk_size=settings.chunk_size,
             batch_size=settings.batch_size,
+            kept=kept,
         )
     of_base = log_p.pop(("", 0), None)
     log_z_key = rng.stream(key, "log_z")
@@ -76,7 +80,7 @@ def measure(
     found = Likelihoods(nll, {}, {})
     for name, of in priors.items():
         z = [
-            _log_z(prior, rng.at_step(log_z_key, i), settings)
+            _log_z((name, i), prior, rng.at_step(log_z_key, i), settings, kept)
             for i, prior in enumerate(of)
         ]
         found.of_fits[name] = [
@@ -90,12 +94,18 @@ def measure(
 
 
 def _log_z(
-    prior: LatentPrior, key: Array, settings: ComparisonSettings
+    name: tuple[str, int],
+    prior: LatentPrior,
+    key: Array,
+    settings: ComparisonSettings,
+    kept: Kept,
 ) -> Estimate | None:
     if not isinstance(prior, Unnormalised) or prior.density != "up to log Z":
         return None
     num, size = settings.num_log_z_draws, settings.log_z_batch_size
-    return log_z(prior, key, num, size).log_mean
+    return Estimate(
+        *kept.one("log-z", name, lambda: log_z(prior, key, num, size).log_mean)
+    )
 
 
 @jax.default_matmul_precision("float32")  # TF32 would move log-weights
@@ -109,6 +119,7 @@ def log_marginals(
     num_importance_samples: int,
     chunk_size: int,
     batch_size: int,
+    kept: Kept = NOTHING,
 ) -> dict[Name, np.ndarray]:
     """Bounds log p(x) of every example under every prior from below.
 
@@ -126,28 +137,56 @@ def log_marginals(
       chunk_size: draws of each example at a time; bounds the memory, and does not
         change the draws.
       batch_size: examples at a time.
+      kept: what was measured before.
 
     Returns:
       Per prior [N] nats; of one "up to log Z" still to be reduced by log Z.
     """
     priors = {n: prior for n, prior in priors.items() if prior.density != "none"}
-    chunk_size = min(chunk_size, num_importance_samples)
-    kept: dict[Name, list[np.ndarray]] = {name: [] for name in priors}
     size = min(batch_size, len(stored))
+    of_batches: list[dict[Name, np.ndarray]] = []
     for i, (batch, mask) in enumerate(datasets.padded_batches(stored, size)):
-        of_batch = rng.at_step(key, i)
-        x = jax.jit(prepare)(rng.stream(of_batch, "prepare"), batch)
-        sums = dict.fromkeys(priors, jnp.full(len(x), -jnp.inf))
-        for first in range(0, num_importance_samples, chunk_size):
-            num = min(chunk_size, num_importance_samples - first)
-            z, log_w = _draw(num, model, x, rng.stream(of_batch, "posterior"), first)
-            density_key = rng.at_step(rng.stream(of_batch, "densities"), first)
-            for name, prior in priors.items():
-                sums[name] = _add(prior, z, log_w, density_key, sums[name])
-        for name, total in sums.items():
-            kept[name].append(np.asarray(total, np.float64)[mask])
+        sums = partial(
+            _log_sums,
+            model,
+            priors,
+            jax.jit(prepare),
+            batch,
+            rng.at_step(key, i),
+            num_importance_samples,
+            min(chunk_size, num_importance_samples),
+        )
+        of_batch = kept.each(f"likelihoods-{i:04d}", list(priors), sums)
+        of_batches.append({n: np.asarray(v)[mask] for n, v in of_batch.items()})
+        num_done = min((i + 1) * size, len(stored))
+        print(f"compare: likelihoods of {num_done:,} of {len(stored):,} examples")
     log_s = np.log(num_importance_samples)
-    return {name: np.concatenate(parts) - log_s for name, parts in kept.items()}
+    return {
+        name: np.concatenate([of_batch[name] for of_batch in of_batches]) - log_s
+        for name in priors
+    }
+
+
+def _log_sums(
+    model: Compared,
+    priors: Mapping[Name, LatentPrior],
+    prepare: Callable[[Array, np.ndarray], Array],
+    stored: np.ndarray,
+    key: Array,
+    num_importance_samples: int,
+    chunk_size: int,
+    names: Sequence[Name],
+) -> dict[Name, list[float]]:
+    """log of the sum of weights of every example of a batch, by prior."""
+    x = prepare(rng.stream(key, "prepare"), stored)
+    sums = dict.fromkeys(names, jnp.full(len(x), -jnp.inf))
+    for first in range(0, num_importance_samples, chunk_size):
+        num = min(chunk_size, num_importance_samples - first)
+        z, log_w = _draw(num, model, x, rng.stream(key, "posterior"), first)
+        density_key = rng.at_step(rng.stream(key, "densities"), first)
+        for name in names:
+            sums[name] = _add(priors[name], z, log_w, density_key, sums[name])
+    return {name: np.asarray(v, np.float64).tolist() for name, v in sums.items()}
 
 
 @partial(jax.jit, static_argnums=0)

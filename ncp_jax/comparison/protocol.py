@@ -1,45 +1,38 @@
 """One protocol for every prior: fit, likelihoods from shared draws, samples, cost."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng
-from ncp_jax.comparison import draws, fits, likelihoods, one_vector, results
-from ncp_jax.comparison.draws import Against, Pictures, Scores
+from ncp_jax.comparison import against as held_against
+from ncp_jax.comparison import (
+    draws,
+    fits,
+    likelihoods,
+    measures,
+    one_vector,
+    results,
+)
+from ncp_jax.comparison.against import Against
+from ncp_jax.comparison.examples import Examples, Scores
 from ncp_jax.comparison.fits import Fitted
-from ncp_jax.comparison.one_vector import Compared, OneVector
+from ncp_jax.comparison.kept import NOTHING, Kept
+from ncp_jax.comparison.one_vector import Compared
 from ncp_jax.comparison.results import Comparison, PriorResult
 from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.evaluation import likelihood
 from ncp_jax.evaluation.importance import Estimate
-from ncp_jax.evaluation.metrics import gaussian_kernel, memorisation
 from ncp_jax.pages.parts import pictures as picture_files
 from ncp_jax.priors.ex_post.contract import Encodings, Fit
-from ncp_jax.training.loop import Prepare
+from ncp_jax.training.checkpoint_records import short_hash
+from ncp_jax.training.checkpoints import fingerprint
 
 Array = jax.Array
-
-
-class Examples(NamedTuple):
-    """Stored examples, in an order of no meaning, and what is made of them.
-
-    The last of `train` are those that the floor decodes, so that the first, which KID's
-    reference may be, are others.
-    """
-
-    train: np.ndarray
-    valid: np.ndarray
-    held_out: np.ndarray  # that everything is measured on
-    prepare: Prepare
-    has_pictures: bool
-    scores: Scores | None = None
-    of_points: Callable[[np.ndarray], Mapping[str, Estimate]] | None = None
 
 
 def run(
@@ -62,8 +55,8 @@ def run(
       key: PRNG key; consumed here.
       settings: how much is measured.
       num_fits: of each prior, from other keys and the same encodings.
-      folder: of the run: fits go to priors/NAME-NUMBER/, pictures to
-        priors/NAME.png; None keeps nothing.
+      folder: of the run: fits go to priors/NAME-NUMBER/, what was measured of them to
+        priors/measured/, pictures to priors/NAME.png; None keeps nothing.
       about: what else the results should say of how they came about.
     """
     encodings = one_vector.encodings(
@@ -77,6 +70,7 @@ def run(
         batch_size=settings.batch_size,
     )
     fitted = _fit_all(how, rng.stream(key, "fits"), encodings, num_fits, folder)
+    kept = _kept(model, examples, encodings, fitted, key, settings, folder)
     found = likelihoods.measure(
         model,
         encodings.base,
@@ -85,23 +79,26 @@ def run(
         examples.prepare,
         rng.stream(key, "likelihoods"),
         settings,
+        kept,
     )
-    against = _against(model, examples, encodings, key, settings)
+    against = held_against.of(model, examples, encodings, key, settings)
+    kept = kept.on(_of_scores(examples.scores))
+    draws_key = rng.stream(key, "draws")
     rows: dict[str, PriorResult] = {}
     for name, of_name in fitted.items():
         of_fits = []
         for i, each in enumerate(of_name):
-            draws_key = rng.at_step(rng.stream(key, "draws"), i)
-            measured = _draws(model, each, against, draws_key, settings)
-            if folder is not None and examples.has_pictures and i == 0:
-                _save(folder / "priors" / f"{name}.png", measured.shown)
-            of_fits.append({**found.of_fits[name][i], **measured.estimates})
+            measured = _draws(
+                *(model, name, i, each, against),
+                *(rng.at_step(draws_key, i), settings, folder, kept),
+            )
+            of_fits.append({**found.of_fits[name][i], **measured})
         density, priors = of_name[0].prior.density, [each.prior for each in of_name]
         rows[name] = results.over_fits(density, of_fits, found.means[name], priors)
         print(f"compare: {_line(name, rows[name])}")
-    floor = draws.measure(
+    floor = measures.measure(
         model,
-        _floor(model, examples, encodings, key, settings),
+        held_against.floor(model, examples, encodings, key, settings),
         against,
         batch_size=settings.sample_batch_size,
     )
@@ -142,85 +139,69 @@ def _fits_of_base(
     return found[names[0]] if names else []
 
 
-def _against(
+def _kept(
     model: Compared,
     examples: Examples,
     encodings: Encodings,
+    fitted: Mapping[str, Sequence[Fitted]],
     key: Array,
     settings: ComparisonSettings,
-) -> Against:
-    """What the draws of all priors are held against."""
-    num = min(settings.num_mmd_samples, len(examples.held_out), len(examples.train))
-    posterior = np.zeros((0, encodings.train.shape[-1]), np.float32)
-    kernel_key, seed = rng.stream(key, "kernel"), 0
-    if num >= 3:
-        posterior = one_vector.draws(
-            model,
-            examples.held_out[:num],
-            examples.prepare,
-            rng.stream(key, "held-out encodings"),
-            settings.batch_size,
-        )
-        posterior = np.asarray(model.learned(jnp.asarray(posterior)))
-    of_base = draws.draw(encodings.base, rng.stream(key, "base"), max(num, 3), 1_000)
-    seed = rng.numpy_seed(kernel_key)
-    kernel = gaussian_kernel.fit(np.concatenate([posterior, of_base]), seed=seed)
-    of_pictures = None
-    if examples.has_pictures:
-        queries = examples.held_out[: settings.num_neighbour_queries]
-        train = picture_files.as_uint8(examples.train)
-        nearest = memorisation.nearest_pictures(
-            picture_files.as_uint8(queries), train, 1
-        )
-        of_pictures = Pictures(train, nearest.distances[:, 0], examples.scores)
-    permutations = settings.num_permutations
-    return Against(
-        posterior, kernel, permutations, seed, of_pictures, examples.of_points
-    )
+    folder: Path | None,
+) -> Kept:
+    """What was measured in this folder of the same VAE, examples and key."""
+    if folder is None:
+        return NOTHING
+    basis = [
+        fingerprint([model, encodings._asdict(), examples.train, examples.held_out]),
+        jax.random.key_data(key).tolist(),
+        dataclasses.asdict(settings),
+    ]
+    contents = {
+        (name, i): short_hash([each.identity, fingerprint(each.prior)])
+        for name, of_name in fitted.items()
+        for i, each in enumerate(of_name)
+    }
+    return Kept(folder / "priors" / "measured", basis, {("", 0): "base", **contents})
+
+
+def _of_scores(scores: Scores | None) -> list[Any]:
+    """What the scores of pictures depend on besides."""
+    if scores is None:
+        return []
+    reference = dataclasses.asdict(scores.reference)
+    return [scores.net.sha256, scores.seed, fingerprint(reference)]
 
 
 def _draws(
     model: Compared,
+    name: str,
+    i: int,
     fitted: Fitted,
     against: Against,
     key: Array,
     settings: ComparisonSettings,
-) -> draws.Measured:
-    """Draws of one fit, measured; and what the fit and its draws cost."""
+    folder: Path | None,
+    kept: Kept,
+) -> dict[str, Estimate]:
+    """Draws of fit number i, measured; and what the fit and its draws cost."""
     prior, size = fitted.prior, settings.sample_batch_size
-    whole = model.whole(prior)
-    z = draws.draw(whole, rng.stream(key, "z"), settings.num_samples, size)
-    found = draws.measure(model, z, against, batch_size=size)
+
+    def measure() -> dict[str, Estimate]:
+        whole = model.whole(prior)
+        z = draws.draw(whole, rng.stream(key, "z"), settings.num_samples, size)
+        found = measures.measure(model, z, against, batch_size=size)
+        if folder is not None and against.pictures is not None and i == 0:
+            _save(folder / "priors" / f"{name}.png", found.shown)
+        cost = draws.cost(prior, rng.stream(key, "timed"), size)
+        return {**found.estimates, **cost}
+
     number = float(fits.num_parameters(prior))
-    costs = {
+    found = kept.one("draws", (name, i), measure)
+    return {
+        **{metric: Estimate(*of) for metric, of in found.items()},
         "fit_seconds": Estimate(fitted.seconds, None, 1, "s"),
         "num_parameters": Estimate(number, None, 1, "numbers"),
-        **draws.cost(prior, rng.stream(key, "timed"), size),
     }
-    return found._replace(estimates={**found.estimates, **costs})
-
-
-def _floor(
-    model: Compared,
-    examples: Examples,
-    encodings: Encodings,
-    key: Array,
-    settings: ComparisonSettings,
-) -> np.ndarray:
-    """One encoding each of training examples that KID's reference does not hold."""
-    num = len(examples.train)
-    if examples.scores is not None:
-        num -= len(examples.scores.reference.features)
-    num = max(min(settings.num_samples, num), 1)
-    if isinstance(model, OneVector):
-        return np.asarray(encodings.train[-num:, 0])
-    return one_vector.draws(
-        model,
-        examples.train[-num:],
-        examples.prepare,
-        rng.stream(key, "floor"),
-        settings.batch_size,
-    )
 
 
 def _save(path: Path, images: np.ndarray) -> None:

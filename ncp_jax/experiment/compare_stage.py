@@ -9,9 +9,8 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.comparison import hierarchy, one_vector, protocol
-from ncp_jax.comparison.draws import Scores
+from ncp_jax.comparison.examples import Examples, Scores
 from ncp_jax.comparison.one_vector import Compared, OneVector
-from ncp_jax.comparison.protocol import Examples
 from ncp_jax.comparison.results import Comparison
 from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.data import datasets

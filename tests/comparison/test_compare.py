@@ -110,12 +110,12 @@ def data():
     ]
 
 
-def compared(folder=None, priors=None, **more):
+def compared(folder=None, priors=None, key=None, **more):
     return ncp_jax.compare(
         Coins(jnp.asarray([[1.0, 0.5, -0.5, 1.0], [0.5, -1.0, 1.0, 0.0]])),
         *data(),
         priors=priors or {"gaussian": {}, "moments": Moments(50), "tilt": Tilt()},
-        key=jax.random.key(0),
+        key=jax.random.key(0) if key is None else key,
         prepare=ncp_jax.binarize,
         settings=SETTINGS,
         folder=folder,

@@ -1,4 +1,4 @@
-"""`comparison/draws.py`: what is measured of draws; the decoder shows z itself."""
+"""What draws cost and what is measured of them; the decoder shows z itself."""
 
 import dataclasses
 
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax.comparison import compare, draws, one_vector
-from ncp_jax.comparison.draws import Against, Pictures, Scores
+from ncp_jax.comparison import compare, draws, measures, one_vector
+from ncp_jax.comparison.against import Against, Pictures
+from ncp_jax.comparison.examples import Scores
 from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation.importance import mean_estimate
@@ -79,7 +80,7 @@ def test_pictures_are_scored_by_all_their_features_in_eight_bits(key, tmp_path):
     )
     z = draws.draw(PRIOR, key, 90, 40)
     pictures = Pictures(train(), np.full(30, 0.01), Scores(NET, reference, 7))
-    found = draws.measure(MODEL, z, against(pictures=pictures), batch_size=40)
+    found = measures.measure(MODEL, z, against(pictures=pictures), batch_size=40)
     features = to_uint8(z) / np.float32(255)
     expected = feature_scores.score(features, reference, seed=7)
     for name, value in zip(("fd_pixels", "kid_pixels"), expected, strict=True):
@@ -95,7 +96,7 @@ def test_the_mmd_is_of_the_first_draws_and_points_are_what_is_decoded(key):
     def of_points(points):
         return {"height": mean_estimate(points[:, 0, 0, 0], "pixels")}
 
-    found = draws.measure(MODEL, z, against(of_points=of_points), batch_size=30)
+    found = measures.measure(MODEL, z, against(of_points=of_points), batch_size=30)
     with_all = against()
     expected = two_sample.mmd(
         with_all.posterior, z[:50], with_all.kernel, seed=3, num_permutations=40
@@ -109,7 +110,7 @@ def test_the_mmd_is_of_the_first_draws_and_points_are_what_is_decoded(key):
 
 def test_without_permutations_there_is_no_mmd(key):
     z = draws.draw(PRIOR, key, 80, 80)
-    found = draws.measure(MODEL, z, against(num_permutations=0), batch_size=80)
+    found = measures.measure(MODEL, z, against(num_permutations=0), batch_size=80)
     assert found.estimates == {}
 
 
