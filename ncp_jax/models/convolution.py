@@ -8,6 +8,11 @@ has no fast kernel at all: forward and gradients ran forty times slower than as 
 shifted copies.  Maps of 2x2 and less are slow in the kernel, too: twenty times slower
 than one product of patches and kernel, while from 4x4 on that is the slower one.
 
+A convolution is a matrix from all of a map to all of the result.  Most of it is zeros,
+yet one product with it is faster where maps are small and many: 1.5 to 1.9 times on 500
+maps of 4x4x24, forward and both gradients, and 4 to 8 times on maps of 1x1; on maps of
+5x5 it never is.
+
 Stacked kernels (`vmap` over groups of discriminators) would become XLA's grouped
 convolution, thirty times slower than one after another on CPUs.  There a stack is gone
 through one by one; accelerators get one batched product of patches and kernels, which
@@ -20,12 +25,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Pads = Sequence[tuple[int, int]]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-TINY = 9  # pixels of a map for which patches win on CPUs
+TINY = 9  # pixels of a map up to which patches win on CPUs
+SMALL = 16  # and up to which the whole map may
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
@@ -47,8 +54,15 @@ def convolve(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array
     return _any(x, kernel, stride, groups)
 
 
-def _is_tiny(x: Array) -> bool:
-    return _is_cpu() and x.shape[1] * x.shape[2] <= TINY
+def _on_cpu(x: Array, kernel: Array) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What computes a convolution on CPUs, and what its gradients."""
+    num_maps, pixels = len(x), x.shape[1] * x.shape[2]
+    is_few = pixels <= SMALL and num_maps >= 32 * (pixels - 4)
+    if is_few and kernel.shape[0] > 1:
+        return _whole, _gradients_of_whole
+    if pixels <= TINY:
+        return _product, _gradients_of_product
+    return _any, _gradients_on_cpu
 
 
 def _is_cpu() -> bool:
@@ -68,7 +82,7 @@ def _any(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dense(x: Array, kernel: Array, stride: int) -> Array:
-    alone = _product if _is_tiny(x) else _any
+    alone = _forward_on_cpu if _is_cpu() else _any
     return _stackable(alone, _product, stride)(x, kernel)
 
 
@@ -79,9 +93,7 @@ def _dense_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple]:
 def _dense_backward(
     stride: int, saved: tuple[Array, Array], slope: Array
 ) -> tuple[Array, Array]:
-    alone = _gradients_on_cpu if _is_cpu() else _gradients_of_any
-    if _is_tiny(saved[0]):
-        alone = _gradients_of_product
+    alone = _backward_on_cpu if _is_cpu() else _gradients_of_any
     return _stackable(alone, _gradients_of_product, stride)(*saved, slope)
 
 
@@ -106,6 +118,10 @@ def _stackable(
     def in_batches(axis_size: int, is_batched: list[bool], *args: Array) -> Any:
         in_axes = [0 if batched else None for batched in is_batched]
         _, is_stack, *_ = is_batched
+        if not is_stack and len(args) == 2:  # more maps for the same kernel
+            x, kernel = args
+            out = call(x.reshape(-1, *x.shape[2:]), kernel)
+            return out.reshape(*x.shape[:2], *out.shape[1:]), True
         if is_stack and _is_cpu():
             args = tuple(
                 arg if batched else jnp.broadcast_to(arg, (axis_size, *arg.shape))
@@ -117,6 +133,51 @@ def _stackable(
         return out, jax.tree.map(lambda _: True, out)
 
     return call
+
+
+def _forward_on_cpu(x: Array, kernel: Array, stride: int) -> Array:
+    forward, _ = _on_cpu(x, kernel)
+    return forward(x, kernel, stride)
+
+
+def _backward_on_cpu(
+    x: Array, kernel: Array, slope: Array, stride: int
+) -> tuple[Array, Array]:
+    _, backward = _on_cpu(x, kernel)
+    return backward(x, kernel, slope, stride)
+
+
+def _whole(x: Array, kernel: Array, stride: int) -> Array:
+    """One product of whole maps and the matrix of the convolution."""
+    height, width = x.shape[1:3]
+    size, _, channels, features = kernel.shape
+    taps = _taps(height, width, size, stride)  # [H, W, H', W']
+    with_zeros = jnp.concatenate(
+        [kernel.reshape(-1, channels, features), jnp.zeros_like(kernel[0, :1])]
+    )
+    # [H W, H' W', in, out] -> [H W in, H' W' out]
+    matrix = with_zeros[taps.reshape(height * width, -1)].transpose(0, 2, 1, 3)
+    matrix = matrix.reshape(height * width * channels, -1)
+    out = x.reshape(len(x), -1) @ matrix
+    return out.reshape(len(x), *taps.shape[2:], features)
+
+
+@cache
+def _taps(height: int, width: int, size: int, stride: int) -> np.ndarray:
+    """Which tap of the kernel leads from each pixel to each of the result.
+
+    Returns:
+      [H, W, H', W'] in 0 .. size^2, the last of which means none.
+    """
+
+    def along(length: int) -> np.ndarray:
+        """[length, length'] in 0 .. size - 1; others mean none."""
+        centres = stride * np.arange(-(-length // stride))
+        return np.arange(length)[:, None] - centres + size // 2
+
+    rows, columns = along(height)[:, None, :, None], along(width)[None, :, None, :]
+    is_there = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
+    return np.where(is_there, rows * size + columns, size**2)
 
 
 def _product(x: Array, kernel: Array, stride: int) -> Array:
@@ -144,6 +205,13 @@ def _gradients_of_product(
     x: Array, kernel: Array, slope: Array, stride: int
 ) -> tuple[Array, Array]:
     _, pull = jax.vjp(partial(_product, stride=stride), x, kernel)
+    return pull(slope)
+
+
+def _gradients_of_whole(
+    x: Array, kernel: Array, slope: Array, stride: int
+) -> tuple[Array, Array]:
+    _, pull = jax.vjp(partial(_whole, stride=stride), x, kernel)
     return pull(slope)
 
 

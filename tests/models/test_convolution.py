@@ -9,6 +9,8 @@ import pytest
 
 from ncp_jax.models.convolution import convolve
 
+TINY = ((3, 2), (1, 1))  # maps for which patches are better than XLA's convolution
+
 
 def reference(x, kernel, stride, groups):
     pad = (kernel.shape[0] // 2,) * 2
@@ -39,6 +41,26 @@ def test_values_and_gradients_are_those_of_xla(key, sides, size, stride, groups)
     slope = jax.random.normal(slope_key, theirs[0].shape)
     for mine, other in zip(ours[1](slope), theirs[1](slope), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("sides", [(4, 4), (3, 2), (1, 1)])
+def test_many_small_maps_are_one_product(key, sides, size, stride):
+    x_key, kernel_key, slope_key = jax.random.split(key, 3)
+    x = jax.random.normal(x_key, (2, 200, *sides, 3))
+    kernel = jax.random.normal(kernel_key, (size, size, 3, 4))
+
+    def of_batches(convolution):
+        return lambda x, k: jax.vmap(lambda x: convolution(x, k, stride, 1))(x)
+
+    ours, theirs = (jax.vjp(of_batches(f), x, kernel) for f in (convolve, reference))
+    np.testing.assert_allclose(ours[0], theirs[0], atol=2e-5)
+    slope = jax.random.normal(slope_key, theirs[0].shape)
+    for mine, other in zip(ours[1](slope), theirs[1](slope), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-3)
+    jaxpr = str(jax.make_jaxpr(of_batches(convolve))(x, kernel))
+    assert ("conv_general_dilated" in jaxpr) == (size == 1 and sides not in TINY)
 
 
 def on_backend(monkeypatch, name):
