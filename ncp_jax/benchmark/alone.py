@@ -5,8 +5,9 @@ its discriminator is compared.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ from ncp_jax.priors.ncp_prior import Target
 
 Array = jax.Array
 Row = dict[str, Any]
+Calls = dict[str, Callable[[], Any]]
 MAX_EAGER_STEPS = 5  # every operation is dispatched by itself: the rest is scaled up
 
 
@@ -51,12 +53,13 @@ def rows(
       num_steps: values of T.
       chunk_size: of M, how many proposals at a time.
       step_size: lambda.
-      num_repeats: calls of each after the first.
-      max_seconds: repeats end after the one that reaches this.
+      num_repeats: rounds, at least, in which all versions take turns.
+      max_seconds: rounds end after the one that reaches this.
 
     Yields:
-      A row per sampler and size: seconds of ours, of a Python loop over compiled steps,
-      of one over steps that are not compiled, of PyTorch eager and compiled.
+      A row per sampler and size: median seconds of ours, of a Python loop over compiled
+      steps, of one over steps that are not compiled, of PyTorch in several ways; and
+      the quartiles over rounds of what each takes as a multiple of ours.
     """
     shape = (num_chains, *latent_shape)
     variables = random_variables(network, latent_shape, rng.stream(key, "weights"))
@@ -64,39 +67,55 @@ def rows(
     log_r = partial(_log_ratio, network, variables)
     base = Normal(jnp.zeros(shape), jnp.ones(shape))
     keys = jax.random.split(rng.stream(key, "chains"), num_chains)
-    sizes: Any = {"num_repeats": num_repeats, "max_seconds": max_seconds}
 
-    def median(call: Callable[[], Any]) -> float:
-        call()
-        return float(np.median(timing.time_calls(call, **sizes)))
-
-    def ours(draw: Any) -> float:
+    def ours(draw: Any) -> Callable[[], Any]:
         target = Target(base, log_r, jnp.array(0))
-        took, _ = timing.time_compiled(lambda keys: draw(keys, target), keys, **sizes)
-        return took.median
+        return partial(jax.jit(lambda keys: draw(keys, target)), keys)
 
+    calls: Calls
+    timed = partial(_row, num_repeats, max_seconds)
     for m in num_proposals:
         at_once = jax.jit(partial(_sir_at_once, log_r, m, shape))
-        yield {
-            "sampler": "sir",
-            "size": m,
+        calls = {
             "seconds": ours(SIR(m, chunk_size(m))),
-            "at_once": median(partial(at_once, key)),
-            **in_torch.times("sir", median, m),
+            "at_once": partial(at_once, key),
+            **in_torch.calls("sir", m),
         }
+        yield timed("sir", m, calls)
     eager = partial(_langevin_step, log_r, step_size)
     compiled = jax.jit(eager)
     for t in num_steps:
         few = min(t, MAX_EAGER_STEPS)
-        yield {
-            "sampler": "langevin",
-            "size": t,
+        calls = {
             "seconds": ours(Langevin(step_size, t)),
-            "loop_of_compiled_steps": median(partial(_loop, compiled, key, shape, t)),
-            "loop_of_eager_steps": median(partial(_loop, eager, key, shape, few))
-            * (t / few),
-            **in_torch.times("langevin", median, t, step_size),
+            "loop_of_compiled_steps": partial(_loop, compiled, key, shape, t),
+            "loop_of_eager_steps": partial(_loop, eager, key, shape, few),
+            **in_torch.calls("langevin", t, step_size),
         }
+        yield timed("langevin", t, calls, {"loop_of_eager_steps": t / few})
+
+
+def _row(
+    num_rounds: int,
+    max_seconds: float,
+    sampler: str,
+    size: int,
+    calls: Calls,
+    times: Mapping[str, float] = MappingProxyType({}),
+) -> Row:
+    """Times versions of one sampler in turns, `times` as long where they are parts."""
+    for call in calls.values():
+        jax.block_until_ready(call())  # compiled now
+    taken = timing.time_in_turns(calls, num_rounds, max_seconds)
+    taken = {name: times.get(name, 1.0) * t for name, t in taken.items()}
+    quartiles = {
+        name: np.quantile(t / taken["seconds"], (0.25, 0.75)).tolist()
+        for name, t in taken.items()
+        if name != "seconds"
+    }
+    medians = {name: float(np.median(t)) for name, t in taken.items()}
+    found = {"sampler": sampler, "size": size, "num_rounds": len(taken["seconds"])}
+    return found | medians | {"quartiles": quartiles}
 
 
 def random_variables(
@@ -165,18 +184,18 @@ class _Torch:
         theirs = self._log_r(there).cpu().numpy()
         np.testing.assert_allclose(theirs, ours, rtol=1e-2, atol=1e-2)
 
-    def times(self, sampler: str, median: Any, *settings: Any) -> Row:
-        """Seconds of PyTorch, eager and compiled."""
+    def calls(self, sampler: str, *settings: Any) -> dict[str, Callable[[], None]]:
+        """Draws by PyTorch: eager, compiled and, of maps, with channels last."""
         if not self._is_here:
             return {}
+        compiled = self._torch.torch.compile(self._log_r)
+        ways = {"torch_eager": self._log_r, "torch_compile": compiled}
+        if len(self._shape) == 4:
+            ways["torch_channels_last"] = self._torch.channels_last(compiled)
         function = getattr(self._torch, sampler)
 
         def call(log_r: Any) -> None:
             function(log_r, self._shape, *settings)
             self._torch.wait()
 
-        compiled = self._torch.torch.compile(self._log_r)
-        return {
-            "torch_eager": median(partial(call, self._log_r)),
-            "torch_compile": median(partial(call, compiled)),
-        }
+        return {name: partial(call, log_r) for name, log_r in ways.items()}

@@ -60,6 +60,11 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def channels_last(log_r: LogRatio) -> LogRatio:
+    """The same of maps that PyTorch is to keep with their channels last."""
+    return lambda z: log_r(z.contiguous(memory_format=torch.channels_last))
+
+
 def wait() -> None:
     """Returns when the device has done what it was given."""
     if torch.cuda.is_available():
@@ -132,7 +137,7 @@ def _residual(params: Any, blocks: str) -> LogRatio:
 
 def sir(log_r: LogRatio, shape: tuple[int, ...], num_proposals: int) -> Tensor:
     """One group by SIR from N(0, I), all proposals at once; shape [B, ...]."""
-    with torch.no_grad():
+    with torch.inference_mode():
         z = torch.randn(num_proposals, *shape, device=device())
         log_w = log_r(z.flatten(0, 1)).reshape(num_proposals, shape[0])
         chosen = torch.multinomial(torch.softmax(log_w.T, 1), 1)[:, 0]  # [B]

@@ -1,7 +1,7 @@
 """Seconds and bytes of a compiled function, and what the device could do at best."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
+
+MIN_SECONDS = 2.0  # of calls in turns: short ones need many rounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,32 @@ def time_calls(
         jax.block_until_ready(call())
         repeats.append(perf_counter() - begin)
     return tuple(repeats)
+
+
+def time_in_turns(
+    calls: Mapping[str, Callable[[], Any]], num_rounds: int, max_seconds: float
+) -> dict[str, np.ndarray]:
+    """Seconds of several calls that are to be compared, one of each in every round.
+
+    A machine that others share slows down and recovers; neighbours in time see the
+    same of it, so the ratios within a round say more than those of two series.
+
+    Args:
+      calls: by name; each has been called before.
+      num_rounds: at least, and more until `MIN_SECONDS` have gone by.
+      max_seconds: the rounds end after the one that reaches this; there is one.
+
+    Returns:
+      By name [rounds].
+    """
+    taken: list[list[float]] = []
+    began = perf_counter()
+    while True:
+        taken.append([time_calls(call, 1, max_seconds)[0] for call in calls.values()])
+        so_far = perf_counter() - began
+        is_enough = len(taken) >= num_rounds and so_far >= MIN_SECONDS
+        if is_enough or so_far >= max_seconds:
+            return dict(zip(calls, np.transpose(taken), strict=True))
 
 
 def num_bytes(compiled: Any) -> int:

@@ -24,6 +24,7 @@ ALONE = {  # the other versions of one group's sampler
     "loop_of_eager_steps": "Python loop, eager steps",
     "torch_eager": "PyTorch, eager",
     "torch_compile": "PyTorch, compiled",
+    "torch_channels_last": "PyTorch, compiled, channels last",
 }
 
 
@@ -110,7 +111,8 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
         shape = "x".join(map(str, found["latent_shape"]))
         note = (
             f"One group of {shape}, {found['num_chains']} chains, no VAE and no "
-            "context: seconds, and other versions as multiples of ours."
+            "context: seconds, and other versions as multiples of ours, with their "
+            "quartiles over rounds in which all versions take turns."
         )
         yield page.section("One group alone", note, _table(found["rows"]))
     if found := results.get("stage_two"):
@@ -155,13 +157,8 @@ def _cells(row: Row) -> list[tuple[str, str]]:
         return _stage_two_cells(row)
     cells = [("sampler", NAMES[row["sampler"]]), ("M or steps", f"{row['size']:,}")]
     if "num_images" not in row:
-        others = [
-            (text, row[name] / row["seconds"])
-            for name, text in ALONE.items()
-            if name in row
-        ]
-        cells.append(("ours", _seconds(row["seconds"])))
-        return cells + [(text, f"{ratio:.3g} x") for text, ratio in others]
+        others = [(t, _multiple(row, name)) for name, t in ALONE.items() if name in row]
+        return [*cells, ("ours", _seconds(row["seconds"])), *others]
     cells.append(("images", str(row["num_images"])))
     if "skipped" in row:
         return [*cells, ("seconds", f"not run: {row['skipped']}")]
@@ -185,6 +182,15 @@ def _cells(row: Row) -> list[tuple[str, str]]:
             _bytes(plain["num_bytes"]) if "num_bytes" in plain else "",
         ),
     ]
+
+
+def _multiple(row: Row, name: str) -> str:
+    """What another version takes, in units of ours; and its quartiles over rounds."""
+    text = f"{row[name] / row['seconds']:.3g} x"
+    if name not in row.get("quartiles", {}):
+        return text
+    low, high = row["quartiles"][name]
+    return f"{text} ({low:.3g} to {high:.3g})"
 
 
 def _stage_two_cells(row: Row) -> list[tuple[str, str]]:
