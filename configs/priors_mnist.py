@@ -22,6 +22,8 @@ from ml_collections import ConfigDict
 from ncp_jax.experiment.setup import config_files
 from ncp_jax.priors import ex_post
 
+OVER_NEAR = ("over_gmm", "over_flow")
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the settings; `variant` "fashion", or "smoke" for seconds."""
@@ -32,5 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.compare.names = ex_post.NAMES
     few = {"sampling": {"num_proposals": 200}}  # p is near q: more do no better
     with config.unlocked():
-        config.compare.priors = {"ncp_over_gmm": few, "ncp_over_flow": few}
+        config.compare.priors = {
+            name: few for name in ex_post.NAMES if name.endswith(OVER_NEAR)
+        }
     return config

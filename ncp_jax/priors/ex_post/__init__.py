@@ -28,6 +28,11 @@ class Known(NamedTuple):
     base: str = ""  # the prior that is reweighted, fitted first; "": the VAE's own
 
 
+DEEP = {  # the larger ratio of `mnist_mlp.py:deep`, chosen on validation pictures
+    "hidden_dims": (300,) * 4,
+    "activation": "swish",
+    "training": contract.Training(8_000, 1_024, learning_rate=4e-3, weight_decay=0.3),
+}
 PRIORS = {
     "gaussian": Known("gaussian"),
     "gmm": Known("gmm"),
@@ -43,12 +48,14 @@ PRIORS = {
     "ncp_several": Known("ncp", fields={"num_negatives": 8}),
     "ncp_ranking": Known("ncp", fields={"num_negatives": 8, "ranking_weight": 10.0}),
     "ncp_weighted": Known("ncp", fields={"negative_weight": 100.0}),
+    "ncp_deep": Known("ncp", fields=DEEP),
     "multistage": Known("multistage"),
     "implicit": Known("ncp", fields={"hidden_dims": (500, 500, 500), "dropout": 0.5}),
     "two_stage": Known("two_stage"),
     "diffusion": Known("diffusion"),
     "ncp_over_gmm": Known("ncp", base="gmm"),
     "ncp_over_flow": Known("ncp", base="flow"),
+    "ncp_deep_over_gmm": Known("ncp", fields=DEEP, base="gmm"),
 }
 NAMES = tuple(PRIORS)
 SHARES = (".dropout", ".acceptance")  # settings below 1

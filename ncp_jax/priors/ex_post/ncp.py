@@ -180,10 +180,6 @@ class Settings:
         return RatioMLP(self.hidden_dims, self.activation, dropout=self.dropout)
 
 
-# Takahashi et al., who take log Z to be 0.
-IMPLICIT = Settings(hidden_dims=(500, 500, 500), dropout=0.5)
-
-
 def contrast(
     settings: Settings,
     key: Array,
