@@ -50,7 +50,7 @@ def test_names_make_the_whole_run_a_comparison(compared):
     for page in ("priors.html", "index.html"):
         assert "<html" in (compared / "report" / page).read_text()
     assert {p.name for p in (compared / "priors").iterdir()} == {
-        *("gaussian.png", "gaussian-0")
+        *("gaussian.png", "gaussian-0", "measured")
     }
 
 
