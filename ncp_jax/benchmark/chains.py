@@ -6,10 +6,9 @@ are counted by one estimator, and its means compared with those of weighted prop
 """
 
 import importlib.util
-import math
 from collections.abc import Iterator
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,23 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng
-from ncp_jax.benchmark import alone, our_chains
+from ncp_jax.benchmark import alone, chain_measures, our_chains
+from ncp_jax.benchmark.chain_measures import Reference, effective_draws
 from ncp_jax.benchmark.our_chains import Chain
+from ncp_jax.evaluation.importance import mean_estimate
 from ncp_jax.priors.ncp_prior import LogRatio, Target
 
 Array = jax.Array
 Row = dict[str, Any]
-
-NUM_COORDINATES = 8  # of z, among the functions whose means are measured
-NUM_WEIGHTED = 2**18  # proposals whose weighted means are the reference
-CHUNK = 2**10  # of them at a time
-
-
-class Reference(NamedTuple):
-    """Means under the target with their standard errors; each [F]."""
-
-    mean: np.ndarray
-    stderr: np.ndarray
 
 
 def rows(
@@ -55,7 +45,7 @@ def rows(
       key: PRNG key; consumed here.
       num_chains: B.
       num_steps: of a warm-up, and of one call.
-      num_calls: of each sampler, two or more; its chains go on from call to call.
+      num_calls: of each sampler; its chains go on from call to call.
       step_size: lambda at which MALA begins to adapt.
       max_seconds: a sampler is not called again once its calls took that long.
 
@@ -74,16 +64,23 @@ def rows(
     chains += _others(target, step_size, num_steps)
     z_key, run_key = rng.stream(key, "initial"), rng.stream(key, "run")
     z = jax.random.normal(z_key, (num_chains, *latent_shape))
-    expected = reference(log_r, latent_shape, rng.stream(key, "reference"))
+    expected = chain_measures.reference(
+        log_r, latent_shape, rng.stream(key, "reference")
+    )
     running = [_Running(chain, log_r, run_key, z) for chain in chains]
-    for i in range(num_calls):
-        for each in running:
-            if i < 2 or sum(each.seconds) < max_seconds:
-                each.call()
+    take_turns(running, num_calls, max_seconds)
     found = [each.row(expected) for each in running]
     for row in found:
         speed = row["effective_per_second"] / found[0]["effective_per_second"]
         yield {**row, "of_our_mala": speed}
+
+
+def take_turns(running: list["_Running"], num_calls: int, max_seconds: float) -> None:
+    """Calls each in turn, so that a slow minute of the machine is everybody's."""
+    for i in range(num_calls):
+        for each in running:
+            if i < 2 or sum(each.seconds) < max_seconds:
+                each.call()
 
 
 def _others(target: Target, step_size: float, num_steps: int) -> list[Chain]:
@@ -105,37 +102,39 @@ class _Running:
     """A sampler, compiled and warmed up, whose calls are timed one by one."""
 
     def __init__(self, chain: Chain, log_r: LogRatio, key: Array, z: Array):
-        self._chain, self._num_calls = chain, 0
-        # Others have the keys that `jax.random.key` makes, as their users do.
-        self._key = key
-        if chain.by != "ours":
-            self._key = jax.random.key(rng.numpy_seed(rng.stream(key, "others")))
+        self._chain = chain
+        self._key = rng.stream(key, f"{chain.by} {chain.sampler}")
         self.seconds: list[float] = []
-        self._courses: list[np.ndarray] = []  # [F, B, T] of each call
+        self.courses: list[np.ndarray] = []  # [F, B, T] of each call
         self._acceptance: list[float] = []
         self._evaluations: list[float] = []
         self._functions = jax.jit(
-            lambda z: jax.lax.map(lambda z: functions(log_r, z), z)
+            lambda z: jax.lax.map(lambda z: chain_measures.functions(log_r, z), z)
         )
-        state = chain.start(rng.stream(self._key, "start"), z)
+        state = chain.start(self._named("start"), z)
         self.warmup_seconds = 0.0
         if chain.warm_up is not None:
-            warm_key = rng.stream(self._key, "warm-up")
+            warm_key = self._named("warm-up")
             warm_up = jax.jit(chain.warm_up).lower(warm_key, state).compile()
             self.warmup_seconds, state = _timed(warm_up, warm_key, state)
-        sample_key = rng.stream(self._key, "first")
-        self._sample = jax.jit(chain.sample).lower(sample_key, state).compile()
+        first_key = self._named("first")
+        self._sample = jax.jit(chain.sample).lower(first_key, state).compile()
         # The first is thrown away: what is counted begins where the chain has settled.
-        self._state = jax.block_until_ready(self._sample(sample_key, state)[0])
+        self._state = jax.block_until_ready(self._sample(first_key, state)[0])
+
+    def _named(self, name: str, call: int = 0) -> Array:
+        """A key; the others' are of the kind that `jax.random.key` makes for anyone."""
+        key = rng.at_step(rng.stream(self._key, name), call)
+        is_ours = self._chain.by == "ours"
+        return key if is_ours else jax.random.key(rng.numpy_seed(key))
 
     def call(self) -> None:
         """Goes on for one course, times it and keeps its functions."""
-        key = rng.at_step(rng.stream(self._key, "calls"), self._num_calls)
+        key = self._named("calls", len(self.seconds))
         took, (self._state, course) = _timed(self._sample, key, self._state)
-        self._num_calls += 1
         self.seconds.append(took)
         values = self._functions(course.z)  # [T, B, F]
-        self._courses.append(np.asarray(values, np.float64).transpose(2, 1, 0))
+        self.courses.append(np.asarray(values, np.float64).transpose(2, 1, 0))
         if course.acceptance is not None:
             self._acceptance.append(float(course.acceptance))
         self._evaluations.append(float(course.evaluations))
@@ -147,14 +146,15 @@ class _Running:
           `effective_per_second` of all chains with the standard error over calls; the
           largest deviation of a mean from the reference, in its standard errors.
         """
-        course = np.concatenate(self._courses, -1)  # [F, B, T of all calls]
+        course = np.concatenate(self.courses, -1)  # [F, B, T of all calls]
         ess = effective_draws(course)  # [F]
         slowest = int(np.argmin(ess))
         of_calls = [
             float(effective_draws(c[slowest])) / seconds
-            for c, seconds in zip(self._courses, self.seconds, strict=True)
+            for c, seconds in zip(self.courses, self.seconds, strict=True)
         ]
-        stderr = np.std(of_calls, ddof=1) / math.sqrt(len(of_calls))
+        rates = self._acceptance
+        off = chain_measures.deviations(course, ess, expected)  # [F]
         return {
             "sampler": self._chain.sampler,
             "by": self._chain.by,
@@ -163,15 +163,13 @@ class _Running:
             "warmup_seconds": self.warmup_seconds,
             "seconds": sum(self.seconds),
             "evaluations": float(np.mean(self._evaluations)),
-            "acceptance": float(np.mean(self._acceptance))
-            if self._acceptance
-            else None,
+            "acceptance": float(np.mean(rates)) if rates else None,
             "ess": float(ess[slowest]),
-            "slowest": function_names(len(ess))[slowest],
+            "slowest": chain_measures.function_names(len(ess))[slowest],
             "effective_per_second": float(ess[slowest]) / sum(self.seconds),
-            "stderr": float(stderr),
+            "stderr": mean_estimate(np.array(of_calls), "draws/s").stderr,
             "num_calls": len(of_calls),
-            "means_off": float(np.max(deviations(course, ess, expected))),
+            "means_off": float(off.max()),
         }
 
 
@@ -179,72 +177,3 @@ def _timed(compiled: Any, *args: Any) -> tuple[float, Any]:
     begin = perf_counter()
     out = jax.block_until_ready(compiled(*args))
     return perf_counter() - begin, out
-
-
-def functions(log_r: LogRatio, z: Array) -> Array:
-    """Log r, |z|^2 and the first coordinates of z [B, ...]: [B, F]."""
-    flat = z.reshape(len(z), -1)
-    norm = jnp.sum(flat**2, 1)
-    return jnp.column_stack([log_r(z), norm, flat[:, :NUM_COORDINATES]])
-
-
-def function_names(num_functions: int) -> list[str]:
-    """Of `functions`, in their order."""
-    return ["log r", "|z|^2", *(f"z_{i}" for i in range(num_functions - 2))]
-
-
-def effective_draws(course: np.ndarray) -> np.ndarray:
-    """How many independent draws B chains of a function are worth together.
-
-    B T / (1 + 2 sum of autocorrelations), the sum cut where pairs of them turn negative
-    and its pairs made to fall: Geyer, "Practical Markov chain Monte Carlo" (1992).
-    The variance is that of the chains put together, so that chains which disagree are
-    worth less (Vehtari et al., "Rank-normalization, folding, and localization", 2021).
-    Unlike `importance.chain_ess` it may exceed B T: draws of HMC can
-    alternate, and their mean is then better than that of independent ones.
-
-    Args:
-      course: [..., B, T] a number at every step of stationary chains.
-
-    Returns:
-      [...], at most B T log10(B T); 1 where nothing ever moves.
-    """
-    num_chains, num_steps = course.shape[-2:]
-    means = course.mean(-1, keepdims=True)
-    spectrum = np.abs(np.fft.rfft(course - means, 2 * num_steps)) ** 2
-    covariance = np.fft.irfft(spectrum)[..., :num_steps].mean(-2) / num_steps  # [.., T]
-    within = covariance[..., :1] * num_steps / (num_steps - 1)
-    between = means[..., 0].var(-1, keepdims=True) * num_chains / max(num_chains - 1, 1)
-    total = covariance[..., :1] + between
-    is_still = total[..., 0] <= 0
-    rho = 1 - (within - covariance) / np.where(total > 0, total, 1.0)
-    rho[..., 0] = 1.0
-    even = num_steps - num_steps % 2
-    pairs = np.maximum(rho[..., 0:even:2] + rho[..., 1:even:2], 0.0)
-    num_draws = num_chains * num_steps
-    time = 2 * np.minimum.accumulate(pairs, -1).sum(-1) - 1
-    ess = num_draws / np.maximum(time, 1 / math.log10(num_draws))
-    return np.where(is_still, 1.0, ess)
-
-
-def reference(log_r: LogRatio, latent_shape: tuple[int, ...], key: Array) -> Reference:
-    """Means of `functions` by proposals from N(0, I), weighted by r; no chain."""
-
-    def chunk(i: Array) -> Array:
-        z = jax.random.normal(rng.at_step(key, i), (CHUNK, *latent_shape))
-        return functions(log_r, z)
-
-    found = jax.jit(lambda: jax.lax.map(chunk, jnp.arange(NUM_WEIGHTED // CHUNK)))()
-    values = np.asarray(found, np.float64).reshape(NUM_WEIGHTED, -1)  # [N, F]
-    log_w = values[:, 0]
-    weights = np.exp(log_w - log_w.max())
-    weights /= weights.sum()
-    mean = weights @ values
-    return Reference(mean, np.sqrt(weights**2 @ (values - mean) ** 2))
-
-
-def deviations(course: np.ndarray, ess: np.ndarray, expected: Reference) -> np.ndarray:
-    """|mean - reference| of courses [F, B, T], in standard errors of both: [F]."""
-    variance = course.var((1, 2)) / ess
-    error = np.sqrt(variance + expected.stderr**2)
-    return np.abs(course.mean((1, 2)) - expected.mean) / error
