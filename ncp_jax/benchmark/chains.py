@@ -6,6 +6,7 @@ are counted by one estimator, and its means compared with those of weighted prop
 """
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
@@ -71,8 +72,16 @@ def rows(
     take_turns(running, num_calls, max_seconds)
     found = [each.row(expected) for each in running]
     for row in found:
-        speed = row["effective_per_second"] / found[0]["effective_per_second"]
-        yield {**row, "of_our_mala": speed}
+        yield {**row, "of_our_mala": _ratio(row, found[0])}
+
+
+def _ratio(row: Row, to: Row) -> dict[str, float | None]:
+    """Effective draws per second over those of another row, with its error."""
+    value = row["effective_per_second"] / to["effective_per_second"]
+    if row is to or row["stderr"] is None or to["stderr"] is None:
+        return {"value": value, "stderr": None}
+    errors = [each["stderr"] / each["effective_per_second"] for each in (row, to)]
+    return {"value": value, "stderr": value * math.hypot(*errors)}
 
 
 def take_turns(running: list["_Running"], num_calls: int, max_seconds: float) -> None:

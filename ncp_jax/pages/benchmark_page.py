@@ -229,8 +229,7 @@ def _chains_note(found: Mapping[str, Any]) -> str:
 def _chain_cells(row: Row) -> list[tuple[str, str]]:
     is_there = row["means_off"] <= MAX_OFF
     rate, warm_up = row["acceptance"], row["warmup_seconds"]
-    speed, stderr = row["effective_per_second"], row["stderr"]
-    error = "" if stderr is None else f" +- {stderr:.2g}"
+    ratio = row["of_our_mala"]
     return [
         ("sampler", NAMES[row["sampler"]]),
         ("by", row["by"]),
@@ -240,13 +239,17 @@ def _chain_cells(row: Row) -> list[tuple[str, str]]:
         ("log r per step", f"{row['evaluations']:.3g}"),
         ("accepts", "" if rate is None else f"{rate:.2f}"),
         ("effective draws", f"{row['ess']:,.0f} ({row['slowest']})"),
-        ("per second", f"{speed:,.0f}{error}"),
-        ("of our MALA", f"{row['of_our_mala']:.2f} x"),
+        ("per second", _with_error(row["effective_per_second"], row["stderr"], ",.0f")),
+        ("of our MALA", _with_error(ratio["value"], ratio["stderr"], ".2f") + " x"),
         (
             "means off by",
             f"{row['means_off']:.1f}" + ("" if is_there else ": not the target"),
         ),
     ]
+
+
+def _with_error(value: float, stderr: float | None, form: str) -> str:
+    return f"{value:{form}}" + ("" if stderr is None else f" +- {stderr:{form}}")
 
 
 def _bytes(value: float) -> str:

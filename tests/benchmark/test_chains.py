@@ -140,7 +140,10 @@ def test_every_sampler_has_a_row_and_is_at_the_target(rows):
         assert (row["warmup_seconds"] > 0) != anew
         if row["sampler"] == "mala":  # both are led to the same rate
             assert abs(row["acceptance"] - 0.574) < 0.1
-    assert rows[0]["of_our_mala"] == 1.0
+    assert rows[0]["of_our_mala"] == {"value": 1.0, "stderr": None}
+    ratio, speeds = rows[1]["of_our_mala"], [r["effective_per_second"] for r in rows]
+    assert ratio["value"] == pytest.approx(speeds[1] / speeds[0])
+    assert ratio["stderr"] >= rows[1]["stderr"] / speeds[0]
     assert [row["evaluations"] for row in rows[:3]] == [1.0, 9.0, 121.0]
     json.dumps(rows)
 
