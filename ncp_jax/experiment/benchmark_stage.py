@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from ncp_jax import rng
-from ncp_jax.benchmark import alone, sampling, stage_two, timing, training_loop
+from ncp_jax.benchmark import alone, chains, sampling, stage_two, timing, training_loop
 from ncp_jax.experiment.sample_stage import in_dtype
 from ncp_jax.experiment.setup import signal
 from ncp_jax.experiment.setup.wiring import Experiment
@@ -112,6 +112,23 @@ def _alone(experiment: Experiment) -> dict[str, Any]:
     return _told(found, rows)
 
 
+def _chains(experiment: Experiment) -> dict[str, Any]:
+    settings = experiment.config.benchmark
+    num_chains = max(settings.num_images)
+    latent_shape = _first_stack(_prior(experiment)[0]).latent_shape
+    rows = chains.rows(
+        experiment.discriminator,
+        latent_shape,
+        rng.stream(experiment.key("benchmark"), "chains"),
+        num_chains=num_chains,
+        num_steps=settings.num_chain_steps,
+        num_calls=settings.num_chain_calls,
+        step_size=experiment.config.sample.mala_step_size,
+        max_seconds=settings.max_seconds,
+    )
+    return _told({"latent_shape": list(latent_shape), "num_chains": num_chains}, rows)
+
+
 def _stage_two(experiment: Experiment) -> dict[str, Any]:
     settings = experiment.config.benchmark
     stack = _first_stack(_prior(experiment)[0])
@@ -136,6 +153,7 @@ _PARTS: dict[str, Callable[[Experiment], dict[str, Any]]] = {
     "training": _training,
     "samplers": _samplers,
     "alone": _alone,
+    "chains": _chains,
     "stage_two": _stage_two,
 }
 

@@ -17,7 +17,10 @@ NAMES = {
     "isir": "iterated SIR",
     "mala": "MALA",
     "sirmala": "SIR, then MALA",
+    "hmc": "HMC",
+    "nuts": "NUTS",
 }
+MAX_OFF = 5.0  # standard errors: beyond it a chain is not at the target
 ALONE = {  # the other versions of one group's sampler
     "at_once": "all proposals at once",
     "loop_of_compiled_steps": "Python loop, compiled steps",
@@ -115,6 +118,8 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
             "quartiles over rounds in which all versions take turns."
         )
         yield page.section("One group alone", note, _table(found["rows"]))
+    if found := results.get("chains"):
+        yield page.section("Chains", _chains_note(found), _table(found["rows"]))
     if found := results.get("stage_two"):
         note = (
             "One update of K stacked discriminators; the cost of a group is a step's "
@@ -155,6 +160,8 @@ def _cells(row: Row) -> list[tuple[str, str]]:
         ]
     if "num_groups" in row:
         return _stage_two_cells(row)
+    if "means_off" in row:
+        return _chain_cells(row)
     cells = [("sampler", NAMES[row["sampler"]]), ("M or steps", f"{row['size']:,}")]
     if "num_images" not in row:
         others = [(t, _multiple(row, name)) for name, t in ALONE.items() if name in row]
@@ -211,6 +218,44 @@ def _stage_two_cells(row: Row) -> list[tuple[str, str]]:
             f"{row['loop_over_groups'] / row['seconds']:.2f} x",
         ),
     ]
+
+
+def _chains_note(found: Mapping[str, Any]) -> str:
+    shape = "x".join(map(str, found["latent_shape"]))
+    return (
+        f"One group of {shape}, {found['num_chains']} chains from the same points, "
+        "after warm-up and compilation. Effective draws are those of the function that "
+        "has the fewest, of log r, |z|^2 and coordinates. The means of all of them are "
+        "compared with those of weighted proposals: the largest deviation "
+        f"is in standard errors, and beyond {MAX_OFF:.0f} the speed does not count. "
+        "SIR, then MALA and adaptive SIR start anew at every draw."
+    )
+
+
+def _chain_cells(row: Row) -> list[tuple[str, str]]:
+    is_there = row["means_off"] <= MAX_OFF
+    rate, warm_up = row["acceptance"], row["warmup_seconds"]
+    ratio = row["of_our_mala"]
+    return [
+        ("sampler", NAMES[row["sampler"]]),
+        ("by", row["by"]),
+        ("steps", f"{row['num_steps']:,}"),
+        ("warm-up", _seconds(warm_up) if warm_up else "none"),
+        ("seconds", _seconds(row["seconds"])),
+        ("log r per step", f"{row['evaluations']:.3g}"),
+        ("accepts", "" if rate is None else f"{rate:.2f}"),
+        ("effective draws", f"{row['ess']:,.0f} ({row['slowest']})"),
+        ("per second", _with_error(row["effective_per_second"], row["stderr"], ",.0f")),
+        ("of our MALA", _with_error(ratio["value"], ratio["stderr"], ".2f") + " x"),
+        (
+            "means off by",
+            f"{row['means_off']:.1f}" + ("" if is_there else ": not the target"),
+        ),
+    ]
+
+
+def _with_error(value: float, stderr: float | None, form: str) -> str:
+    return f"{value:{form}}" + ("" if stderr is None else f" +- {stderr:{form}}")
 
 
 def _bytes(value: float) -> str:

@@ -31,6 +31,7 @@ class MALAInfo(NamedTuple):
     log_density: Array  # [num_steps, B] log p(z) + log r(z) after each step, nats
     acceptance: Array  # [B] share of the steps after adaptation that moved
     step_size: Array  # [B] at the end
+    trajectory: Array | None = None  # [num_steps, B, ...] after each step, if asked
 
 
 class SIRThenMALAInfo(NamedTuple):
@@ -90,6 +91,7 @@ def mala(
     step_size: float | Array,
     num_steps: int,
     num_adapt_steps: int = 0,
+    keep_trajectory: bool = False,
 ) -> tuple[Array, MALAInfo]:
     """Langevin dynamics whose updates are accepted or refused, so that it is exact.
 
@@ -106,6 +108,7 @@ def mala(
       num_steps: updates, adaptation included.
       num_adapt_steps: the first so many move each chain's lambda towards an acceptance
         of 0.574 (Robbins & Monro); they are to be forgotten, as `initial` is.
+      keep_trajectory: also returns every z on the way.
 
     Returns:
       [B, ...] final points and their `MALAInfo`.
@@ -115,7 +118,7 @@ def mala(
 
     def update(
         state: tuple[Array, Array, Array, Array], t: Array
-    ) -> tuple[tuple[Array, Array, Array, Array], tuple[Array, Array]]:
+    ) -> tuple[tuple[Array, Array, Array, Array], tuple[Array, Array, Array | None]]:
         z, value, slope, log_step = state
         chain_step = jnp.exp(log_step)
         step = chains.per_chain(chain_step, z)
@@ -136,7 +139,7 @@ def mala(
             chains.where(is_accepted, new_slope, slope),
             log_step + jnp.where(t < num_adapt_steps, move, 0.0),
         )
-        return state, (state[1], is_accepted)
+        return state, (state[1], is_accepted, state[0] if keep_trajectory else None)
 
     value, slope = gradient(initial)
     is_lost = jnp.isnan(value) | jnp.isnan(sum_non_batch(slope))
@@ -146,11 +149,11 @@ def mala(
         chains.where(is_lost, jnp.zeros_like(slope), slope),
         jnp.broadcast_to(jnp.log(jnp.asarray(step_size, value.dtype)), num_chains),
     )
-    (z, _, _, log_step), (course, is_accepted) = jax.lax.scan(
+    (z, _, _, log_step), (course, is_accepted, trajectory) = jax.lax.scan(
         update, start, jnp.arange(num_steps)
     )
     acceptance = jnp.mean(is_accepted[num_adapt_steps:], 0)
-    return z, MALAInfo(course, acceptance, jnp.exp(log_step))
+    return z, MALAInfo(course, acceptance, jnp.exp(log_step), trajectory)
 
 
 def sir_then_mala(

@@ -35,11 +35,12 @@ class AdaptiveSIRInfo(NamedTuple):
 
 
 class IteratedSIRInfo(NamedTuple):
-    """Diagnostics of iterated resampling; every field is [B]."""
+    """Diagnostics of iterated resampling; every field but the last is [B]."""
 
     ess: Array  # as of SIR, the mean over steps; the current z counts as a proposal
     log_z: Array  # as of SIR, over the fresh proposals of all steps
     acceptance: Array  # share of steps that moved
+    trajectory: Array | None = None  # [num_steps, B, ...] after each step, if asked
 
 
 def sir(
@@ -176,6 +177,7 @@ def iterated_sir(
     num_proposals: int,
     chunk_size: int,
     num_steps: int,
+    keep_trajectory: bool = False,
 ) -> tuple[Array, IteratedSIRInfo]:
     """Repeats SIR with the current z among the M proposals (i-SIR).
 
@@ -192,6 +194,7 @@ def iterated_sir(
       num_proposals: M, the current z included.
       chunk_size: as of `sir`.
       num_steps: how often all M are weighed.
+      keep_trajectory: also returns every z on the way.
 
     Returns:
       [B, ...] draws and their `IteratedSIRInfo`.
@@ -206,12 +209,15 @@ def iterated_sir(
         new = _propose(step_keys, sample, jnp.maximum(chosen - 1, 0))
         z = chains.where(chosen > 0, new, z)
         log_w_of_z = jnp.take_along_axis(log_w, chosen[None], axis=0)[0]
-        return (z, log_w_of_z), (info.ess, _log_mean_exp(fresh), chosen > 0)
+        kept = z if keep_trajectory else None
+        return (z, log_w_of_z), (info.ess, _log_mean_exp(fresh), chosen > 0, kept)
 
     start = initial, _without_nan(log_r(initial))
-    (z, _), (ess, log_z, has_moved) = jax.lax.scan(step, start, jnp.arange(num_steps))
+    (z, _), (ess, log_z, has_moved, trajectory) = jax.lax.scan(
+        step, start, jnp.arange(num_steps)
+    )
     return z, IteratedSIRInfo(
-        jnp.mean(ess, 0), _log_mean_exp(log_z), jnp.mean(has_moved, 0)
+        jnp.mean(ess, 0), _log_mean_exp(log_z), jnp.mean(has_moved, 0), trajectory
     )
 
 

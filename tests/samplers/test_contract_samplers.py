@@ -310,6 +310,30 @@ def test_a_trajectory_comes_only_if_asked_for(key):
     np.testing.assert_array_equal(info.trajectory[-1], z)
 
 
+def test_the_course_of_a_corrected_chain_ends_where_it_does(key):
+    keys, settings = jax.random.split(key, 3), {"num_steps": 5}
+    start = sample(keys)
+    weighed = {"num_proposals": 4, "chunk_size": 2}
+    runs = {
+        "mala": partial(
+            samplers.mala, keys, start, density(tilt), step_size=0.5, **settings
+        ),
+        "iterated": partial(
+            samplers.iterated_sir, keys, start, sample, tilt, **weighed, **settings
+        ),
+    }
+    for name, run in runs.items():
+        z, info = run()
+        assert info.trajectory is None
+        same, info = run(keep_trajectory=True)
+        assert info.trajectory.shape == (5, *start.shape), name
+        np.testing.assert_array_equal(info.trajectory[-1], z)
+        np.testing.assert_array_equal(same, z)
+        before = np.concatenate([start[None], info.trajectory[:-1]])
+        moved = np.any(info.trajectory != before, -1).mean(0)
+        np.testing.assert_allclose(moved, info.acceptance)
+
+
 def test_the_memory_of_sir_does_not_grow_with_its_proposals(key):
     """But for the log-weights, 4 M B bytes."""
     num_chains, chunk_size, network = 64, 100, MLPDiscriminator((100, 100))

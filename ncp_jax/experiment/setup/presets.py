@@ -135,6 +135,8 @@ def _shrink(config: ConfigDict) -> None:
         num_images=(1, 2),
         num_proposals=(5, 20),
         num_langevin_steps=(2, 20),
+        num_chain_steps=40,
+        num_chain_calls=2,
         num_groups=(1, 2),
         batch_size=4,
         num_calls=2,
