@@ -22,7 +22,7 @@ FLOORS = [  # the ground first; rooms of one floor do not know each other
     {"priors.joint", "priors.conditional"},
     {"evaluation"},
     {"evaluation.metrics", "benchmark"},
-    {"comparison", "experiment.setup"},
+    {"comparison", "experiment.setup", "benchmark.chains"},
     {"experiment.vaebm", "experiment.pretrained"},
     {"experiment"},
     {"__main__"},

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from ncp_jax import rng
-from ncp_jax.benchmark import alone, chains, sampling, stage_two, timing, training_loop
+from ncp_jax.benchmark import alone, sampling, stage_two, timing, training_loop
+from ncp_jax.benchmark.chains import compared
 from ncp_jax.experiment.sample_stage import in_dtype
 from ncp_jax.experiment.setup import signal
 from ncp_jax.experiment.setup.wiring import Experiment
@@ -116,7 +117,7 @@ def _chains(experiment: Experiment) -> dict[str, Any]:
     settings = experiment.config.benchmark
     num_chains = max(settings.num_images)
     latent_shape = _first_stack(_prior(experiment)[0]).latent_shape
-    rows = chains.rows(
+    rows = compared.rows(
         experiment.discriminator,
         latent_shape,
         rng.stream(experiment.key("benchmark"), "chains"),

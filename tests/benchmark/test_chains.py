@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax.benchmark import chain_measures, chains, our_chains
-from ncp_jax.benchmark.chain_measures import effective_draws
+from ncp_jax.benchmark.chains import compared, measures, ours
+from ncp_jax.benchmark.chains.measures import effective_draws
 from ncp_jax.experiment import stages
 from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.pages import benchmark_page
@@ -74,8 +74,8 @@ def tilted(z):
 
 
 def test_the_reference_is_that_of_weighted_proposals(key):
-    found = chain_measures.reference(tilted, (3,), key)
-    names = chain_measures.function_names(len(found.mean))
+    found = measures.reference(tilted, (3,), key)
+    names = measures.function_names(len(found.mean))
     assert names == ["log r", "|z|^2", "z_0", "z_1", "z_2"]
     off = np.abs(found.mean - [0.25, 3.25, 0.5, 0.0, 0.0]) / found.stderr
     assert off.max() < 5.7  # false in one of 10 million
@@ -83,15 +83,15 @@ def test_the_reference_is_that_of_weighted_proposals(key):
 
 
 def test_a_fast_chain_at_another_target_is_seen(key):
-    expected = chain_measures.reference(tilted, (2,), key)
+    expected = measures.reference(tilted, (2,), key)
     draws = jax.random.normal(jax.random.key(3), (500, 10, 2))  # [T, B, D]
     for shift, is_right in ((jnp.array([0.5, 0.0]), True), (jnp.zeros(2), False)):
-        values = jax.vmap(lambda z: chain_measures.functions(tilted, z))(
+        values = jax.vmap(lambda z: measures.functions(tilted, z))(
             draws + shift[None, None]
         )
         course = np.asarray(values).transpose(2, 1, 0)
         ess = effective_draws(course)
-        off = chain_measures.deviations(course, ess, expected).max()
+        off = measures.deviations(course, ess, expected).max()
         assert (off < benchmark_page.MAX_OFF) == is_right
 
 
@@ -112,7 +112,7 @@ def as_outside_of_tests():
 def rows():
     with as_outside_of_tests():
         return list(
-            chains.rows(
+            compared.rows(
                 MLPDiscriminator((8,)),
                 (3,),
                 jax.random.key(7),
@@ -167,7 +167,7 @@ def test_the_stage_passes_its_settings_on(tmp_path, monkeypatch, rows):
         given.update(settings, latent_shape=latent_shape)
         return iter(rows)
 
-    monkeypatch.setattr(chains, "rows", recorded)
+    monkeypatch.setattr(compared, "rows", recorded)
     settings = tiny.config()
     settings.benchmark.parts = ("chains",)
     stages.run(settings, tmp_path, "benchmark")
@@ -190,11 +190,11 @@ def test_a_sampler_that_took_too_long_is_called_no_more():
     def sample(key, state):
         calls.append(1)  # when it is traced
         z = jax.random.normal(key, (50, 2, 1))
-        return state, our_chains.Course(z, None, jnp.ones(()))
+        return state, ours.Course(z, None, jnp.ones(()))
 
-    chain = our_chains.Chain("isir", "ours", lambda key, z: z, None, sample)
-    running = chains._Running(chain, tilted, jax.random.key(0), jnp.zeros((2, 1)))
-    chains.take_turns([running], num_calls=9, max_seconds=0.0)
+    chain = ours.Chain("isir", "ours", lambda key, z: z, None, sample)
+    running = compared._Running(chain, tilted, jax.random.key(0), jnp.zeros((2, 1)))
+    compared.take_turns([running], num_calls=9, max_seconds=0.0)
     assert len(running.seconds) == 2 and len(calls) == 1
     first, second = running.courses
     assert np.all(first != second)  # every call has its own keys

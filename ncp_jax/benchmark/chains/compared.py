@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng
-from ncp_jax.benchmark import alone, chain_measures, our_chains
-from ncp_jax.benchmark.chain_measures import Reference, effective_draws
-from ncp_jax.benchmark.our_chains import Chain
+from ncp_jax.benchmark import alone
+from ncp_jax.benchmark.chains import measures, ours
+from ncp_jax.benchmark.chains.measures import Reference, effective_draws
+from ncp_jax.benchmark.chains.ours import Chain
 from ncp_jax.evaluation.importance import mean_estimate
 from ncp_jax.priors.ncp_prior import LogRatio, Target
 
@@ -60,14 +61,12 @@ def rows(
         feature = network.apply(variables, jnp.zeros((1, 0)), method="embed")
         return network.apply(variables, z, feature, method="log_ratio")
 
-    target = our_chains.target_of(log_r, latent_shape, num_chains)
-    chains = our_chains.all_of(target, step_size, num_steps)
+    target = ours.target_of(log_r, latent_shape, num_chains)
+    chains = ours.all_of(target, step_size, num_steps)
     chains += _others(target, step_size, num_steps)
     z_key, run_key = rng.stream(key, "initial"), rng.stream(key, "run")
     z = jax.random.normal(z_key, (num_chains, *latent_shape))
-    expected = chain_measures.reference(
-        log_r, latent_shape, rng.stream(key, "reference")
-    )
+    expected = measures.reference(log_r, latent_shape, rng.stream(key, "reference"))
     running = [_Running(chain, log_r, run_key, z) for chain in chains]
     take_turns(running, num_calls, max_seconds)
     found = [each.row(expected) for each in running]
@@ -96,11 +95,11 @@ def _others(target: Target, step_size: float, num_steps: int) -> list[Chain]:
     """Of the packages that are installed."""
     found = []
     if importlib.util.find_spec("blackjax") is not None:
-        from ncp_jax.benchmark import in_blackjax
+        from ncp_jax.benchmark.chains import in_blackjax
 
         found.append(in_blackjax.mala(target, step_size, num_steps))
     if importlib.util.find_spec("numpyro") is not None:
-        from ncp_jax.benchmark import in_numpyro
+        from ncp_jax.benchmark.chains import in_numpyro
 
         found.append(in_numpyro.hmc(target, num_steps))
         found.append(in_numpyro.nuts(target, num_steps))
@@ -118,7 +117,7 @@ class _Running:
         self._acceptance: list[float] = []
         self._evaluations: list[float] = []
         self._functions = jax.jit(
-            lambda z: jax.lax.map(lambda z: chain_measures.functions(log_r, z), z)
+            lambda z: jax.lax.map(lambda z: measures.functions(log_r, z), z)
         )
         state = chain.start(self._named("start"), z)
         self.warmup_seconds = 0.0
@@ -163,7 +162,7 @@ class _Running:
             for c, seconds in zip(self.courses, self.seconds, strict=True)
         ]
         rates = self._acceptance
-        off = chain_measures.deviations(course, ess, expected)  # [F]
+        off = measures.deviations(course, ess, expected)  # [F]
         return {
             "sampler": self._chain.sampler,
             "by": self._chain.by,
@@ -174,7 +173,7 @@ class _Running:
             "evaluations": float(np.mean(self._evaluations)),
             "acceptance": float(np.mean(rates)) if rates else None,
             "ess": float(ess[slowest]),
-            "slowest": chain_measures.function_names(len(ess))[slowest],
+            "slowest": measures.function_names(len(ess))[slowest],
             "effective_per_second": float(ess[slowest]) / sum(self.seconds),
             "stderr": mean_estimate(np.array(of_calls), "draws/s").stderr,
             "num_calls": len(of_calls),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from numpyro import infer
 
-from ncp_jax.benchmark.our_chains import Chain, Course, State
+from ncp_jax.benchmark.chains.ours import Chain, Course, State
 from ncp_jax.priors.ncp_prior import Target
 
 Array = jax.Array

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 
-from ncp_jax.benchmark.our_chains import Chain, Course, State
+from ncp_jax.benchmark.chains.ours import Chain, Course, State
 from ncp_jax.priors.ncp_prior import Target
 from ncp_jax.samplers.dynamics import ACCEPTANCE
 
