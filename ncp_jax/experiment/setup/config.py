@@ -309,13 +309,15 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
             },
             "report": {"workdirs": ""},  # A,B,C: those runs side by side
             "benchmark": {
-                "parts": ("training", "samplers", "alone", "stage_two"),
+                "parts": ("training", "samplers", "alone", "stage_two", "scaling"),
                 "num_steps": 5_000,  # of the training loop
                 "num_repeats": 3,  # of it
                 "num_images": (1, 10),
                 "num_proposals": (5, 50, 500, 5_000),
                 "num_langevin_steps": (5, 50, 500, 1_000),
-                "num_groups": (1, 2, 5, 10, 30),  # K of stage 2
+                "num_groups": (1, 2, 5, 10, 30),  # K of stage 2 and of "scaling"
+                "num_chains": (1, 10, 100, 1_000),  # of "scaling"
+                "latent_dims": (8, 32, 128),  # of "scaling": z's last axis
                 "batch_size": 64,  # of stage 2
                 "num_calls": 5,  # of each sampler and update
                 "max_seconds": 60.0,  # longer calls are predicted and left out

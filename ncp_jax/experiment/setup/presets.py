@@ -136,6 +136,8 @@ def _shrink(config: ConfigDict) -> None:
         num_proposals=(5, 20),
         num_langevin_steps=(2, 20),
         num_groups=(1, 2),
+        num_chains=(1, 4),
+        latent_dims=(2, 4),
         batch_size=4,
         num_calls=2,
     )
