@@ -5,14 +5,10 @@ On each curve one size grows; the others stay at
 
 - B chains, as in `alone`; the dimension of the config's z; one group; one device;
 - proposals and steps: the last but one of what is timed of them.
-
-`slope` is that of log seconds against log size: 1 where the cost is linear, 0 where it
-does not depend on the size.  Against devices, which share the same chains, -1 is all
-that can be had.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from math import inf
 from typing import Any
@@ -20,7 +16,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ncp_jax import parallel, rng
 from ncp_jax.benchmark import alone, arithmetic, roofline, sampling, timing
@@ -96,31 +91,27 @@ def rows(
       A row per curve, sampler and size, as JSON values: seconds, arithmetic, and where
       they lie under the roof.
     """
-    init_key, key = (rng.stream(key, name) for name in ("weights", "chains"))
-    weights = cache(lambda shape: alone.random_variables(network, shape, init_key))
-
-    def draw_of(sampler: str, case: _Case) -> SIR | Langevin:
-        if sampler == "langevin":
-            return Langevin(settings.step_size, case.amount)
-        share = case.num_chains // case.num_devices
-        return SIR(case.amount, chunk_size(share, case.amount))
-
+    one = _Group(network, rng.stream(key, "weights"))
+    key = rng.stream(key, "chains")
     for sampler in ("sir", "langevin"):
         for curve, cases in _curves(sampler, latent_shape, settings).items():
             rate = inf  # FLOP/s of the row before
             for size, case in cases:
                 row: Row = {"curve": curve, "sampler": sampler, "size": size}
                 row |= dataclasses.asdict(case)
-                draw, variables = draw_of(sampler, case), weights(case.latent_shape)
-                flops = _flops(network, variables, draw, case)
+                share = case.num_chains // case.num_devices
+                draw: Any = Langevin(settings.step_size, case.amount)
+                if sampler == "sir":
+                    draw = SIR(case.amount, chunk_size(share, case.amount))
+                flops = one.flops(draw, case)
                 if flops / rate > settings.max_seconds:
                     yield row | {"skipped": f"some {flops / rate:,.0f} s"}
                     continue
-                row |= _time(network, variables, draw, case, key, settings)
+                row |= _time(one, draw, case, key, settings)
                 rate = flops / row["seconds"]
-                num_bytes = _bytes(network, variables, draw, case)
                 row |= {"flops": flops, "flops_per_second": rate}
                 row["share_of_ceiling"] = rate / machine.ceiling
+                num_bytes = one.num_bytes(draw, case)
                 yield row | roofline.placed(flops, num_bytes, row["seconds"], machine)
 
 
@@ -150,20 +141,51 @@ def _curves(
     }
 
 
-def _time(
-    network: nn.Module,
-    variables: Any,
-    draw: Any,
-    case: _Case,
-    key: Array,
-    settings: Settings,
-) -> Row:
+class _Group:
+    """The discriminator of one group: its weights, its arithmetic, what it moves."""
+
+    def __init__(self, network: nn.Module, key: Array):
+        self.network = network
+        self._key = key
+        self.variables = cache(self._variables)  # of a shape of z
+        self._of_pass = cache(self._pass_bytes)
+
+    def flops(self, draw: Any, case: _Case) -> int:
+        """Of one call."""
+        z = jax.ShapeDtypeStruct((1, *case.latent_shape), jnp.float32)
+        log_r = partial(alone.log_ratio, self.network)
+        of_one = arithmetic.count_flops(log_r, self.variables(case.latent_shape), z)
+        return case.num_chains * case.num_groups * sampling.evaluations(draw) * of_one
+
+    def num_bytes(self, draw: Any, case: _Case) -> float:
+        """Of one call, all devices together."""
+        share = case.num_chains // case.num_devices
+        of_group = sum(
+            each.times * self._of_pass(case.latent_shape, share, each.num_proposals)
+            for each in roofline.passes(draw)
+        )
+        return case.num_devices * case.num_groups * of_group
+
+    def _variables(self, latent_shape: tuple[int, ...]) -> Any:
+        return alone.random_variables(self.network, latent_shape, self._key)
+
+    def _pass_bytes(
+        self, latent_shape: tuple[int, ...], num_chains: int, num_proposals: int
+    ) -> float:
+        params, no_context = self.variables(latent_shape)["params"], (0,)
+        return roofline.pass_bytes(
+            self.network, params, latent_shape, no_context, num_chains, num_proposals
+        )
+
+
+def _time(one: _Group, draw: Any, case: _Case, key: Array, settings: Settings) -> Row:
     mesh = parallel.mesh_of(jax.local_devices()[: case.num_devices])
     stacked = jax.tree.map(
-        lambda leaf: jnp.repeat(leaf[None], case.num_groups, axis=0), variables
+        lambda leaf: jnp.repeat(leaf[None], case.num_groups, axis=0),
+        one.variables(case.latent_shape),
     )
     took, _ = timing.time_compiled(
-        partial(_draw_groups, network, draw, case.latent_shape, mesh),
+        partial(_draw_groups, one.network, draw, case.latent_shape, mesh),
         parallel.replicate(mesh, stacked),
         jax.random.split(key, case.num_chains),
         num_repeats=settings.num_repeats,
@@ -195,82 +217,3 @@ def _draw_groups(
 
     with jax.default_matmul_precision("float32"):
         return parallel.over_device_chains(mesh, share, stacked, keys)
-
-
-def _flops(network: nn.Module, variables: Any, draw: Any, case: _Case) -> int:
-    z = jax.ShapeDtypeStruct((1, *case.latent_shape), jnp.float32)
-    of_one = arithmetic.count_flops(partial(alone.log_ratio, network), variables, z)
-    return case.num_chains * case.num_groups * sampling.evaluations(draw) * of_one
-
-
-def _bytes(network: nn.Module, variables: Any, draw: Any, case: _Case) -> float:
-    """Those of all devices together."""
-    share = case.num_chains // case.num_devices
-    of_group = sum(
-        each.times
-        * roofline.pass_bytes(
-            network,
-            variables["params"],
-            case.latent_shape,
-            (0,),
-            share,
-            each.num_proposals,
-        )
-        for each in roofline.passes(draw)
-    )
-    return case.num_devices * case.num_groups * of_group
-
-
-def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """Of log seconds against log size, by least squares; two sizes at least."""
-    x, y = np.log(sizes), np.log(seconds)
-    return float(np.sum((x - x.mean()) * y) / np.sum((x - x.mean()) ** 2))
-
-
-def with_slopes(timed: Iterable[Row]) -> Iterator[Row]:
-    """Adds to each row the `slope` from the size before on its curve."""
-    before: dict[tuple[str, str], Row] = {}
-    for row in timed:
-        curve = row["curve"], row["sampler"]
-        if "seconds" in row:
-            if last := before.get(curve):
-                both = last, row
-                row["slope"] = slope(*([r[n] for r in both] for n in _AXES))
-            before[curve] = row
-        yield row
-
-
-def curves(timed: Sequence[Row]) -> list[Row]:
-    """Each curve with its `slope` over the upper half of its sizes.
-
-    Args:
-      timed: rows; those that were not run are left out.
-
-    Returns:
-      Per curve and sampler: `sizes`, medians of `seconds`, and the slope by least
-      squares over the larger half of the sizes, two at least; None of one size.
-    """
-    names = dict.fromkeys((row["curve"], row["sampler"]) for row in timed)
-    found = []
-    for curve, sampler in names:
-        mine = [
-            row
-            for row in timed
-            if (row["curve"], row["sampler"]) == (curve, sampler) and "seconds" in row
-        ]
-        sizes, seconds = ([row[name] for row in mine] for name in _AXES)
-        upper = slice(-max(-(-len(sizes) // 2), 2), None)
-        steepness = slope(sizes[upper], seconds[upper]) if len(sizes) > 1 else None
-        found.append(
-            {
-                "curve": curve,
-                "sampler": sampler,
-                "sizes": sizes,
-                "seconds": seconds,
-                "slope": steepness,
-            }
-        )
-    return found
-
-
-_AXES = ("size", "seconds")

@@ -15,6 +15,7 @@ from ncp_jax.benchmark import (
     alone,
     sampling,
     scaling,
+    slopes,
     stage_two,
     timing,
     training_loop,
@@ -180,8 +181,8 @@ def _scaling(experiment: Experiment) -> dict[str, Any]:
     )
     rows = itertools.chain(of_samplers, map(_against_devices, of_stage_two))
     shape = {"latent_shape": list(stack.latent_shape), "dtype": dtype}
-    found = _told(shape | _limits(machine), scaling.with_slopes(rows))
-    return found | {"curves": scaling.curves(found["rows"])}
+    found = _told(shape | _limits(machine), slopes.with_slopes(rows))
+    return found | {"curves": slopes.curves(found["rows"])}
 
 
 def _against_devices(row: dict[str, Any]) -> dict[str, Any]:

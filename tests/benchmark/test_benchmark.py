@@ -20,6 +20,7 @@ from ncp_jax.benchmark import (
     roofline,
     sampling,
     scaling,
+    slopes,
     stage_two,
     timing,
     training_loop,
@@ -420,11 +421,11 @@ def test_the_slope_of_a_power_is_its_exponent(power):
     sizes = [1, 3, 10, 40, 1_000]
     rows = on_a_curve(sizes, [7e-4 * n**power for n in sizes])
     skipped = {"curve": "chains", "sampler": "sir", "size": 10**4, "skipped": "long"}
-    rows = list(scaling.with_slopes([*rows, skipped]))
+    rows = list(slopes.with_slopes([*rows, skipped]))
     assert "slope" not in rows[0] and "slope" not in rows[-1]
     for row in rows[1:-1]:
         assert row["slope"] == pytest.approx(power, abs=1e-12)
-    (curve,) = scaling.curves(rows)
+    (curve,) = slopes.curves(rows)
     assert curve["slope"] == pytest.approx(power, abs=1e-12)
     assert curve["sizes"] == sizes
 
@@ -432,12 +433,12 @@ def test_the_slope_of_a_power_is_its_exponent(power):
 def test_the_slope_of_a_curve_is_that_of_its_upper_half():
     sizes = [1, 2, 4, 8, 16]
     flat_then_linear = on_a_curve(sizes, [4, 4, 4, 8, 16])
-    (curve,) = scaling.curves(flat_then_linear)
+    (curve,) = slopes.curves(flat_then_linear)
     assert curve["slope"] == pytest.approx(1.0)  # of the last three
     others = on_a_curve([1], [2.0], "devices") + on_a_curve([1, 2], [3.0, 6.0], "dims")
-    single, pair = scaling.curves(others)
+    single, pair = slopes.curves(others)
     assert single["slope"] is None and pair["slope"] == pytest.approx(1.0)
-    found = [row.get("slope") for row in scaling.with_slopes(others)]
+    found = [row.get("slope") for row in slopes.with_slopes(others)]
     assert found[:2] == [None, None] and found[2] == pytest.approx(1.0)
 
 
@@ -472,7 +473,7 @@ def test_every_curve_is_timed_and_drawn(key):
     machine = roofline.Machine(1e12, 1e10)
     network, shape = NETWORKS["mlp"]
     rows = list(
-        scaling.with_slopes(
+        slopes.with_slopes(
             scaling.rows(network, shape, key, settings, machine, lambda _, m: m)
         )
     )
@@ -490,7 +491,7 @@ def test_every_curve_is_timed_and_drawn(key):
     weights = 4 * (6 * 16 + 16 * 16 + 16 + 16 + 16 + 1)
     assert all(row["bytes_moved"] > weights for row in (few, many, one_chain))
     assert "slope" in many and "slope" not in few
-    found = {"latent_shape": [6], "rows": rows, "curves": scaling.curves(rows)}
+    found = {"latent_shape": [6], "rows": rows, "curves": slopes.curves(rows)}
     found |= {"ceiling_flops_per_second": 1e12, "bandwidth_bytes_per_second": 1e10}
     found = json.loads(json.dumps(found))
     results = {"environment": {"date": "today"}, "data": "noise", "scaling": found}
