@@ -31,6 +31,7 @@ from ncp_jax.experiment.setup import wiring
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.convolution import convolve
 from ncp_jax.models.discriminator import MLPDiscriminator
+from ncp_jax.models.distributions import Normal
 from ncp_jax.models.residual_discriminator import ResidualDiscriminator
 from ncp_jax.models.stacks import Stack
 from ncp_jax.pages import benchmark_page
@@ -455,6 +456,26 @@ def test_bytes_are_those_of_the_loop_as_often_as_it_runs():
     placed = roofline.placed(100.0, 50.0, 2.0, roofline.Machine(1e3, 10.0))
     assert placed["intensity"] == 2.0 and placed["share_of_bandwidth"] == 2.5
     assert placed["share_of_roofline"] == 2.5  # 50 FLOP/s; 20 are allowed
+
+
+@pytest.mark.parametrize("draw", [SIR(60, 20), Langevin(0.1, 3)])
+def test_a_pass_moves_what_xla_counts_in_the_whole_sampler(key, draw):
+    """Which is the body of its loop once; a tenth more or less would be seen."""
+    network, shape, num_chains = MLPDiscriminator((100, 100)), (50,), 10
+    variables = alone.random_variables(network, shape, key)
+    z = jnp.zeros((num_chains, *shape))
+
+    def run(variables, keys):
+        log_r = partial(alone.log_ratio, network, variables)
+        target = ncp_prior.Target(Normal(z, z + 1), log_r, jnp.array(0))
+        return draw(keys, target)[0]
+
+    whole = roofline.bytes_accessed(run, variables, jax.random.split(key, num_chains))
+    one = roofline.pass_bytes(
+        *(network, variables["params"], shape, (0,), num_chains),
+        roofline.passes(draw)[0].num_proposals,
+    )
+    assert one == pytest.approx(whole, rel=0.06)
 
 
 def test_every_curve_is_timed_and_drawn(key):

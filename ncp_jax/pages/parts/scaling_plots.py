@@ -5,6 +5,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from ncp_jax.pages.parts import plots
 from ncp_jax.pages.parts.plots import Panel
@@ -79,10 +81,12 @@ def _curve(
     first, ideal = lines[0], -1.0 if curve == "devices" else 1.0
     sizes = np.array(first["sizes"], float)
     linear = first["seconds"][-1] * (sizes / sizes[-1]) ** ideal
-    axes.plot(sizes, linear, color=plots.MUTED, ls="--", lw=1, label=f"{ideal:.0f}")
-    axes.set(xlabel=label, ylabel="seconds", xscale="log", yscale="log")
+    text = f"linear (slope {ideal:.0f})"
+    axes.plot(sizes, linear, color=plots.MUTED, ls="--", lw=1, label=text)
+    axes.set(xlabel=label, ylabel="time", xscale="log", yscale="log")
     axes.set_xticks(sizes, labels=[f"{size:,.0f}" for size in sizes])
     axes.set_xticks([], minor=True)
+    _in_powers(axes, "s")
     axes.legend(fontsize=7)
     caption = f"Seconds against {label}: {', '.join(told)}"
     alt = f"{caption}. The band is the lowest to the highest call."
@@ -137,10 +141,20 @@ def roofline(found: Mapping[str, Any], names: Mapping[str, str]) -> list[Panel]:
             label=names[sampler],
         )
     axes.set(xlabel="FLOP per byte", ylabel="FLOP/s", xscale="log", yscale="log")
+    _in_powers(axes, "")
     axes.legend(fontsize=7)
     caption = (
         f"Roofline: {ceiling / 1e9:,.0f} GFLOP/s and {bandwidth / 1e9:,.0f} GB/s; "
-        "points above the roof are served by caches"
+        "caches serve what lies above its slope"
     )
     alt = f"Reached FLOP/s against FLOP per byte, a point per row. {caption}."
     return [Panel(plots.to_png(axes), alt, caption)]
+
+
+def _in_powers(axes: Axes, unit: str) -> None:
+    """Ticks of a logarithmic y axis at 1, 2 and 5, or at 1 where there are many."""
+    low, high = axes.get_ylim()
+    subs = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(EngFormatter(unit))
+    axes.yaxis.set_minor_locator(NullLocator())
