@@ -94,8 +94,8 @@ def rows(
     one = _Group(network, rng.stream(key, "weights"))
     key = rng.stream(key, "chains")
     for sampler in ("sir", "langevin"):
+        rate = inf  # FLOP/s of the row before
         for curve, cases in _curves(sampler, latent_shape, settings).items():
-            rate = inf  # FLOP/s of the row before
             for size, case in cases:
                 row: Row = {"curve": curve, "sampler": sampler, "size": size}
                 row |= dataclasses.asdict(case)
