@@ -92,7 +92,10 @@ def rows(
       they lie under the roof.
     """
     one = _Group(network, rng.stream(key, "weights"))
-    key = rng.stream(key, "chains")
+    chains_key = rng.stream(key, "chains")
+    time = cache(  # curves have calls in common
+        lambda draw, case: _time(one, draw, case, chains_key, settings)
+    )
     for sampler in ("sir", "langevin"):
         rate = inf  # FLOP/s of the row before
         for curve, cases in _curves(sampler, latent_shape, settings).items():
@@ -107,7 +110,7 @@ def rows(
                 if flops / rate > settings.max_seconds:
                     yield row | {"skipped": f"some {flops / rate:,.0f} s"}
                     continue
-                row |= _time(one, draw, case, key, settings)
+                row |= time(draw, case)
                 rate = flops / row["seconds"]
                 row |= {"flops": flops, "flops_per_second": rate}
                 row["share_of_ceiling"] = rate / machine.ceiling
