@@ -343,6 +343,8 @@ def test_a_prior_that_was_plugged_in_can_be_timed(tmp_path):
         "benchmark.num_proposals": (5, 20),
         "benchmark.num_langevin_steps": (2, 20),
         "benchmark.num_groups": (1, 2),
+        "benchmark.num_chains": (1, 2),
+        "benchmark.latent_dims": (2,),
         "benchmark.batch_size": 4,
         "benchmark.num_calls": 1,
     }

@@ -64,7 +64,7 @@ def rows(
     shape = (num_chains, *latent_shape)
     variables = random_variables(network, latent_shape, rng.stream(key, "weights"))
     in_torch = _Torch(network, variables, shape)
-    log_r = partial(_log_ratio, network, variables)
+    log_r = partial(log_ratio, network, variables)
     base = Normal(jnp.zeros(shape), jnp.ones(shape))
     keys = jax.random.split(rng.stream(key, "chains"), num_chains)
 
@@ -138,7 +138,8 @@ def shaken(params: Any, key: Array) -> Any:
     return jax.tree.unflatten(tree, noisy)
 
 
-def _log_ratio(network: nn.Module, variables: Any, z: Array) -> Array:
+def log_ratio(network: nn.Module, variables: Any, z: Array) -> Array:
+    """log r of z [B, *latent_shape] without a context: [B], nats."""
     feature = network.apply(variables, jnp.zeros((1, 0)), method="embed")
     return network.apply(variables, z, feature, method="log_ratio")
 
@@ -180,7 +181,7 @@ class _Torch:
         z = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         there = in_torch.from_ours(z)
         self._shape = tuple(there.shape)
-        ours = np.asarray(_log_ratio(network, variables, jnp.asarray(z)))
+        ours = np.asarray(log_ratio(network, variables, jnp.asarray(z)))
         theirs = self._log_r(there).cpu().numpy()
         np.testing.assert_allclose(theirs, ours, rtol=1e-2, atol=1e-2)
 

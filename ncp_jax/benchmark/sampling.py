@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import parallel, rng
-from ncp_jax.benchmark import arithmetic, timing
+from ncp_jax.benchmark import arithmetic, roofline, timing
 from ncp_jax.benchmark.plain import Plain
 from ncp_jax.evaluation.diagnostics import join_blocks
 from ncp_jax.evaluation.importance import chain_ess
@@ -59,7 +59,7 @@ class Settings:
 
 
 def rows(
-    ncp: NCPPrior, key: Array, settings: Settings, ceiling: float
+    ncp: NCPPrior, key: Array, settings: Settings, machine: roofline.Machine
 ) -> Iterator[Row]:
     """Times SIR, Langevin dynamics and the corrected samplers.
 
@@ -67,12 +67,12 @@ def rows(
       ncp: the prior; the weights' values matter to ESS alone.
       key: PRNG key; consumed here.
       settings: what is timed.
-      ceiling: FLOP/s of a large matrix product in the discriminators' precision.
+      machine: what there is at best, in the discriminators' precision.
 
     Yields:
       A row per sampler, setting and batch, as JSON values.
     """
-    work, plain = _Work(ncp), Plain(ncp)
+    work, plain, traffic = _Work(ncp), Plain(ncp), roofline.Traffic(ncp)
     rate = math.inf  # FLOP/s of the row before
     for num_images in settings.num_images:
         for name, series in _series(ncp, settings, num_images).items():
@@ -94,7 +94,9 @@ def rows(
                     flops = work.flops(draw, num_images, row["weighed"])
                 rate = flops / row["seconds"]
                 row |= {"flops": flops, "flops_per_second": rate}
-                row["share_of_ceiling"] = rate / ceiling
+                row["share_of_ceiling"] = rate / machine.ceiling
+                moved = traffic.num_bytes(draw, num_images, row.get("weighed", 0.0))
+                row |= roofline.placed(flops, moved, row["seconds"], machine)
                 row["plain"] = _time_plain(plain, row, key, settings)
                 yield row
 
@@ -224,10 +226,10 @@ class _Work:
             )
             self._of_ratio += len(ncp.reweighted_in(b)) * (two - one)
 
-    def flops(self, draw: Any, num_images: int, evaluations: float = 0.0) -> int:
-        """Those of one call; `evaluations` of log r for a draw, if it chose itself."""
-        evaluations = evaluations or _evaluations(draw)
-        return int(num_images * (self._of_base + evaluations * self._of_ratio))
+    def flops(self, draw: Any, num_images: int, weighed: float = 0.0) -> int:
+        """Those of one call; `weighed` proposals of a draw, if it chose itself."""
+        evaluated = weighed or evaluations(draw)
+        return int(num_images * (self._of_base + evaluated * self._of_ratio))
 
 
 def _weigh(b: int, context: Array, several: list[Array], ncp: NCPPrior) -> list[Array]:
@@ -245,7 +247,8 @@ _EVALUATIONS: dict[type, Callable[[Any], int]] = {
 }
 
 
-def _evaluations(draw: Any) -> int:
+def evaluations(draw: Any) -> int:
+    """How often a sampler computes log r for one draw; a gradient in z counts twice."""
     return _EVALUATIONS[type(draw)](draw)
 
 

@@ -69,20 +69,69 @@ def rows(
         row["steps_per_second"] = 1 / row["seconds"]
         row["loop_over_groups"] = _loop_seconds(learn, groups, draws, **sizes)
         yield row
-    for num_devices in _powers_of_two(jax.device_count()):
-        mesh = parallel.mesh_of(jax.devices()[:num_devices])
-        groups, draws = make(max(num_groups))
+    if several := powers_of_two(jax.device_count())[1:]:
+        yield from on_devices(
+            network,
+            optimizer,
+            stack,
+            key,
+            batch_size=batch_size,
+            num_groups=max(num_groups),
+            num_devices=several,
+            **sizes,
+        )
+
+
+def on_devices(
+    network: nn.Module,
+    optimizer: optax.GradientTransformation,
+    stack: Stack,
+    key: Array,
+    *,
+    batch_size: int,
+    num_groups: int,
+    num_devices: Sequence[int],
+    num_repeats: int,
+    max_seconds: float,
+) -> Iterator[Row]:
+    """Times one update of K stacked discriminators that some devices share.
+
+    Args:
+      network: the discriminator.
+      optimizer: of stage 2.
+      stack: whose shapes z and context have.
+      key: PRNG key; consumed here.
+      batch_size: B draws of each class.
+      num_groups: K.
+      num_devices: how many share the groups.
+      num_repeats: calls of each after the first.
+      max_seconds: repeats end after the one that reaches this.
+
+    Yields:
+      A row per number of devices.
+    """
+    turn = nce.Turn(jnp.int32(0), jnp.int32(0))  # any costs the same
+    learn = partial(nce.learn, network, optimizer, turn=turn)
+    groups, draws = _stacked(network, optimizer, stack, key, batch_size, num_groups)
+    for number in num_devices:
+        mesh = parallel.mesh_of(jax.devices()[:number])
         update = partial(
             parallel.over_device_groups, mesh, partial(stacks.over_groups, learn)
         )
-        seconds = _seconds(update, parallel.split_groups(mesh, groups), draws, **sizes)
+        took, _ = timing.time_compiled(
+            update,
+            parallel.split_groups(mesh, groups),
+            draws,
+            num_repeats=num_repeats,
+            max_seconds=max_seconds,
+        )
         yield {
-            "num_groups": max(num_groups),
-            "num_devices": num_devices,
+            "num_groups": num_groups,
+            "num_devices": number,
             "batch_size": batch_size,
-            "seconds": seconds,
-            "steps_per_second": 1 / seconds,
-            "formulation": default,
+            **took.as_json(),
+            "steps_per_second": 1 / took.median,
+            "formulation": stacks.formulation_here(),
         }
 
 
@@ -134,5 +183,6 @@ def _loop_seconds(learn: Any, groups: Any, draws: Any, **sizes: Any) -> float:
     return float(np.median(timing.time_calls(call, **sizes)))
 
 
-def _powers_of_two(most: int) -> list[int]:
-    return [2**i for i in range(1, most.bit_length()) if 2**i <= most]
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4, ... as far as `most`."""
+    return [2**i for i in range(most.bit_length())]

@@ -131,3 +131,25 @@ def matmul_ceiling(dtype: str, size: int = 0, num_repeats: int = 5) -> float:
             jnp.matmul, a, b, num_repeats=num_repeats, max_seconds=60.0
         )
     return 2 * size**3 / min(timing.repeats)
+
+
+def copy_bandwidth(num_bytes: int = 2**28, num_repeats: int = 5) -> float:
+    """Bytes/s of a <- a + s b over arrays that are in no cache.
+
+    In the manner of STREAM (McCalpin, 1995): two arrays are read and one is written, in
+    the place of the first, so that no page is new and none is read to be overwritten.
+
+    Args:
+      num_bytes: of each array; far more than the caches hold.
+      num_repeats: the fastest counts.
+    """
+    size = num_bytes // 4
+    a, b = jnp.zeros(size), jnp.ones(size)
+    add = jax.jit(lambda a, b: a + 3.0 * b, donate_argnums=0)
+    a = jax.block_until_ready(add(a, b))
+    repeats = []
+    for _ in range(num_repeats):
+        begin = perf_counter()
+        a = jax.block_until_ready(add(a, b))
+        repeats.append(perf_counter() - begin)
+    return 3 * 4 * size / min(repeats)

@@ -1,16 +1,27 @@
 """The stage that times: samplers, stage 2 and the training loop, on noise for data."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ncp_jax import rng
-from ncp_jax.benchmark import alone, sampling, stage_two, timing, training_loop
+from ncp_jax.benchmark import (
+    alone,
+    sampling,
+    scaling,
+    slopes,
+    stage_two,
+    timing,
+    training_loop,
+)
 from ncp_jax.benchmark.chains import compared
+from ncp_jax.benchmark.roofline import Machine
 from ncp_jax.experiment.sample_stage import in_dtype
 from ncp_jax.experiment.setup import signal
 from ncp_jax.experiment.setup.wiring import Experiment
@@ -64,7 +75,7 @@ def _samplers(experiment: Experiment) -> dict[str, Any]:
     settings, key = experiment.config.benchmark, experiment.key("benchmark")
     dtype = experiment.config.sample.dtype
     ncp, weights = _prior(experiment)
-    ceiling = timing.matmul_ceiling(dtype)
+    machine = _machine(dtype)
     timed = sampling.Settings(
         num_images=settings.num_images,
         num_proposals=settings.num_proposals,
@@ -75,11 +86,11 @@ def _samplers(experiment: Experiment) -> dict[str, Any]:
         max_bytes=settings.max_gigabytes * 1e9,
         memory_bytes=experiment.config.sample.memory_mib * 2**20,
     )
-    rows = sampling.rows(in_dtype(ncp, dtype), key, timed, ceiling)
+    rows = sampling.rows(in_dtype(ncp, dtype), key, timed, machine)
     found: dict[str, Any] = {
         "weights": weights,
         "dtype": dtype,
-        "ceiling_flops_per_second": ceiling,
+        **_limits(machine),
     }
     found = _told(found, rows)
     found["recommendations"] = sampling.recommendations(found["rows"])
@@ -150,12 +161,76 @@ def _stage_two(experiment: Experiment) -> dict[str, Any]:
     return _told(shapes, rows)
 
 
+def _scaling(experiment: Experiment) -> dict[str, Any]:
+    settings, (ncp, _) = experiment.config.benchmark, _prior(experiment)
+    stack, network = _first_stack(ncp), experiment.discriminator
+    dtype = jnp.dtype(getattr(network, "dtype", jnp.float32)).name
+    num_devices = stage_two.powers_of_two(jax.local_device_count())
+    machine, sizes = _machine(dtype), _repeats(experiment)
+    key = rng.stream(experiment.key("benchmark"), "scaling")
+    timed = scaling.Settings(
+        num_proposals=settings.num_proposals,
+        num_steps=settings.num_langevin_steps,
+        num_chains=settings.num_chains,
+        latent_dims=settings.latent_dims,
+        num_groups=settings.num_groups,
+        num_devices=num_devices,
+        chains=max(settings.num_images),
+        step_size=experiment.config.sample.langevin_step_size,
+        **sizes,
+    )
+    of_samplers = scaling.rows(
+        network,
+        stack.latent_shape,
+        rng.stream(key, "samplers"),
+        timed,
+        machine,
+        cache(partial(generation.fitting_chunk, ncp)),
+    )
+    of_stage_two = stage_two.on_devices(
+        network,
+        experiment.ncp_optimizer,
+        stack,
+        rng.stream(key, "stage two"),
+        batch_size=settings.batch_size,
+        num_groups=max(settings.num_groups),
+        num_devices=num_devices,
+        **sizes,
+    )
+    rows = itertools.chain(of_samplers, map(_against_devices, of_stage_two))
+    shape = {"latent_shape": list(stack.latent_shape), "dtype": dtype}
+    found = _told(shape | _limits(machine), slopes.with_slopes(rows))
+    return found | {"curves": slopes.curves(found["rows"])}
+
+
+def _against_devices(row: dict[str, Any]) -> dict[str, Any]:
+    point = {"curve": "devices", "sampler": "stage_two", "size": row["num_devices"]}
+    return point | row
+
+
+def _repeats(experiment: Experiment) -> dict[str, Any]:
+    settings = experiment.config.benchmark
+    return {"num_repeats": settings.num_calls, "max_seconds": settings.max_seconds}
+
+
+def _machine(dtype: str) -> Machine:
+    return Machine(timing.matmul_ceiling(dtype), timing.copy_bandwidth())
+
+
+def _limits(machine: Machine) -> dict[str, float]:
+    return {
+        "ceiling_flops_per_second": machine.ceiling,
+        "bandwidth_bytes_per_second": machine.bandwidth,
+    }
+
+
 _PARTS: dict[str, Callable[[Experiment], dict[str, Any]]] = {
     "training": _training,
     "samplers": _samplers,
     "alone": _alone,
     "chains": _chains,
     "stage_two": _stage_two,
+    "scaling": _scaling,
 }
 
 

@@ -42,7 +42,7 @@ DEFAULTS = {  # where those of the paper's tables would take hours
     "evaluate.num_log_z_draws": 100_000,
     "evaluate.log_z_batch_size": 10_000,
     "evaluate.fid_num_images": 10_000,
-    "benchmark.parts": ("samplers", "alone", "stage_two"),
+    "benchmark.parts": ("samplers", "alone", "stage_two", "scaling"),
 }
 
 

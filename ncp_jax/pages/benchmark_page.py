@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 
-from ncp_jax.pages.parts import page, plots
+from ncp_jax.pages.parts import page, plots, scaling_plots
 
 Row = Mapping[str, Any]
 OURS, THEIRS = plots.NCP, plots.MUTED
@@ -19,6 +19,7 @@ NAMES = {
     "sirmala": "SIR, then MALA",
     "hmc": "HMC",
     "nuts": "NUTS",
+    "stage_two": "stage 2's update",
 }
 MAX_OFF = 5.0  # standard errors: beyond it a chain is not at the target
 ALONE = {  # the other versions of one group's sampler
@@ -102,7 +103,11 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
             "Python loops over groups and steps, every part compiled."
         )
         yield page.section(
-            "Samplers", note, _table(found["rows"]) + _curves(found["rows"])
+            "Samplers",
+            note,
+            _table(found["rows"])
+            + _curves(found["rows"])
+            + _grid(scaling_plots.roofline(found, NAMES), "wide"),
         )
         lines = "".join(f"<li>{page.escape(text)}</li>\n" for text in advice(found))
         note = (
@@ -128,6 +133,20 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
         yield page.section(
             "Stage 2", note, _table(found["rows"]) + _steps(found["rows"])
         )
+    if found := results.get("scaling"):
+        shape = "x".join(map(str, found["latent_shape"]))
+        note = (
+            f"One group of {shape}, no VAE and no context, random weights: seconds as "
+            "one size grows and the others stay. The slope is that of log seconds "
+            "against log size, in the table from the size before, in the plots by "
+            "least squares over the upper half of the sizes: 1 is linear, and against "
+            "devices -1 is all that can be had. FLOP per byte counts what XLA moves "
+            "between operations; the roof is what the machine allows for so many."
+        )
+        panels = scaling_plots.curves(found, NAMES)
+        body = _grid(panels, "pair")
+        body += _grid(scaling_plots.roofline(found, NAMES), "wide")
+        yield page.section("How costs grow", note, body + _table(found["rows"]))
     if found := results.get("training"):
         note = "Stage 1's whole loop against one bare scan over the same updates."
         yield page.section("Training loop", note, _table(found["rows"]))
@@ -158,6 +177,8 @@ def _cells(row: Row) -> list[tuple[str, str]]:
             ("lowest to highest", f"{low:.3f} to {high:.3f}"),
             ("pairs", str(ratio["n"])),
         ]
+    if "curve" in row:
+        return _scaling_cells(row)
     if "num_groups" in row:
         return _stage_two_cells(row)
     if "means_off" in row:
@@ -183,6 +204,7 @@ def _cells(row: Row) -> list[tuple[str, str]]:
         ("ESS/s", f"{row['ess_per_second']:.3g}" if "ess_per_second" in row else ""),
         ("GFLOP/s", f"{row['flops_per_second'] / 1e9:.3g}"),
         ("of the ceiling", f"{100 * row['share_of_ceiling']:.2g} %"),
+        *_roofline_cells(row),
         ("plain", plain.get("skipped") or (f"{plain['ratio']:.2f} x" if plain else "")),
         (
             "its memory",
@@ -198,6 +220,36 @@ def _multiple(row: Row, name: str) -> str:
         return text
     low, high = row["quartiles"][name]
     return f"{text} ({low:.3g} to {high:.3g})"
+
+
+def _roofline_cells(row: Row) -> list[tuple[str, str]]:
+    if "intensity" not in row:  # of a record from before they were counted
+        return []
+    return [
+        ("FLOP/byte", f"{row['intensity']:.3g}"),
+        ("of the bandwidth", f"{100 * row['share_of_bandwidth']:.2g} %"),
+        ("of the roofline", f"{100 * row['share_of_roofline']:.2g} %"),
+    ]
+
+
+def _scaling_cells(row: Row) -> list[tuple[str, str]]:
+    cells = [
+        ("sampler", NAMES[row["sampler"]]),
+        ("against", row["curve"]),
+        ("size", f"{row['size']:,}"),
+    ]
+    if "skipped" in row:
+        return [*cells, ("seconds", f"not run: {row['skipped']}")]
+    low, high = _seconds(row["min_seconds"]), _seconds(row["max_seconds"])
+    rate = row.get("flops_per_second")
+    return [
+        *cells,
+        ("seconds", _seconds(row["seconds"])),
+        ("lowest to highest", f"{low} to {high}"),
+        ("slope", f"{row['slope']:.2f}" if "slope" in row else ""),
+        ("GFLOP/s", f"{rate / 1e9:.3g}" if rate else ""),
+        *_roofline_cells(row),
+    ]
 
 
 def _stage_two_cells(row: Row) -> list[tuple[str, str]]:
@@ -286,8 +338,12 @@ def _curves(rows: Sequence[Row]) -> str:
             axes.legend(fontsize=7)
             caption = f"{NAMES[sampler]}: {ylabel} against {xlabel}"
             panels.append(plots.Panel(plots.to_png(axes), caption, caption))
+    return _grid(panels)
+
+
+def _grid(panels: Sequence[plots.Panel], style: str = "") -> str:
     figures = [page.figure(p.png, "plot", p.alt, p.caption) for p in panels]
-    return page.grid(figures)
+    return page.grid(figures, style) if figures else ""
 
 
 def _lines(axes: Axes, rows: Sequence[Row], name: str) -> None:

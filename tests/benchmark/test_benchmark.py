@@ -17,7 +17,10 @@ from ncp_jax.benchmark import (
     alone,
     arithmetic,
     plain,
+    roofline,
     sampling,
+    scaling,
+    slopes,
     stage_two,
     timing,
     training_loop,
@@ -28,11 +31,19 @@ from ncp_jax.experiment.setup import wiring
 from ncp_jax.models.base import FrozenVAE
 from ncp_jax.models.convolution import convolve
 from ncp_jax.models.discriminator import MLPDiscriminator
+from ncp_jax.models.distributions import Normal
 from ncp_jax.models.residual_discriminator import ResidualDiscriminator
 from ncp_jax.models.stacks import Stack
 from ncp_jax.pages import benchmark_page
 from ncp_jax.priors import directions, ncp_prior
-from ncp_jax.priors.group_samplers import MALA, SIR, Langevin
+from ncp_jax.priors.group_samplers import (
+    MALA,
+    SIR,
+    AdaptiveSIR,
+    IteratedSIR,
+    Langevin,
+    SIRThenMALA,
+)
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.training.ncp import ncp_state
 from tests import tiny
@@ -187,7 +198,7 @@ def test_on_signal_directions_the_reweighted_groups_alone_count(in_signal, key):
         num_repeats=1,
         memory_bytes=10**6,
     )
-    rows = list(sampling.rows(in_signal, key, settings, ceiling=1e12))
+    rows = list(sampling.rows(in_signal, key, settings, roofline.Machine(1e12, 1e10)))
     few, many = rows[:2]
     of_one_proposal = (many["flops"] - few["flops"]) / (2 * (8 - 4))
     assert of_one_proposal == 2 * 2 * (1 * 8 + 8 * 1)  # u of 1, 8 wide, 2 groups
@@ -256,7 +267,7 @@ def test_every_sampler_has_a_row_and_long_calls_are_left_out(ncp, key, monkeypat
         max_seconds=5.0,
         memory_bytes=10**6,
     )
-    rows = list(sampling.rows(ncp, key, settings, ceiling=1e12))
+    rows = list(sampling.rows(ncp, key, settings, roofline.Machine(1e12, 1e10)))
     names = [row["sampler"] for row in rows]
     assert names == ["sir"] * 3 + ["langevin", "asir", "isir", "mala", "sirmala"]
     for row in (rows[2], rows[4]):  # one that ends by itself may go to its end
@@ -266,6 +277,8 @@ def test_every_sampler_has_a_row_and_long_calls_are_left_out(ncp, key, monkeypat
         assert row["first_seconds"] > row["seconds"]
         assert row["draws_per_second"] == pytest.approx(2 / row["seconds"])
         assert row["share_of_ceiling"] == pytest.approx(row["flops_per_second"] / 1e12)
+        roof = min(1e12, row["intensity"] * 1e10)
+        assert row["share_of_roofline"] == pytest.approx(row["flops_per_second"] / roof)
     of_one_proposal = (rows[1]["flops"] - rows[0]["flops"]) / (2 * (8 - 4))
     assert of_one_proposal == 3 * 2 * (2 * 8 + 8 * 1)  # z of 2, 8 wide, 3 groups
     assert all(rows[i]["plain"]["ratio"] > 0 for i in (0, 1, 3))
@@ -333,7 +346,7 @@ def test_pytorch_computes_the_same_ratio(key, name):
     network, shape = NETWORKS[name]
     variables = alone.random_variables(network, shape, key)
     z = np.asarray(jax.random.normal(key, (7, *shape)))
-    ours = alone._log_ratio(network, variables, z)
+    ours = alone.log_ratio(network, variables, z)
     theirs = in_torch.build(network, variables["params"])(in_torch.from_ours(z))
     np.testing.assert_allclose(theirs.cpu().numpy(), ours, rtol=1e-3, atol=1e-4)
     assert np.std(ours) > 1e-3
@@ -391,3 +404,121 @@ def test_timings_are_of_whole_calls():
     assert len(seconds) == 3 and min(seconds) > 0
     assert len(timing.time_calls(lambda: 0, num_repeats=5, max_seconds=0.0)) == 1
     assert timing.matmul_ceiling("float32", size=64, num_repeats=1) > 0
+    assert timing.copy_bandwidth(num_bytes=4_096, num_repeats=2) > 0
+
+
+# --- how costs grow
+
+
+def on_a_curve(sizes, seconds, curve="chains"):
+    return [
+        {"curve": curve, "sampler": "sir", "size": n, "seconds": t}
+        for n, t in zip(sizes, seconds, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("power", [-1.0, 0.0, 0.5, 1.0, 2.0])
+def test_the_slope_of_a_power_is_its_exponent(power):
+    sizes = [1, 3, 10, 40, 1_000]
+    rows = on_a_curve(sizes, [7e-4 * n**power for n in sizes])
+    skipped = {"curve": "chains", "sampler": "sir", "size": 10**4, "skipped": "long"}
+    rows = list(slopes.with_slopes([*rows, skipped]))
+    assert "slope" not in rows[0] and "slope" not in rows[-1]
+    for row in rows[1:-1]:
+        assert row["slope"] == pytest.approx(power, abs=1e-12)
+    (curve,) = slopes.curves(rows)
+    assert curve["slope"] == pytest.approx(power, abs=1e-12)
+    assert curve["sizes"] == sizes
+
+
+def test_the_slope_of_a_curve_is_that_of_its_upper_half():
+    sizes = [1, 2, 4, 8, 16]
+    flat_then_linear = on_a_curve(sizes, [4, 4, 4, 8, 16])
+    (curve,) = slopes.curves(flat_then_linear)
+    assert curve["slope"] == pytest.approx(1.0)  # of the last three
+    others = on_a_curve([1], [2.0], "devices") + on_a_curve([1, 2], [3.0, 6.0], "dims")
+    single, pair = slopes.curves(others)
+    assert single["slope"] is None and pair["slope"] == pytest.approx(1.0)
+    found = [row.get("slope") for row in slopes.with_slopes(others)]
+    assert found[:2] == [None, None] and found[2] == pytest.approx(1.0)
+
+
+def test_bytes_are_those_of_the_loop_as_often_as_it_runs():
+    x = jnp.ones((32, 32))
+    assert roofline.bytes_accessed(jnp.matmul, x, x) == 3 * x.nbytes
+    assert roofline.passes(SIR(100, 40)) == [(40, 2), (20, 1)]
+    assert roofline.passes(SIR(30, 40)) == [(30, 1)]
+    assert roofline.passes(MALA(0.1, 9, 2)) == [(0, 10)]
+    assert roofline.passes(AdaptiveSIR(min_proposals=8), 20.0) == [(8, 2.5)]
+    for draw in (SIR(12, 5), IteratedSIR(5, 3, 2), SIRThenMALA(5, 2, 0.1, 3, 0)):
+        weighed = sum((n or 2) * times for n, times in roofline.passes(draw))
+        assert weighed == sampling.evaluations(draw)  # a gradient counts twice
+    placed = roofline.placed(100.0, 50.0, 2.0, roofline.Machine(1e3, 10.0))
+    assert placed["intensity"] == 2.0 and placed["share_of_bandwidth"] == 2.5
+    assert placed["share_of_roofline"] == 2.5  # 50 FLOP/s; 20 are allowed
+
+
+@pytest.mark.parametrize("draw", [SIR(60, 20), Langevin(0.1, 3)])
+def test_a_pass_moves_what_xla_counts_in_the_whole_sampler(key, draw):
+    """Which is the body of its loop once; a tenth more or less would be seen."""
+    network, shape, num_chains = MLPDiscriminator((100, 100)), (50,), 10
+    variables = alone.random_variables(network, shape, key)
+    z = jnp.zeros((num_chains, *shape))
+
+    def run(variables, keys):
+        log_r = partial(alone.log_ratio, network, variables)
+        target = ncp_prior.Target(Normal(z, z + 1), log_r, jnp.array(0))
+        return draw(keys, target)  # what nobody reads is not computed
+
+    whole = roofline.bytes_accessed(run, variables, jax.random.split(key, num_chains))
+    one = roofline.pass_bytes(
+        *(network, variables["params"], shape, (0,), num_chains),
+        roofline.passes(draw)[0].num_proposals,
+    )
+    assert one == pytest.approx(whole, rel=0.06)
+
+
+def test_every_curve_is_timed_and_drawn(key):
+    settings = scaling.Settings(
+        num_proposals=(2, 4),
+        num_steps=(2,),
+        num_chains=(2,),
+        latent_dims=(3,),
+        num_groups=(2,),
+        num_devices=(1,),
+        chains=2,
+        step_size=0.1,
+        num_repeats=1,
+        max_seconds=1.0,
+    )
+    machine = roofline.Machine(1e12, 1e10)
+    network, shape = NETWORKS["mlp"]
+    rows = list(
+        slopes.with_slopes(
+            scaling.rows(network, shape, key, settings, machine, lambda _, m: m)
+        )
+    )
+    assert [row["curve"] for row in rows] == [
+        *("proposals", "proposals", "chains", "dimension", "groups", "devices"),
+        *("steps", "chains", "dimension", "groups", "devices"),
+    ]
+    few, many, two_chains, other_dim, two_groups, one_device, steps, *_ = rows
+    of_z = 2 * (6 * 16 + 16 * 16 + 16)  # of the network, for one z
+    assert few["flops"] == 2 * 2 * of_z and many["flops"] == 2 * few["flops"]
+    assert two_groups["flops"] == 2 * few["flops"]
+    for same in (two_chains, one_device):  # one call, on three curves
+        assert same["seconds"] == few["seconds"]
+    assert other_dim["flops"] == 2 * 2 * (of_z - 2 * 3 * 16)
+    assert steps["flops"] == 2 * (2 * 2) * of_z  # a gradient counts twice
+    assert two_groups["bytes_moved"] == 2 * few["bytes_moved"]
+    weights = 4 * (6 * 16 + 16 * 16 + 16 + 16 + 16 + 1)
+    assert all(row["bytes_moved"] > weights for row in (few, many, steps))
+    assert "slope" in many and "slope" not in few
+    found = {"latent_shape": [6], "rows": rows, "curves": slopes.curves(rows)}
+    found |= {"ceiling_flops_per_second": 1e12, "bandwidth_bytes_per_second": 1e10}
+    found = json.loads(json.dumps(found))
+    results = {"environment": {"date": "today"}, "data": "noise", "scaling": found}
+    html = benchmark_page.html(results)
+    assert html.count("<img") == 2  # one curve of two sizes, one roof
+    assert f"slope {found['curves'][0]['slope']:.2f}" in html and "Roofline" in html
+    assert "of the roofline" in benchmark_page.line(found["rows"][0])

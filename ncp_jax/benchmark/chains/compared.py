@@ -8,6 +8,7 @@ are counted by one estimator, and its means compared with those of weighted prop
 import importlib.util
 import math
 from collections.abc import Iterator
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -57,10 +58,7 @@ def rows(
     weights_key = rng.stream(key, "weights")
     variables = alone.random_variables(network, latent_shape, weights_key)
 
-    def log_r(z: Array) -> Array:
-        feature = network.apply(variables, jnp.zeros((1, 0)), method="embed")
-        return network.apply(variables, z, feature, method="log_ratio")
-
+    log_r = partial(alone.log_ratio, network, variables)
     target = ours.target_of(log_r, latent_shape, num_chains)
     chains = ours.all_of(target, step_size, num_steps)
     chains += _others(target, step_size, num_steps)

@@ -105,6 +105,7 @@ def _arrays(config: ConfigDict, blocks: tuple[Block, ...]) -> Iterator[Need]:
     yield from _of_learned_prior(config, x + z)
     yield from _of_negatives(config, min(sizes))
     yield from _of_samples(config, x + z)
+    yield from _of_benchmark(config, min(sizes))
     evaluate = config.evaluate
     yield _need(
         "the importance samples of one example at a time, z alone",
@@ -183,6 +184,22 @@ def _of_samples(config: ConfigDict, of_example: int) -> Iterator[Need]:
             2 * chains * sample.langevin_num_steps,
             *("sample.langevin_num_steps", "sample.batch_size"),
         )
+
+
+def _of_benchmark(config: ConfigDict, of_group: int) -> Iterator[Need]:
+    settings = config.benchmark
+    if "scaling" not in settings.parts:
+        return
+    yield _need(
+        "the z of one group of all chains of config.benchmark",
+        max(settings.num_chains) * of_group,
+        *("benchmark.num_chains", "vae.model"),
+    )
+    yield _need(
+        "the z of the largest dimension of config.benchmark",
+        max(settings.num_images) * max(settings.latent_dims),
+        *("benchmark.latent_dims", "benchmark.num_images"),
+    )
 
 
 def _need(what: str, numbers: int, *fields: str) -> Need:

@@ -309,7 +309,8 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
             },
             "report": {"workdirs": ""},  # A,B,C: those runs side by side
             "benchmark": {
-                "parts": ("training", "samplers", "alone", "stage_two"),  # or "chains"
+                # also "chains"
+                "parts": ("training", "samplers", "alone", "stage_two", "scaling"),
                 "num_steps": 5_000,  # of the training loop
                 "num_repeats": 3,  # of it
                 "num_images": (1, 10),
@@ -317,7 +318,9 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "num_langevin_steps": (5, 50, 500, 1_000),
                 "num_chain_steps": 1_000,  # of a warm-up and of a call, of "chains"
                 "num_chain_calls": 20,
-                "num_groups": (1, 2, 5, 10, 30),  # K of stage 2
+                "num_groups": (1, 2, 5, 10, 30),  # K of stage 2 and of "scaling"
+                "num_chains": (1, 10, 100, 1_000),  # of "scaling"
+                "latent_dims": (8, 32, 128),  # of "scaling": z's last axis
                 "batch_size": 64,  # of stage 2
                 "num_calls": 5,  # of each sampler and update
                 "max_seconds": 60.0,  # longer calls are predicted and left out

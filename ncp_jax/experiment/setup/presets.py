@@ -138,6 +138,8 @@ def _shrink(config: ConfigDict) -> None:
         num_chain_steps=40,
         num_chain_calls=2,
         num_groups=(1, 2),
+        num_chains=(1, 4),
+        latent_dims=(2, 4),
         batch_size=4,
         num_calls=2,
     )

@@ -21,7 +21,14 @@ from ncp_jax.training import optimizers
 from ncp_jax.training.ncp import held_out
 from ncp_jax.training.ncp.signal_settings import CONTEXTS, SignalSettings
 
-PARTS = ("training", "samplers", "alone", "chains", "stage_two")  # of the benchmark
+PARTS = (  # of the benchmark
+    "training",
+    "samplers",
+    "alone",
+    "chains",
+    "stage_two",
+    "scaling",
+)
 DTYPES = ("float32", "bfloat16")
 ACTIVATIONS = ("tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "swish", "softplus")
 

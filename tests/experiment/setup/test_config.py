@@ -317,6 +317,8 @@ def test_a_fingerprint_depends_on_its_sections_alone():
         ("sample.langevin_step_sizes", (0.1, 0.0), "positive numbers"),
         ("benchmark.parts", ("samplers", "all"), "must hold some of .*'stage_two'"),
         ("benchmark.parts", (), "must hold some of"),
+        ("benchmark.num_chains", (1, 0), "must hold positive integers"),
+        ("benchmark.latent_dims", (), "must hold positive integers"),
     ],
 )
 def test_lists_hold_what_there_is(name, values, message):

@@ -390,6 +390,17 @@ def test_no_experiment_of_ours_asks_for_more_than_a_gpu_has(name, monkeypatch):
     budget.check(config)
 
 
+@pytest.mark.parametrize("name", ["num_chains", "latent_dims"])
+def test_chains_that_only_the_benchmark_draws_are_counted(name, monkeypatch):
+    monkeypatch.setattr(budget, "memory_bytes", lambda: 10**10)
+    config = tiny.config()
+    config.benchmark[name] = (1, 2 * 10**9)
+    with pytest.raises(InputError, match=rf"config\.benchmark\.{name} = .* too large"):
+        budget.check(config)
+    config.benchmark.parts = ("samplers",)
+    budget.check(config)
+
+
 def test_a_need_is_counted_to_the_byte(monkeypatch):
     config = tiny.config()
     config.vae.ema_decay = 0.0
