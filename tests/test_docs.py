@@ -350,6 +350,27 @@ def test_table_2_is_that_of_the_recorded_runs():
         assert said in " ".join(DOCS.split())
 
 
+@pytest.mark.parametrize("config", ["mnist_nvae", "mnist_mlp"])
+def test_adaptive_sir_is_said_to_weigh_what_the_records_say(config):
+    fixed = _records(f"adaptive/{config}_0.003")
+    for tolerance in ("0.003", "0.01", "0.03"):
+        found = _records(f"adaptive/{config}_{tolerance}")
+        of_groups = [
+            metric["value"]
+            for name, metric in found["metrics"].items()
+            if name.startswith("asir_num_proposals")
+        ]
+        weighed = np.mean(of_groups)
+        fewer = fixed["run"]["config"]["sample"]["num_proposals"] / weighed
+        scores = (
+            _interval(found, "fd_lenet_asir"),
+            _interval(fixed, "fd_lenet_sir"),
+            _interval(found, "fd_lenet_floor"),
+        )
+        cells = f"`{config}`", tolerance, f"{weighed:,.0f}", f"{fewer:.1f} x", *scores
+        assert f"| {' | '.join(cells)} |" in PAGES["docs/samplers.md"]
+
+
 def test_the_table_of_other_bases_is_that_of_the_recorded_runs():
     for run in _records("table2_bases"):
         cells = [_interval(run, name) for name in ("nll_base", *TABLE_2)]

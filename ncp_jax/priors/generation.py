@@ -20,9 +20,10 @@ from ncp_jax.priors.ncp_prior import DrawGroup, NCPPrior, ancestral
 
 Array = jax.Array
 
-# Of a chunk, near to a core's caches: at 16 MiB an MLP of 300-300-300 took 1.3 times
-# the processor time of 2 MiB; residual networks on 4x4 maps the same at both.
-CPU_BYTES = 2 * 2**20
+# Of a chunk.  On two cores with 1 MiB of cache each and 32 MiB together 5 to 8 MiB were
+# fastest, for MLPs of 100-100 and 300-300-300 and for residual networks on 4x4 maps:
+# those took 1.4 times as long at 1.5 MiB, all took a little longer beyond 15 MiB.
+CPU_BYTES = 8 * 2**20
 FREE_SHARE = 0.5  # of an accelerator's free memory, for a chunk
 DEFAULT_SAMPLER = SIR(num_proposals=5_000)
 
