@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import ncp_jax
+from ncp_jax.models.discriminator_choice import MixedDiscriminator
 from ncp_jax.training import run_log
 from tests.oracles import ThreeGroupVAE
 from tests.statistics import assert_mean
@@ -330,7 +331,7 @@ def test_pictures_for_a_binary_likelihood_have_to_be_binarised():
 @pytest.mark.slow
 def test_a_prior_that_was_plugged_in_can_be_timed(tmp_path):
     """With a network that has no dtype, on groups of two kinds."""
-    network = ncp_jax.models.discriminator_choice.MixedDiscriminator(
+    network = MixedDiscriminator(
         ncp_jax.ResidualDiscriminator(4, "A"),
         ncp_jax.MLPDiscriminator((4,)),
         ((2, 2, 1),),
