@@ -12,6 +12,7 @@ import numpy as np
 Array = jax.Array
 
 MIN_SECONDS = 2.0  # of calls in turns: short ones need many rounds
+SETTLE_SECONDS = 0.05  # before the calls of a turn count, and of those that do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +99,26 @@ def time_in_turns(
     taken: list[list[float]] = []
     began = perf_counter()
     while True:
-        taken.append([time_calls(call, 1, max_seconds)[0] for call in calls.values()])
+        taken.append([_settled(call) for call in calls.values()])
         so_far = perf_counter() - began
         is_enough = len(taken) >= num_rounds and so_far >= MIN_SECONDS
         if is_enough or so_far >= max_seconds:
             return dict(zip(calls, np.transpose(taken), strict=True))
+
+
+def _settled(call: Callable[[], Any]) -> float:
+    """Median seconds of calls, after some that are not counted.
+
+    The threads of the version before may spin for a while when its turn is over, and
+    take a core from the next one.
+    """
+    begin = perf_counter()
+    while perf_counter() - begin < SETTLE_SECONDS:
+        jax.block_until_ready(call())
+    taken = time_calls(call, 1, 0.0)
+    while sum(taken) < SETTLE_SECONDS:
+        taken += time_calls(call, 1, 0.0)
+    return float(np.median(taken))
 
 
 def num_bytes(compiled: Any) -> int:
