@@ -20,10 +20,11 @@ from tests.test_layering import FLOORS
 
 BENCHMARK_TABLES = (  # record, part, columns that the page leaves out
     ("mnist_nvae", "samplers", "images", "first call", "ESS/s"),
-    ("mnist_nvae", "alone"),
+    ("mnist_nvae_alone", "alone"),
     ("mnist_nvae", "stage_two", "devices"),
     ("mnist_mlp", "samplers", "images", "first call", "ESS/s"),
-    ("mnist_mlp", "alone"),
+    ("mnist_mlp_alone", "alone"),
+    ("mnist_mlp_alone", "chains"),
     ("mnist_mlp", "stage_two", "devices"),
     ("mnist_mlp", "training"),
     ("celeba64", "samplers", "images", "ESS/s", "lowest to highest"),
@@ -394,6 +395,20 @@ def test_the_benchmark_tables_are_those_of_the_recorded_runs():
             found = found | {"rows": rows}
         assert benchmark_page.markdown(found, *omitted) in DOCS, (name, part)
         assert record["environment"]["date"] in DOCS
+
+
+def test_slopes_are_those_of_the_record():
+    found = _records("benchmark_mnist_mlp_scaling")["scaling"]
+    for curve in found["curves"]:
+        (first, *_, last), seconds = curve["sizes"], curve["seconds"]
+        cells = (
+            curve["curve"],
+            benchmark_page.NAMES[curve["sampler"]],
+            f"{first:,} to {last:,}",
+            f"{seconds[0]:.2g} to {seconds[-1]:.2g}",
+            f"{curve['slope']:.2f}",
+        )
+        assert f"| {' | '.join(cells)} |" in PAGES["docs/benchmark.md"]
 
 
 def test_directions_make_sir_as_much_faster_as_the_docs_say():
