@@ -69,7 +69,7 @@ def markdown(found: Mapping[str, Any], *omitted: str) -> str:
     cells = [dict(_cells(r)) for r in rows if r.get("num_images", most) == most]
     columns = list(dict.fromkeys(c for row in cells for c in row if c not in omitted))
     lines = [columns, ["---"] * len(columns)]
-    lines += [[row.get(column, "") for column in columns] for row in cells]
+    lines += [[row.get(c, "").replace("|", r"\|") for c in columns] for row in cells]
     return "\n".join(f"| {' | '.join(each)} |" for each in lines)
 
 
