@@ -233,14 +233,18 @@ def placed(flops: float, num_bytes: float, seconds: float, machine: Machine) -> 
       machine: what there is at best.
 
     Returns:
-      The bytes, `intensity` (FLOP per byte), `share_of_bandwidth` and
-      `share_of_roofline`, the FLOP/s over those that intensity allows.
+      The FLOPs, FLOP/s and `share_of_ceiling`; the bytes, `intensity` (FLOP per byte),
+      `share_of_bandwidth` and `share_of_roofline`, the FLOP/s over those that intensity
+      allows.
     """
-    intensity = flops / num_bytes
+    rate, intensity = flops / seconds, flops / num_bytes
     roof = min(machine.ceiling, intensity * machine.bandwidth)
     return {
+        "flops": flops,
+        "flops_per_second": rate,
+        "share_of_ceiling": rate / machine.ceiling,
         "bytes_moved": num_bytes,
         "intensity": intensity,
         "share_of_bandwidth": num_bytes / seconds / machine.bandwidth,
-        "share_of_roofline": flops / seconds / roof,
+        "share_of_roofline": rate / roof,
     }

@@ -92,11 +92,9 @@ def rows(
                 if "num_proposals" in row:  # it has ended by itself
                     row["weighed"] = float(np.mean(row["num_proposals"]))
                     flops = work.flops(draw, num_images, row["weighed"])
-                rate = flops / row["seconds"]
-                row |= {"flops": flops, "flops_per_second": rate}
-                row["share_of_ceiling"] = rate / machine.ceiling
                 moved = traffic.num_bytes(draw, num_images, row.get("weighed", 0.0))
                 row |= roofline.placed(flops, moved, row["seconds"], machine)
+                rate = row["flops_per_second"]
                 row["plain"] = _time_plain(plain, row, key, settings)
                 yield row
 

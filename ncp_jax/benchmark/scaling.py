@@ -111,11 +111,10 @@ def rows(
                     yield row | {"skipped": f"some {flops / rate:,.0f} s"}
                     continue
                 row |= time(draw, case)
-                rate = flops / row["seconds"]
-                row |= {"flops": flops, "flops_per_second": rate}
-                row["share_of_ceiling"] = rate / machine.ceiling
                 num_bytes = one.num_bytes(draw, case)
-                yield row | roofline.placed(flops, num_bytes, row["seconds"], machine)
+                row |= roofline.placed(flops, num_bytes, row["seconds"], machine)
+                rate = row["flops_per_second"]
+                yield row
 
 
 def _curves(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,155 +21,131 @@ Array = jax.Array
 Row = dict[str, Any]
 
 
-def rows(
-    network: nn.Module,
-    optimizer: optax.GradientTransformation,
-    stack: Stack,
-    key: Array,
-    *,
-    batch_size: int,
-    num_groups: Sequence[int],
-    num_repeats: int,
-    max_seconds: float,
-) -> Iterator[Row]:
-    """Times one update of K stacked discriminators, on draws that are noise.
+class Update(NamedTuple):
+    """One update of stacked discriminators, on draws that are noise.
 
-    Args:
+    Attributes:
       network: the discriminator.
       optimizer: of stage 2.
       stack: whose shapes z and context have.
       key: PRNG key; consumed here.
       batch_size: B draws of each class.
-      num_groups: values of K.
       num_repeats: calls of each after the first.
       max_seconds: repeats end after the one that reaches this.
+    """
+
+    network: nn.Module
+    optimizer: optax.GradientTransformation
+    stack: Stack
+    key: Array
+    batch_size: int
+    num_repeats: int
+    max_seconds: float
+
+    @property
+    def learn(self) -> Callable[..., Any]:
+        """The update of one group."""
+        turn = nce.Turn(jnp.int32(0), jnp.int32(0))  # any costs the same
+        return partial(nce.learn, self.network, self.optimizer, turn=turn)
+
+    def stacked(self, num_groups: int) -> tuple[nce.GroupState, ContrastiveDraws]:
+        """States and draws of so many groups."""
+
+        def normal(name: str, shape: tuple[int, ...]) -> Array:
+            shape = (num_groups, self.batch_size, *shape)
+            return jax.random.normal(rng.stream(self.key, name), shape)
+
+        draws = ContrastiveDraws(
+            normal("positive", self.stack.latent_shape),
+            normal("negative", self.stack.latent_shape),
+            normal("context", self.stack.context_shape),
+        )
+
+        @jax.jit
+        @jax.vmap
+        def start(key: Array) -> nce.GroupState:
+            z, context = draws.negative[0, :1], draws.context[0, :1]
+            params = self.network.init(key, z, context)["params"]
+            return nce.start(self.optimizer, params)
+
+        return start(jax.random.split(rng.stream(self.key, "init"), num_groups)), draws
+
+    def time(self, function: Callable[..., Any], *args: Any) -> timing.Timing:
+        """Times a compiled function of states and draws."""
+        took, _ = timing.time_compiled(
+            function, *args, num_repeats=self.num_repeats, max_seconds=self.max_seconds
+        )
+        return took
+
+
+def rows(update: Update, num_groups: Sequence[int]) -> Iterator[Row]:
+    """Times an update of K groups.
+
+    Args:
+      update: of stage 2.
+      num_groups: values of K.
 
     Yields:
       A row per K on one device, in each formulation, with the cost of a group as a
       multiple of that of one alone; then, where there are more devices, a row for each
       power of two of them with the largest K.
     """
-    sizes: Any = {"num_repeats": num_repeats, "max_seconds": max_seconds}
-    turn = nce.Turn(jnp.int32(0), jnp.int32(0))  # any costs the same
-    learn = partial(nce.learn, network, optimizer, turn=turn)
-    make = partial(_stacked, network, optimizer, stack, key, batch_size)
-    one = _seconds(partial(stacks.over_groups, learn), *make(1), **sizes)
+    over_groups = partial(stacks.over_groups, update.learn)
+    one = update.time(over_groups, *update.stacked(1)).median
     default = stacks.formulation_here()
     for k in num_groups:
-        groups, draws = make(k)
-        row: Row = {"num_groups": k, "num_devices": 1, "batch_size": batch_size}
+        groups, draws = update.stacked(k)
+        row: Row = {"num_groups": k, "num_devices": 1, "batch_size": update.batch_size}
         for formulation in ("map", "vmap"):
-            update = partial(stacks.over_groups, learn, formulation=formulation)
-            seconds = _seconds(update, groups, draws, **sizes)
+            formulated = partial(over_groups, formulation=formulation)
+            seconds = update.time(formulated, groups, draws).median
             row[formulation] = {
                 "seconds": seconds,
                 "cost_of_a_group": seconds / one / k,
             }
         row |= row[default] | {"formulation": default}
         row["steps_per_second"] = 1 / row["seconds"]
-        row["loop_over_groups"] = _loop_seconds(learn, groups, draws, **sizes)
+        row["loop_over_groups"] = _loop_seconds(update, groups, draws)
         yield row
     if several := powers_of_two(jax.device_count())[1:]:
-        yield from on_devices(
-            network,
-            optimizer,
-            stack,
-            key,
-            batch_size=batch_size,
-            num_groups=max(num_groups),
-            num_devices=several,
-            **sizes,
-        )
+        yield from on_devices(update, max(num_groups), several)
 
 
 def on_devices(
-    network: nn.Module,
-    optimizer: optax.GradientTransformation,
-    stack: Stack,
-    key: Array,
-    *,
-    batch_size: int,
-    num_groups: int,
-    num_devices: Sequence[int],
-    num_repeats: int,
-    max_seconds: float,
+    update: Update, num_groups: int, num_devices: Sequence[int]
 ) -> Iterator[Row]:
-    """Times one update of K stacked discriminators that some devices share.
+    """Times an update of K groups that some devices share.
 
     Args:
-      network: the discriminator.
-      optimizer: of stage 2.
-      stack: whose shapes z and context have.
-      key: PRNG key; consumed here.
-      batch_size: B draws of each class.
+      update: of stage 2.
       num_groups: K.
       num_devices: how many share the groups.
-      num_repeats: calls of each after the first.
-      max_seconds: repeats end after the one that reaches this.
 
     Yields:
       A row per number of devices.
     """
-    turn = nce.Turn(jnp.int32(0), jnp.int32(0))  # any costs the same
-    learn = partial(nce.learn, network, optimizer, turn=turn)
-    groups, draws = _stacked(network, optimizer, stack, key, batch_size, num_groups)
+    over_groups = partial(stacks.over_groups, update.learn)
+    groups, draws = update.stacked(num_groups)
     for number in num_devices:
         mesh = parallel.mesh_of(jax.devices()[:number])
-        update = partial(
-            parallel.over_device_groups, mesh, partial(stacks.over_groups, learn)
-        )
-        took, _ = timing.time_compiled(
-            update,
+        took = update.time(
+            partial(parallel.over_device_groups, mesh, over_groups),
             parallel.split_groups(mesh, groups),
             draws,
-            num_repeats=num_repeats,
-            max_seconds=max_seconds,
         )
         yield {
             "num_groups": num_groups,
             "num_devices": number,
-            "batch_size": batch_size,
+            "batch_size": update.batch_size,
             **took.as_json(),
             "steps_per_second": 1 / took.median,
             "formulation": stacks.formulation_here(),
         }
 
 
-def _stacked(
-    network: nn.Module,
-    optimizer: optax.GradientTransformation,
-    stack: Stack,
-    key: Array,
-    batch_size: int,
-    num_groups: int,
-) -> tuple[nce.GroupState, ContrastiveDraws]:
-    def normal(name: str, shape: tuple[int, ...]) -> Array:
-        shape = (num_groups, batch_size, *shape)
-        return jax.random.normal(rng.stream(key, name), shape)
-
-    draws = ContrastiveDraws(
-        normal("positive", stack.latent_shape),
-        normal("negative", stack.latent_shape),
-        normal("context", stack.context_shape),
-    )
-
-    @jax.jit
-    @jax.vmap
-    def start(key: Array) -> nce.GroupState:
-        z, context = draws.negative[0, :1], draws.context[0, :1]
-        return nce.start(optimizer, network.init(key, z, context)["params"])
-
-    return start(jax.random.split(rng.stream(key, "init"), num_groups)), draws
-
-
-def _seconds(update: Callable[..., Any], *args: Any, **sizes: Any) -> float:
-    took, _ = timing.time_compiled(update, *args, **sizes)
-    return took.median
-
-
-def _loop_seconds(learn: Any, groups: Any, draws: Any, **sizes: Any) -> float:
+def _loop_seconds(update: Update, groups: Any, draws: Any) -> float:
     """A Python loop over the groups, each with its own compiled update."""
-    compiled = jax.jit(learn)
+    compiled = jax.jit(update.learn)
     num_groups = len(draws.positive)
     each = [
         jax.tree.map(lambda leaf, k=k: leaf[k], (groups, draws))
@@ -180,7 +156,8 @@ def _loop_seconds(learn: Any, groups: Any, draws: Any, **sizes: Any) -> float:
         return [compiled(*args) for args in each]
 
     jax.block_until_ready(call())
-    return float(np.median(timing.time_calls(call, **sizes)))
+    taken = timing.time_calls(call, update.num_repeats, update.max_seconds)
+    return float(np.median(taken))
 
 
 def powers_of_two(most: int) -> list[int]:

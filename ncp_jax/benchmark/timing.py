@@ -74,10 +74,15 @@ def time_calls(
     """Seconds of calls, each waited for; at least one."""
     repeats: list[float] = []
     while not repeats or (len(repeats) < num_repeats and sum(repeats) < max_seconds):
-        begin = perf_counter()
-        jax.block_until_ready(call())
-        repeats.append(perf_counter() - begin)
+        repeats.append(timed(call)[0])
     return tuple(repeats)
+
+
+def timed(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """Seconds of one call, which is waited for, and what it returned."""
+    begin = perf_counter()
+    out = jax.block_until_ready(function(*args))
+    return perf_counter() - begin, out
 
 
 def time_in_turns(
@@ -165,7 +170,6 @@ def copy_bandwidth(num_bytes: int = 2**28, num_repeats: int = 5) -> float:
     a = jax.block_until_ready(add(a, b))
     repeats = []
     for _ in range(num_repeats):
-        begin = perf_counter()
-        a = jax.block_until_ready(add(a, b))
-        repeats.append(perf_counter() - begin)
+        seconds, a = timed(add, a, b)
+        repeats.append(seconds)
     return 3 * 4 * size / min(repeats)

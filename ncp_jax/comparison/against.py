@@ -51,7 +51,6 @@ def of(
     """Returns what the draws of all priors are held against."""
     num = min(settings.num_mmd_samples, len(examples.held_out), len(examples.train))
     posterior = np.zeros((0, encodings.train.shape[-1]), np.float32)
-    kernel_key, seed = rng.stream(key, "kernel"), 0
     if num >= 3:
         posterior = one_vector.draws(
             model,
@@ -62,7 +61,7 @@ def of(
         )
         posterior = np.asarray(model.learned(jnp.asarray(posterior)))
     of_base = draws.draw(encodings.base, rng.stream(key, "base"), max(num, 3), 1_000)
-    seed = rng.numpy_seed(kernel_key)
+    seed = rng.numpy_seed(rng.stream(key, "kernel"))
     kernel = gaussian_kernel.fit(np.concatenate([posterior, of_base]), seed=seed)
     of_pictures = None
     if examples.has_pictures:
@@ -72,9 +71,13 @@ def of(
             picture_files.as_uint8(queries), train, 1
         )
         of_pictures = Pictures(train, nearest.distances[:, 0], examples.scores)
-    permutations = settings.num_permutations
     return Against(
-        posterior, kernel, permutations, seed, of_pictures, examples.of_points
+        posterior,
+        kernel,
+        settings.num_permutations,
+        seed,
+        of_pictures,
+        examples.of_points,
     )
 
 

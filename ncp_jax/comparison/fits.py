@@ -23,7 +23,7 @@ class Fitted(NamedTuple):
 
     prior: LatentPrior
     seconds: float  # compilation included
-    identity: str  # a hash of the settings, key and encodings that it comes from
+    identity: str  # a hash of what it comes from; "" where nothing is kept
 
 
 def fit(
@@ -54,8 +54,9 @@ def fit(
         settings = dataclasses.replace(settings, base=given)
     started, record = time.monotonic(), None
     place, before = None, {"seconds": 0.0, "is_done": False}
-    identity = _identity(settings, key, encodings)
+    identity = ""
     if folder is not None:
+        identity = _identity(settings, key, encodings)
         place = folder / identity
         record = place.with_suffix(".json")
         before = _read(record) or before

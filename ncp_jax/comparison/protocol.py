@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,12 @@ def run(
     against = held_against.of(model, examples, encodings, key, settings)
     kept = kept.on(_of_scores(examples.scores))
     draws_key = rng.stream(key, "draws")
+    measured_draws = partial(_draws, model, against, settings, folder, kept)
     rows: dict[str, PriorResult] = {}
     for name, of_name in fitted.items():
         of_fits = []
         for i, each in enumerate(of_name):
-            measured = _draws(
-                *(model, name, i, each, against),
-                *(rng.at_step(draws_key, i), settings, folder, kept),
-            )
+            measured = measured_draws(name, i, each, rng.at_step(draws_key, i))
             of_fits.append({**found.of_fits[name][i], **measured})
         density, priors = of_name[0].prior.density, [each.prior for each in of_name]
         rows[name] = results.over_fits(density, of_fits, found.means[name], priors)
@@ -174,14 +173,14 @@ def _of_scores(scores: Scores | None) -> list[Any]:
 
 def _draws(
     model: Compared,
-    name: str,
-    i: int,
-    fitted: Fitted,
     against: Against,
-    key: Array,
     settings: ComparisonSettings,
     folder: Path | None,
     kept: Kept,
+    name: str,
+    i: int,
+    fitted: Fitted,
+    key: Array,
 ) -> dict[str, Estimate]:
     """Draws of fit number i, measured; and what the fit and its draws cost."""
     prior, size = fitted.prior, settings.sample_batch_size

@@ -47,10 +47,8 @@ def chain_ess(course: np.ndarray) -> np.ndarray:
     Returns:
       [...].
     """
-    centred = course - course.mean(-1, keepdims=True)
     num_steps = course.shape[-1]
-    spectrum = np.abs(np.fft.rfft(centred, 2 * num_steps)) ** 2
-    covariance = np.fft.irfft(spectrum)[..., :num_steps]
+    covariance = autocovariance(course)
     variance = covariance[..., :1]
     is_still = variance[..., 0] <= 0
     rho = covariance / np.where(variance > 0, variance, 1.0)
@@ -60,6 +58,21 @@ def chain_ess(course: np.ndarray) -> np.ndarray:
     ess = num_steps / np.maximum(2 * (pairs * is_kept).sum(-1) - 1, 1.0)
     num_visited = 1 + (np.diff(course, axis=-1) != 0).sum(-1)
     return np.where(is_still, 1.0, np.minimum(ess, num_visited))
+
+
+def autocovariance(course: np.ndarray) -> np.ndarray:
+    """Sums of products at every lag of each chain about its own mean.
+
+    Args:
+      course: [..., T].
+
+    Returns:
+      [..., T], lag 0 first; T times the autocovariance.
+    """
+    num_steps = course.shape[-1]
+    centred = course - course.mean(-1, keepdims=True)
+    spectrum = np.abs(np.fft.rfft(centred, 2 * num_steps)) ** 2
+    return np.fft.irfft(spectrum)[..., :num_steps]
 
 
 class Estimate(NamedTuple):

@@ -81,8 +81,7 @@ def _samplers(experiment: Experiment) -> dict[str, Any]:
         num_proposals=settings.num_proposals,
         num_steps=settings.num_langevin_steps,
         step_size=experiment.config.sample.langevin_step_size,
-        num_repeats=settings.num_calls,
-        max_seconds=settings.max_seconds,
+        **_repeats(experiment),
         max_bytes=settings.max_gigabytes * 1e9,
         memory_bytes=experiment.config.sample.memory_mib * 2**20,
     )
@@ -117,8 +116,7 @@ def _alone(experiment: Experiment) -> dict[str, Any]:
         num_steps=settings.num_langevin_steps,
         chunk_size=lambda m: generation.fitting_chunk(ncp, num_chains, m),
         step_size=experiment.config.sample.langevin_step_size,
-        num_repeats=settings.num_calls,
-        max_seconds=settings.max_seconds,
+        **_repeats(experiment),
     )
     found = {"latent_shape": list(stack.latent_shape), "num_chains": num_chains}
     return _told(found, rows)
@@ -144,16 +142,8 @@ def _chains(experiment: Experiment) -> dict[str, Any]:
 def _stage_two(experiment: Experiment) -> dict[str, Any]:
     settings = experiment.config.benchmark
     stack = _first_stack(_prior(experiment)[0])
-    rows = stage_two.rows(
-        experiment.discriminator,
-        experiment.ncp_optimizer,
-        stack,
-        rng.stream(experiment.key("benchmark"), "stage two"),
-        batch_size=settings.batch_size,
-        num_groups=settings.num_groups,
-        num_repeats=settings.num_calls,
-        max_seconds=settings.max_seconds,
-    )
+    key = rng.stream(experiment.key("benchmark"), "stage two")
+    rows = stage_two.rows(_update(experiment, stack, key), settings.num_groups)
     shapes = {
         "latent_shape": list(stack.latent_shape),
         "context_shape": list(stack.context_shape),
@@ -166,7 +156,7 @@ def _scaling(experiment: Experiment) -> dict[str, Any]:
     stack, network = _first_stack(ncp), experiment.discriminator
     dtype = jnp.dtype(getattr(network, "dtype", jnp.float32)).name
     num_devices = stage_two.powers_of_two(jax.local_device_count())
-    machine, sizes = _machine(dtype), _repeats(experiment)
+    machine = _machine(dtype)
     key = rng.stream(experiment.key("benchmark"), "scaling")
     timed = scaling.Settings(
         num_proposals=settings.num_proposals,
@@ -177,7 +167,7 @@ def _scaling(experiment: Experiment) -> dict[str, Any]:
         num_devices=num_devices,
         chains=max(settings.num_images),
         step_size=experiment.config.sample.langevin_step_size,
-        **sizes,
+        **_repeats(experiment),
     )
     of_samplers = scaling.rows(
         network,
@@ -187,16 +177,9 @@ def _scaling(experiment: Experiment) -> dict[str, Any]:
         machine,
         cache(partial(generation.fitting_chunk, ncp)),
     )
-    of_stage_two = stage_two.on_devices(
-        network,
-        experiment.ncp_optimizer,
-        stack,
-        rng.stream(key, "stage two"),
-        batch_size=settings.batch_size,
-        num_groups=max(settings.num_groups),
-        num_devices=num_devices,
-        **sizes,
-    )
+    update = _update(experiment, stack, rng.stream(key, "stage two"))
+    most = max(settings.num_groups)
+    of_stage_two = stage_two.on_devices(update, most, num_devices)
     rows = itertools.chain(of_samplers, map(_against_devices, of_stage_two))
     shape = {"latent_shape": list(stack.latent_shape), "dtype": dtype}
     found = _told(shape | _limits(machine), slopes.with_slopes(rows))
@@ -206,6 +189,19 @@ def _scaling(experiment: Experiment) -> dict[str, Any]:
 def _against_devices(row: dict[str, Any]) -> dict[str, Any]:
     point = {"curve": "devices", "sampler": "stage_two", "size": row["num_devices"]}
     return point | row
+
+
+def _update(
+    experiment: Experiment, stack: stacks.Stack, key: Array
+) -> stage_two.Update:
+    return stage_two.Update(
+        experiment.discriminator,
+        experiment.ncp_optimizer,
+        stack,
+        key,
+        experiment.config.benchmark.batch_size,
+        **_repeats(experiment),
+    )
 
 
 def _repeats(experiment: Experiment) -> dict[str, Any]:

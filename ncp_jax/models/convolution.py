@@ -194,25 +194,17 @@ def _product(x: Array, kernel: Array, stride: int) -> Array:
     return patches @ kernel.reshape(size**2 * channels, features)
 
 
-def _gradients_of_any(
-    x: Array, kernel: Array, slope: Array, stride: int
+def _gradients_of(
+    form: Callable[..., Array], x: Array, kernel: Array, slope: Array, stride: int
 ) -> tuple[Array, Array]:
-    _, pull = jax.vjp(partial(_any, stride=stride), x, kernel)
+    """Of one of the forms above, by its own derivative."""
+    _, pull = jax.vjp(partial(form, stride=stride), x, kernel)
     return pull(slope)
 
 
-def _gradients_of_product(
-    x: Array, kernel: Array, slope: Array, stride: int
-) -> tuple[Array, Array]:
-    _, pull = jax.vjp(partial(_product, stride=stride), x, kernel)
-    return pull(slope)
-
-
-def _gradients_of_whole(
-    x: Array, kernel: Array, slope: Array, stride: int
-) -> tuple[Array, Array]:
-    _, pull = jax.vjp(partial(_whole, stride=stride), x, kernel)
-    return pull(slope)
+_gradients_of_any = partial(_gradients_of, _any)
+_gradients_of_product = partial(_gradients_of, _product)
+_gradients_of_whole = partial(_gradients_of, _whole)
 
 
 def _gradients_on_cpu(

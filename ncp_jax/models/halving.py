@@ -60,15 +60,28 @@ def halve(x: Array, kernel: Array, bias: Array) -> Array:
             (0, 0),
         ),
     )
-    cells = x.reshape(-1, height + 1, 2, width + 1, 2, channels)
-    cells = cells.transpose(0, 1, 3, 2, 4, 5).reshape(
-        -1, height + 1, width + 1, 4 * channels
-    )
+    cells = cells_of(x)
     patches = jnp.concatenate(
         [cells[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)], -1
     )  # [B, H', W', (2, 2) cells of (2, 2) pixels of in]
     kernel = kernel.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
     return patches @ kernel.reshape(16 * channels, features) + bias[None, None, None]
+
+
+def cells_of(x: Array) -> Array:
+    """Lays the 2x2 pixels of each cell one after another.
+
+    Args:
+      x: [B, 2 H, 2 W, C].
+
+    Returns:
+      [B, H, W, 4 C].
+    """
+    _, height, width, channels = x.shape
+    cells = x.reshape(-1, height // 2, 2, width // 2, 2, channels)
+    return cells.transpose(0, 1, 3, 2, 4, 5).reshape(
+        -1, height // 2, width // 2, 4 * channels
+    )
 
 
 def double(x: Array, kernel: Array, bias: Array) -> Array:

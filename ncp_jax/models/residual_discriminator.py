@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ncp_jax.errors import InputError
 from ncp_jax.models.convolution import convolve
+from ncp_jax.models.halving import cells_of
 from ncp_jax.models.squeeze_excite import SqueezeExcite
 
 Array = jax.Array
@@ -182,8 +183,6 @@ class FactorizedReduction(nn.Module):
         _, height, width, channels = x.shape
         pad = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
         x = jnp.pad(x, pad, mode="edge").astype(self.dtype)
-        cells = x.reshape(-1, -(-height // 2), 2, -(-width // 2), 2, channels)
-        cells = cells.transpose(0, 1, 3, 2, 4, 5)  # [B, H', W', 2, 2, C]
         kernels, biases = zip(
             *(
                 _Layer(channels // 2, name=f"offset_{i}{j}")(channels)
@@ -194,7 +193,7 @@ class FactorizedReduction(nn.Module):
         )
         kernel = jax.scipy.linalg.block_diag(*kernels).astype(self.dtype)  # [4C, 2C]
         bias = jnp.concatenate(biases).astype(self.dtype)
-        return cells.reshape(*cells.shape[:3], -1) @ kernel + bias[None, None, None]
+        return cells_of(x) @ kernel + bias[None, None, None]
 
 
 class _Layer(nn.Module):

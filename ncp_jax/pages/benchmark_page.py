@@ -387,5 +387,4 @@ def _steps(rows: Sequence[Row]) -> str:
     axes.set(xlabel="K", ylabel="steps/s", xscale="log", yscale="log")
     axes.legend()
     caption = "Stage 2: steps per second against K, one device"
-    panel = page.figure(plots.to_png(axes), "plot", caption, caption)
-    return page.grid([panel], "wide")
+    return _grid([plots.Panel(plots.to_png(axes), caption, caption)], "wide")

@@ -381,18 +381,16 @@ def test_one_group_alone_is_compared_with_other_versions(key):
 
 
 def test_stage_two_is_timed_for_every_number_of_groups(key):
-    rows = list(
-        stage_two.rows(
-            MLPDiscriminator((8,)),
-            optax.adam(1e-3),
-            Stack((0,), 3, (4,), (2,)),
-            key,
-            batch_size=4,
-            num_groups=(1, 3),
-            num_repeats=2,
-            max_seconds=1.0,
-        )
+    update = stage_two.Update(
+        MLPDiscriminator((8,)),
+        optax.adam(1e-3),
+        Stack((0,), 3, (4,), (2,)),
+        key,
+        batch_size=4,
+        num_repeats=2,
+        max_seconds=1.0,
     )
+    rows = list(stage_two.rows(update, (1, 3)))
     assert [(row["num_groups"], row["num_devices"]) for row in rows] == [(1, 1), (3, 1)]
     for row in rows:
         assert row["steps_per_second"] == pytest.approx(1 / row["seconds"])

@@ -66,15 +66,15 @@ def measure():
             step_size=1e-2,
             **LONG,
         )
-        (stack,) = stage_two.rows(
+        update = stage_two.Update(
             case["network"],
             optax.adam(1e-3),
             Stack((0,), NUM_GROUPS, case["latent_shape"], case["context_shape"]),
             jax.random.key(1),
-            batch_size=case["batch_size"],
-            num_groups=(NUM_GROUPS,),
+            case["batch_size"],
             **LONG,
         )
+        (stack,) = stage_two.rows(update, (NUM_GROUPS,))
         found |= {
             f"{name}: SIR / all proposals at once": few["seconds"] / few["at_once"],
             f"{name}: SIR, one proposal of 1,000 / one of 100": (

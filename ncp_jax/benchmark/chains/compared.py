@@ -9,7 +9,6 @@ import importlib.util
 import math
 from collections.abc import Iterator
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 
 from ncp_jax import rng
-from ncp_jax.benchmark import alone
+from ncp_jax.benchmark import alone, timing
 from ncp_jax.benchmark.chains import measures, ours
 from ncp_jax.benchmark.chains.measures import Reference, effective_draws
 from ncp_jax.benchmark.chains.ours import Chain
@@ -121,7 +120,7 @@ class _Running:
         if chain.warm_up is not None:
             warm_key = self._named("warm-up")
             warm_up = jax.jit(chain.warm_up).lower(warm_key, state).compile()
-            self.warmup_seconds, state = _timed(warm_up, warm_key, state)
+            self.warmup_seconds, state = timing.timed(warm_up, warm_key, state)
         first_key = self._named("first")
         self._sample = jax.jit(chain.sample).lower(first_key, state).compile()
         # The first is thrown away: what is counted begins where the chain has settled.
@@ -136,7 +135,7 @@ class _Running:
     def call(self) -> None:
         """Goes on for one course, times it and keeps its functions."""
         key = self._named("calls", len(self.seconds))
-        took, (self._state, course) = _timed(self._sample, key, self._state)
+        took, (self._state, course) = timing.timed(self._sample, key, self._state)
         self.seconds.append(took)
         values = self._functions(course.z)  # [T, B, F]
         self.courses.append(np.asarray(values, np.float64).transpose(2, 1, 0))
@@ -176,9 +175,3 @@ class _Running:
             "num_calls": len(of_calls),
             "means_off": float(off.max()),
         }
-
-
-def _timed(compiled: Any, *args: Any) -> tuple[float, Any]:
-    begin = perf_counter()
-    out = jax.block_until_ready(compiled(*args))
-    return perf_counter() - begin, out

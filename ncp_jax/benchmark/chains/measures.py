@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng
+from ncp_jax.evaluation.importance import autocovariance
 from ncp_jax.priors.ncp_prior import LogRatio
 
 Array = jax.Array
@@ -54,8 +55,7 @@ def effective_draws(course: np.ndarray) -> np.ndarray:
     """
     num_chains, num_steps = course.shape[-2:]
     means = course.mean(-1, keepdims=True)
-    spectrum = np.abs(np.fft.rfft(course - means, 2 * num_steps)) ** 2
-    covariance = np.fft.irfft(spectrum)[..., :num_steps].mean(-2) / num_steps  # [.., T]
+    covariance = autocovariance(course).mean(-2) / num_steps  # [..., T]
     within = covariance[..., :1] * num_steps / (num_steps - 1)
     between = means[..., 0].var(-1, keepdims=True) * num_chains / max(num_chains - 1, 1)
     total = covariance[..., :1] + between
