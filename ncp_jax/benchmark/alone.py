@@ -59,7 +59,8 @@ def rows(
     Yields:
       A row per sampler and size: median seconds of ours, of a Python loop over compiled
       steps, of one over steps that are not compiled, of PyTorch in several ways; and
-      the quartiles over rounds of what each takes as a multiple of ours.
+      the three quartiles over rounds of what each takes as a multiple of ours, the
+      median in the middle.
     """
     shape = (num_chains, *latent_shape)
     variables = random_variables(network, latent_shape, rng.stream(key, "weights"))
@@ -109,7 +110,7 @@ def _row(
     taken = timing.time_in_turns(calls, num_rounds, max_seconds)
     taken = {name: times.get(name, 1.0) * t for name, t in taken.items()}
     quartiles = {
-        name: np.quantile(t / taken["seconds"], (0.25, 0.75)).tolist()
+        name: np.quantile(t / taken["seconds"], (0.25, 0.5, 0.75)).tolist()
         for name, t in taken.items()
         if name != "seconds"
     }

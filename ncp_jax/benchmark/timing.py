@@ -11,7 +11,7 @@ import numpy as np
 
 Array = jax.Array
 
-MIN_SECONDS = 2.0  # of calls in turns: short ones need many rounds
+MIN_SECONDS = 10.0  # of calls in turns: short ones need many rounds
 SETTLE_SECONDS = 0.05  # before the calls of a turn count, and of those that do
 
 

@@ -119,8 +119,8 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
         shape = "x".join(map(str, found["latent_shape"]))
         note = (
             f"One group of {shape}, {found['num_chains']} chains, no VAE and no "
-            "context: seconds, and other versions as multiples of ours, with their "
-            "quartiles over rounds in which all versions take turns."
+            "context: seconds, and other versions as multiples of ours: the median "
+            "over rounds in which all versions take turns, and the quartiles."
         )
         yield page.section("One group alone", note, _table(found["rows"]))
     if found := results.get("chains"):
@@ -215,11 +215,10 @@ def _cells(row: Row) -> list[tuple[str, str]]:
 
 def _multiple(row: Row, name: str) -> str:
     """What another version takes, in units of ours; and its quartiles over rounds."""
-    text = f"{row[name] / row['seconds']:.3g} x"
     if name not in row.get("quartiles", {}):
-        return text
-    low, high = row["quartiles"][name]
-    return f"{text} ({low:.3g} to {high:.3g})"
+        return f"{row[name] / row['seconds']:.3g} x"
+    low, median, high = row["quartiles"][name]
+    return f"{median:.3g} x ({low:.3g} to {high:.3g})"
 
 
 def _roofline_cells(row: Row) -> list[tuple[str, str]]:

@@ -375,6 +375,11 @@ def test_one_group_alone_is_compared_with_other_versions(key):
     )
     assert [row["sampler"] for row in rows] == ["sir", "langevin"]
     assert rows[0]["at_once"] > 0
+    low, median, high = rows[0]["quartiles"]["at_once"]
+    assert low <= median <= high
+    assert f"{median:.3g} x ({low:.3g} to {high:.3g})" in benchmark_page.markdown(
+        {"rows": rows}
+    )
     assert rows[1]["loop_of_eager_steps"] > rows[1]["seconds"]
     has_torch = importlib.util.find_spec("torch") is not None
     assert all(("torch_eager" in row) == has_torch for row in rows)
