@@ -16,8 +16,10 @@ from ncp_jax.models.residual_discriminator import (
     GROUP_SIZE,
     Conv3x3,
     FactorizedReduction,
+    MapNorm,
     ResidualBlock,
     ResidualDiscriminator,
+    _swish,
     num_norm_groups,
 )
 from ncp_jax.models.squeeze_excite import SqueezeExcite
@@ -353,6 +355,27 @@ def test_only_maps_that_fit(z_shape, context_shape, message):
         jax.eval_shape(
             SMALL.init, jax.random.key(0), jnp.zeros(z_shape), jnp.zeros(context_shape)
         )
+
+
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_the_norm_and_swish_are_those_of_flax_and_jax(num_groups, key):
+    x = 3.0 + 5.0 * jax.random.normal(key, (6, 3, 4, 32))
+    ours, theirs = (
+        jax.value_and_grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x)
+        for f in (
+            random_norm(MapNorm(num_groups), _swish, x),
+            random_norm(nn.GroupNorm(num_groups, use_fast_variance=False), nn.swish, x),
+        )
+    )
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-4)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-3, atol=1e-5)
+    far = jnp.array([-1e4, -30.0, 0.0, 30.0, 1e4])
+    np.testing.assert_allclose(_swish(far), nn.swish(far), atol=1e-6)
+
+
+def random_norm(module, activation, x):
+    variables = random_variables(module, x)
+    return lambda x: activation(module.apply(variables, x))
 
 
 def test_groups_of_a_norm_are_equal_and_large():
