@@ -11,7 +11,7 @@ import numpy as np
 
 Array = jax.Array
 
-MIN_SECONDS = 10.0  # of calls in turns: short ones need many rounds
+ROUND_SECONDS = 2.0  # of a round of calls in turns: short ones need many rounds
 SETTLE_SECONDS = 0.05  # before the calls of a turn count, and of those that do
 
 
@@ -95,7 +95,7 @@ def time_in_turns(
 
     Args:
       calls: by name; each has been called before.
-      num_rounds: at least, and more until `MIN_SECONDS` have gone by.
+      num_rounds: at least, and more until each could have taken `ROUND_SECONDS`.
       max_seconds: the rounds end after the one that reaches this; there is one.
 
     Returns:
@@ -106,7 +106,7 @@ def time_in_turns(
     while True:
         taken.append([_settled(call) for call in calls.values()])
         so_far = perf_counter() - began
-        is_enough = len(taken) >= num_rounds and so_far >= MIN_SECONDS
+        is_enough = len(taken) >= num_rounds and so_far >= num_rounds * ROUND_SECONDS
         if is_enough or so_far >= max_seconds:
             return dict(zip(calls, np.transpose(taken), strict=True))
 

@@ -256,9 +256,11 @@ def estimates(
     """
     if log_p is None or log_p_base is None:
         return {} if z is None else {"log_z": z}
+    gains = log_p - log_p_base
+    gains[np.abs(gains) < 1e-12 * np.abs(log_p)] = 0.0  # rounding: the same prior
     found = {
         "nll": importance.mean_estimate(-log_p, "nats"),
-        "gain": importance.mean_estimate(log_p - log_p_base, "nats"),
+        "gain": importance.mean_estimate(gains, "nats"),
     }
     if z is None:
         return found

@@ -177,3 +177,9 @@ def test_without_an_error_of_log_z_there_is_none_of_the_gain():
     z = WeightSums().add(np.array([0.0, 40.0])).log_mean
     found = likelihoods.estimates(np.array([1.0, 2.0]), np.zeros(2), z)
     assert found["gain"].stderr is None and found["nll"].stderr is None
+
+
+def test_the_same_prior_gains_nothing():
+    log_p = np.array([-90.0, -80.0])
+    gain = likelihoods.estimates(log_p + 3e-14, log_p, None)["gain"]
+    assert gain.value == gain.stderr == 0.0
