@@ -13,24 +13,25 @@ import pytest
 
 import ncp_jax
 from ncp_jax.experiment import stages
-from ncp_jax.pages import benchmark_page, run_page
+from ncp_jax.pages import benchmark_page, priors_page, run_page
 from ncp_jax.pages.parts import quantities
 from ncp_jax.priors import ex_post, ncp_prior
 from tests.test_layering import FLOORS
 
+ROOFLINE = ("FLOP/byte", "of the bandwidth", "of the roofline")
 BENCHMARK_TABLES = (  # record, part, columns that the page leaves out
-    ("mnist_nvae", "samplers", "images", "first call", "ESS/s"),
-    ("mnist_nvae_alone", "alone"),
+    ("mnist_nvae", "samplers", "images", "first call", "ESS/s", *ROOFLINE),
+    ("mnist_nvae", "alone"),
     ("mnist_nvae", "stage_two", "devices"),
-    ("mnist_mlp", "samplers", "images", "first call", "ESS/s"),
-    ("mnist_mlp_alone", "alone"),
-    ("mnist_mlp_alone", "chains"),
+    ("mnist_mlp", "samplers", "images", "first call", "ESS/s", *ROOFLINE),
+    ("mnist_mlp", "alone"),
+    ("mnist_mlp", "chains"),
     ("mnist_mlp", "stage_two", "devices"),
     ("mnist_mlp", "training"),
-    ("celeba64", "samplers", "images", "ESS/s", "lowest to highest"),
+    ("celeba64", "samplers", "images", "ESS/s", "lowest to highest", *ROOFLINE),
     ("celeba64", "stage_two", "devices"),
     *(
-        (name, "samplers", "images", "ESS/s", "plain", "its memory")
+        (name, "samplers", "images", "ESS/s", "plain", "its memory", *ROOFLINE)
         for name in (
             "mnist_nvae_directions",
             "mnist_nvae_residual",
@@ -372,6 +373,18 @@ def test_adaptive_sir_is_said_to_weigh_what_the_records_say(config):
         assert f"| {' | '.join(cells)} |" in PAGES["docs/samplers.md"]
 
 
+@pytest.mark.parametrize(
+    "config, sizes",
+    [("mnist_nvae", (5000, 992, 330, 108)), ("mnist_mlp", (5000, 1265))],
+)
+def test_fewer_proposals_gain_what_the_records_say(config, sizes):
+    for m in sizes:
+        found = _records(f"adaptive/{config}_snis_{m}")
+        assert found["run"]["config"]["evaluate"]["num_snis_proposals"] == m
+        gain = _interval(found, "gain_snis_nats")
+        assert f"| `{config}` | {m:,} | {gain} |" in PAGES["docs/samplers.md"]
+
+
 def test_the_table_of_other_bases_is_that_of_the_recorded_runs():
     for run in _records("table2_bases"):
         cells = [_interval(run, name) for name in ("nll_base", *TABLE_2)]
@@ -470,6 +483,16 @@ def test_the_convhvae_is_that_of_the_recorded_run():
         number = f"{metrics[f'num_directions/{k}']['value']:.0f}"
         loss, ess = (_interval(record, f"{n}/{k}") for n in ("nce_loss", "sir_ess"))
         assert f"| {k} | {number} | {loss} | {_gain(record, k)} | {ess} |" in section
+
+
+def test_the_table_of_all_priors_is_that_of_the_recorded_run():
+    columns = ("gain", "fd_lenet", "kid_lenet", "fit_seconds", "sampling_seconds")
+    compared = _records("priors_mnist")["priors"]
+    assert priors_page.markdown(compared, *columns, "num_parameters") in DOCS
+    base = " ".join(quantities.estimate(compared["nll_base"]))
+    assert f"under N(0, I) their NLL is {base}." in " ".join(DOCS.split())
+    best, *_ = priors_page.ranked(compared)
+    assert best == "ncp_deep"  # as the text says
 
 
 def test_the_paper_s_table_1_is_that_of_the_recorded_runs():
