@@ -88,9 +88,15 @@ def measure(
         ]
         known = [log_p[name, i] for i in range(len(of)) if (name, i) in log_p]
         mean_z = results.mean([v for v in z if v is not None]) if any(z) else None
-        mean = np.mean(known, 0) if known else None
+        mean = _mean(known) if known else None
         found.means[name] = estimates(mean, of_base, mean_z)
     return found
+
+
+def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of arrays; of equal ones just those: p gains 0 over itself."""
+    first = values[0]
+    return first + np.mean([value - first for value in values], 0)
 
 
 def _log_z(
@@ -256,11 +262,9 @@ def estimates(
     """
     if log_p is None or log_p_base is None:
         return {} if z is None else {"log_z": z}
-    gains = log_p - log_p_base
-    gains[np.abs(gains) < 1e-12 * np.abs(log_p)] = 0.0  # rounding: the same prior
     found = {
         "nll": importance.mean_estimate(-log_p, "nats"),
-        "gain": importance.mean_estimate(gains, "nats"),
+        "gain": importance.mean_estimate(log_p - log_p_base, "nats"),
     }
     if z is None:
         return found

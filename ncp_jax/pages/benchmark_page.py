@@ -215,8 +215,6 @@ def _cells(row: Row) -> list[tuple[str, str]]:
 
 def _multiple(row: Row, name: str) -> str:
     """What another version takes, in units of ours; and its quartiles over rounds."""
-    if name not in row.get("quartiles", {}):
-        return f"{row[name] / row['seconds']:.3g} x"
     low, median, high = row["quartiles"][name]
     return f"{median:.3g} x ({low:.3g} to {high:.3g})"
 

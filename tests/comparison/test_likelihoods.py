@@ -179,7 +179,14 @@ def test_without_an_error_of_log_z_there_is_none_of_the_gain():
     assert found["gain"].stderr is None and found["nll"].stderr is None
 
 
-def test_the_same_prior_gains_nothing():
-    log_p = np.array([-90.0, -80.0])
-    gain = likelihoods.estimates(log_p + 3e-14, log_p, None)["gain"]
-    assert gain.value == gain.stderr == 0.0
+def test_the_same_prior_gains_nothing(oracle, key):
+    vae, x = oracle
+    settings = ComparisonSettings(num_importance_samples=20, chunk_size=10)
+    found = likelihoods.measure(
+        one_vector.of(vae),
+        normal(0.0),
+        {"same": [normal(0.0)] * 7},
+        *(x, preparation.as_stored, key, settings),
+    )
+    for gain in (found.means["same"]["gain"], found.of_fits["same"][6]["gain"]):
+        assert gain.value == gain.stderr == 0.0
