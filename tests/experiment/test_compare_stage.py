@@ -115,7 +115,7 @@ def test_settings_that_cannot_work_are_named(changes, message):
     ("names", "priors", "message"),
     [
         ((), {"ncp": {"hiden": 3}}, r"priors\.ncp: prior 'ncp' has no setting 'hiden'"),
-        (("gaussian",), {"ncp": {}}, r"priors\.ncp is of a prior that is not among"),
+        (("gaussian",), {"npc": {}}, r"priors\.npc: there is no prior 'npc'"),
         ((), {"ncp": 3}, r"priors\.ncp: prior 'ncp' takes a section"),
         ((), {"ncp": {"training": 3}}, r"'ncp\.training' takes a section"),
         ((), {"ncp": {"num_negatives": "x"}}, r"'ncp\.num_negatives' takes .* got 'x'"),
@@ -135,6 +135,13 @@ def test_settings_of_priors_are_checked(names, priors, message):
         config.compare.priors = priors
     with pytest.raises(InputError, match=message):
         validation.validate(config)
+
+
+def test_a_command_line_names_some_of_the_priors_that_a_config_has_settings_for():
+    config = config_files.load("priors_mnist")
+    assert "ncp_over_flow" in config.compare.priors
+    config.compare.names = ("gmm", "ncp_over_gmm")
+    validation.validate(config)
 
 
 def test_the_settings_of_a_prior_are_changed_and_shortened():

@@ -319,7 +319,11 @@ def _check_audit(config: ConfigDict) -> None:
 
 
 def _check_priors(config: ConfigDict) -> None:
-    """Refuses settings that priors do not have, and those of priors not compared."""
+    """Refuses settings that priors do not have.
+
+    Those of priors that are not compared are left alone, so that a command line can
+    name a few of the priors that a config has settings for.
+    """
     settings = config.compare
     if 0 < settings.num_mmd_samples < 3:
         raise InputError(
@@ -327,11 +331,6 @@ def _check_priors(config: ConfigDict) -> None:
             f"{settings.num_mmd_samples}"
         )
     for name, changes in settings.priors.to_dict().items():
-        if settings.names and name not in settings.names:
-            raise InputError(
-                f"config.compare.priors.{name} is of a prior that is not among "
-                f"config.compare.names = {tuple(settings.names)}"
-            )
         try:
             _settings_of(config, name, changes)
         except InputError as error:
