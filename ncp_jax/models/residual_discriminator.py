@@ -59,7 +59,7 @@ class ResidualDiscriminator(nn.Module):
 
     def setup(self) -> None:
         """Makes the layers; they take their shapes from what they first see."""
-        self.from_z = Conv3x3(self.channels, dtype=self.dtype)
+        self.from_z = Conv3x3(self.channels, dtype=self.dtype, reads_once=True)
         self.from_context = Conv3x3(self.channels, use_bias=False, dtype=self.dtype)
         self.trunk = [self._block(letter == "B") for letter in self.blocks]
         self.last = nn.Dense(1, kernel_init=nn.initializers.zeros)
@@ -170,19 +170,22 @@ class Conv3x3(nn.Module):
       stride: of both axes.
       use_bias: adds a bias per output channel.
       dtype: of the result; parameters are float32.
+      reads_once: of `convolve`: for draws, which XLA makes on the way.
     """
 
     features: int
     stride: int = 1
     use_bias: bool = True
     dtype: Any = jnp.float32
+    reads_once: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, in] to [B, ceil(H/stride), ceil(W/stride), features]."""
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = convolve(x, kernel, self.stride, reads_once=self.reads_once)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -9,7 +9,7 @@ import pytest
 
 from ncp_jax.models.convolution import convolve
 
-TINY = ((3, 2), (1, 1))  # maps for which patches are better than XLA's convolution
+TINY = ((4, 1), (3, 2), (1, 1))  # maps for which patches beat XLA's convolution
 
 
 def reference(x, kernel, stride, groups):
@@ -44,8 +44,8 @@ def test_values_and_gradients_are_those_of_xla(key, sides, size, stride, groups)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize("sides", [(4, 4), (3, 2), (1, 1)])
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("sides", [(4, 4), (6, 2), (4, 1), (3, 2), (1, 1)])
 def test_many_small_maps_are_one_product(key, sides, size, stride):
     x_key, kernel_key, slope_key = jax.random.split(key, 3)
     x = jax.random.normal(x_key, (2, 200, *sides, 3))
@@ -61,6 +61,19 @@ def test_many_small_maps_are_one_product(key, sides, size, stride):
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-3)
     jaxpr = str(jax.make_jaxpr(of_batches(convolve))(x, kernel))
     assert ("conv_general_dilated" in jaxpr) == (size == 1 and sides not in TINY)
+
+
+@pytest.mark.parametrize(("reads_once", "num_products"), [(False, 3), (True, 1)])
+def test_what_is_dear_is_read_once(key, reads_once, num_products):
+    """Halves of maps read x three times."""
+    x = jax.random.normal(key, (400, 4, 4, 3))
+    kernel = jax.random.normal(key, (3, 3, 3, 5))
+
+    def ours(x):
+        return convolve(x, kernel, reads_once=reads_once)
+
+    np.testing.assert_allclose(ours(x), reference(x, kernel, 1, 1), atol=2e-5)
+    assert str(jax.make_jaxpr(ours)(x)).count("dot_general[") == num_products
 
 
 def on_backend(monkeypatch, name):
