@@ -49,6 +49,7 @@ PRIORS = {
     "ncp_ranking": Known("ncp", fields={"num_negatives": 8, "ranking_weight": 10.0}),
     "ncp_weighted": Known("ncp", fields={"negative_weight": 100.0}),
     "ncp_deep": Known("ncp", fields=DEEP),
+    "ncp_ensemble": Known("ensemble", fields={"member": DEEP}),
     "multistage": Known("multistage"),
     "implicit": Known("ncp", fields={"hidden_dims": (500, 500, 500), "dropout": 0.5}),
     "two_stage": Known("two_stage"),
@@ -56,6 +57,7 @@ PRIORS = {
     "ncp_over_gmm": Known("ncp", base="gmm"),
     "ncp_over_flow": Known("ncp", base="flow"),
     "ncp_deep_over_gmm": Known("ncp", fields=DEEP, base="gmm"),
+    "ncp_ensemble_over_gmm": Known("ensemble", fields={"member": DEEP}, base="gmm"),
 }
 NAMES = tuple(PRIORS)
 SHARES = (".dropout", ".acceptance")  # settings below 1
@@ -84,7 +86,8 @@ def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
     fields = dict(known.fields)
     if known.base:
         fields["base"] = settings_of(known.base)
-    return changed(name, getattr(module, known.settings)(**fields), changes or {})
+    settings = changed(name, getattr(module, known.settings)(), fields)
+    return changed(name, settings, changes or {})
 
 
 def shortened(settings: Any, max_steps: int, max_draws: int) -> Any:

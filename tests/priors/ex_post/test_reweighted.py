@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,16 @@ import pytest
 
 from ncp_jax.errors import InputError
 from ncp_jax.models.discriminator import RatioMLP
-from ncp_jax.priors.ex_post import ebm, fitting, his, multistage, ncp, rejection, snis
+from ncp_jax.priors.ex_post import (
+    ebm,
+    ensemble,
+    fitting,
+    his,
+    multistage,
+    ncp,
+    rejection,
+    snis,
+)
 from ncp_jax.priors.ex_post.contract import (
     LatentPrior,
     Training,
@@ -54,6 +64,7 @@ class Case(NamedTuple):
 CASES = {
     "ncp": Case(NCP, 0.04),
     "options": Case(dataclasses.replace(NCP, **ALL_OPTIONS), 0.06),
+    "ensemble": Case(ensemble.Settings(num_members=2, member=NCP), 0.04),
     "multistage": Case(
         multistage.Settings(
             num_stages=2,
@@ -98,7 +109,7 @@ CASES = {
         "lower bound",
     ),
 }
-SLOW = ("multistage", "his")  # to compile
+SLOW = ("ensemble", "multistage", "his")  # to compile
 
 
 def marked(name):
@@ -168,6 +179,12 @@ def reweighted(**sampling):
     return Reweighted(suite.BASE, halves, Tilt(), Sampling(**sampling))
 
 
+def averaged():
+    members = 1.5 * jnp.asarray(suite.TILT), 0.5 * jnp.asarray(suite.TILT)
+    how = Sampling("mala", num_proposals=8, num_steps=20)
+    return ensemble.Averaged(suite.BASE, members, Tilt(), how)
+
+
 def a_his():
     key = jax.random.key(3)
     network, momentum = RatioMLP((8,), "tanh"), his.Momentum((8,))
@@ -186,6 +203,7 @@ KNOWN = {
         reweighted(method="mala", num_proposals=8, num_steps=20),
         jnp.asarray(suite.TILTED_GAIN),
     ),
+    "ensemble": Normalised(averaged(), jnp.asarray(suite.TILTED_GAIN)),
     "lars": rejection.LARS(*REJECTION, jnp.log(0.5), jnp.zeros(())),
     "trs": rejection.TRS(*REJECTION, num_draws=20_000),
     "snis": snis.SNIS(suite.BASE, SLOPE, Tilt(), num_proposals=4, num_sets=300),
@@ -241,6 +259,18 @@ def test_a_stopped_fit_resumes_to_the_same_bits(encodings, tmp_path, monkeypatch
     other = dataclasses.replace(settings, num_draws=51)
     with pytest.raises(InputError):
         other(KEY, encodings, folder)
+
+
+def test_members_differ_and_a_stopped_one_resumes(encodings, tmp_path):
+    training = dataclasses.replace(SHORT, num_steps=4, steps_per_eval=2)
+    member = ncp.Settings(hidden_dims=(4,), num_score_draws=50, training=training)
+    settings = ensemble.Settings(num_members=2, member=member)
+    prior = settings(KEY, encodings, tmp_path)
+    first, second = (np.asarray(p["Dense_0"]["kernel"]) for p in prior.params)
+    assert not np.array_equal(first, second)
+    shutil.rmtree(tmp_path / "member-2" / "4")
+    again = settings(KEY, encodings, tmp_path)
+    chex.assert_trees_all_equal(prior, again)
 
 
 @pytest.mark.slow
