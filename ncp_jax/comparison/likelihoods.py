@@ -27,6 +27,9 @@ from ncp_jax.training.loop import Prepare
 Array = jax.Array
 Name = TypeVar("Name", bound=Hashable)
 
+LOG_Z_STDERR = 0.02  # nats, of log Z: draws of it end here
+LOG_Z_ROUNDS = 10  # of draws, or here
+
 
 class Likelihoods(NamedTuple):
     """What several fits of every prior say of the same examples."""
@@ -109,9 +112,10 @@ def _log_z(
     if not isinstance(prior, Unnormalised) or prior.density != "up to log Z":
         return None
     num, size = settings.num_log_z_draws, settings.log_z_batch_size
-    return Estimate(
-        *kept.one("log-z", name, lambda: log_z(prior, key, num, size).log_mean)
+    found = kept.on(LOG_Z_STDERR, LOG_Z_ROUNDS).one(
+        "log-z", name, lambda: log_z(prior, key, num, size).log_mean
     )
+    return Estimate(*found)
 
 
 @jax.default_matmul_precision("float32")  # TF32 would move log-weights
@@ -222,16 +226,23 @@ def log_z(
 ) -> WeightSums:
     """Sums of independent unbiased estimates of Z, whose `log_mean` is log Z.
 
+    There are rounds of them until the standard error is `LOG_Z_STDERR` or less, or has
+    not become so in `LOG_Z_ROUNDS`: a large ratio may need millions.
+
     Args:
       prior: of density "up to log Z".
       key: PRNG key; consumed here.
-      num_draws: estimates in all.
+      num_draws: estimates of a round.
       batch_size: at a time.
     """
     sums, size = WeightSums(), min(batch_size, num_draws)
-    for first in range(0, num_draws, size):
-        log_w = np.asarray(_log_z_weights(size, prior, key, first))
-        sums = sums.add(log_w[: num_draws - first])
+    for start in range(0, LOG_Z_ROUNDS * num_draws, num_draws):
+        for first in range(start, start + num_draws, size):
+            log_w = np.asarray(_log_z_weights(size, prior, key, first))
+            sums = sums.add(log_w[: start + num_draws - first])
+        stderr = sums.log_mean.stderr
+        if stderr is not None and stderr <= LOG_Z_STDERR:
+            break
     return sums
 
 

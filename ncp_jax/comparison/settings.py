@@ -14,7 +14,8 @@ class ComparisonSettings:
       num_importance_samples: z ~ q(z | x) of each of these.
       chunk_size: of them at a time; bounds the memory.
       batch_size: examples at a time.
-      num_log_z_draws: estimates of Z, of a prior that is known up to it.
+      num_log_z_draws: estimates of Z, of a prior that is known up to it; up to ten
+        times as many where log Z is uncertain by more than 0.02 nats.
       log_z_batch_size: at a time.
       num_samples: draws of each prior that are decoded.
       sample_batch_size: at a time.

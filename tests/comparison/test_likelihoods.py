@@ -127,6 +127,18 @@ def test_log_z_is_that_of_the_tilt(oracle, key):
     assert sums.log_mean.stderr == pytest.approx(stderr, rel=0.1)
 
 
+def test_log_z_draws_on_while_it_is_uncertain(key):
+    """Relative variance of a weight 1.66: 0.02 nats take 4,150 draws."""
+    prior = Tilted(normal(0.0), jnp.float32(TILT))
+    sums = likelihoods.log_z(prior, key, 1_000, 300)
+    assert 3_000 <= sums.count <= 6_000 and sums.count % 1_000 == 0
+    assert sums.log_mean.stderr <= likelihoods.LOG_Z_STDERR
+    short = likelihoods.log_z(prior, key, 100, 100)
+    assert short.count == likelihoods.LOG_Z_ROUNDS * 100
+    at_once = likelihoods.log_z(prior, key, sums.count, 1_000)
+    assert at_once.log_mean.value == pytest.approx(sums.log_mean.value, abs=1e-5)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PointVAE(LinearGaussianVAE):
