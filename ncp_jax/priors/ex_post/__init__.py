@@ -49,7 +49,7 @@ PRIORS = {
     "ncp_ranking": Known("ncp", fields={"num_negatives": 8, "ranking_weight": 10.0}),
     "ncp_weighted": Known("ncp", fields={"negative_weight": 100.0}),
     "ncp_deep": Known("ncp", fields=DEEP),
-    "ncp_ensemble": Known("ensemble", fields={"member": DEEP}),
+    "ncp_ensemble": Known("ncp", "EnsembleSettings", {"member": DEEP}),
     "multistage": Known("multistage"),
     "implicit": Known("ncp", fields={"hidden_dims": (500, 500, 500), "dropout": 0.5}),
     "two_stage": Known("two_stage"),
@@ -57,7 +57,9 @@ PRIORS = {
     "ncp_over_gmm": Known("ncp", base="gmm"),
     "ncp_over_flow": Known("ncp", base="flow"),
     "ncp_deep_over_gmm": Known("ncp", fields=DEEP, base="gmm"),
-    "ncp_ensemble_over_gmm": Known("ensemble", fields={"member": DEEP}, base="gmm"),
+    "ncp_ensemble_over_gmm": Known(
+        "ncp", "EnsembleSettings", {"member": DEEP}, base="gmm"
+    ),
 }
 NAMES = tuple(PRIORS)
 SHARES = (".dropout", ".acceptance")  # settings below 1

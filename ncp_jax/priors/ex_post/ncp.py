@@ -2,7 +2,8 @@
 
 Aneja, Schwing, Kautz and Vahdat (2021).  Options of the same loss: several negatives;
 the ranking loss beside it (Ma and Collins, 2018); M negatives counted for each positive
-(Noisier NCE, ICLR 2026); dropout, as the implicit prior of Takahashi et al. (2019) has.
+(Noisier NCE, ICLR 2026); dropout, as the implicit prior of Takahashi et al. (2019) has;
+the mean of several ratios (Lakshminarayanan et al., "Deep ensembles", 2017).
 """
 
 import dataclasses
@@ -123,6 +124,16 @@ class Reweighted:
         return draws
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Averaged(Reweighted):
+    """p(z) (r_1(z) .. r_K(z))^(1/K) / Z."""
+
+    def log_r(self, z: Array) -> Array:
+        """The mean of log r_k of z [B, D]: [B], nats."""
+        return super().log_r(z) / len(self.params)
+
+
 def resampled(
     keys: Array, base: LatentPrior, log_r: Callable[[Array], Array], num_proposals: int
 ) -> Array:
@@ -178,6 +189,44 @@ class Settings:
     def network(self) -> RatioMLP:
         """What log r is computed with."""
         return RatioMLP(self.hidden_dims, self.activation, dropout=self.dropout)
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleSettings:
+    """How several ratios learn, whose mean of log r is that of the prior.
+
+    Each tells q from p by itself, from another start and on other draws.  What they
+    have over-fitted differs and averages out.
+
+    Attributes:
+      base: the prior that is reweighted, fitted first; None for the VAE's own.
+      num_members: K.
+      member: the loss, the network and the training of every member; its base and
+        sampling do not count.
+      sampling: how draws are made.
+    """
+
+    base: Fit | None = None
+    num_members: int = 3
+    member: Settings = dataclasses.field(default=Settings())
+    sampling: Sampling = dataclasses.field(default=Sampling())
+
+    def __call__(
+        self, key: Array, encodings: Encodings, folder: Path | None = None
+    ) -> Averaged:
+        """Returns the prior with the geometric mean of all r_k."""
+        encodings = with_base(self.base, key, encodings, folder)
+        params = tuple(
+            contrast(
+                self.member,
+                rng.at_step(rng.stream(key, "members"), k),
+                encodings,
+                encodings.base,
+                folder / f"member-{k + 1}" if folder else None,
+            )
+            for k in range(self.num_members)
+        )
+        return Averaged(encodings.base, params, self.member.network, self.sampling)
 
 
 def contrast(

@@ -17,7 +17,6 @@ from ncp_jax.errors import InputError
 from ncp_jax.models.discriminator import RatioMLP
 from ncp_jax.priors.ex_post import (
     ebm,
-    ensemble,
     fitting,
     his,
     multistage,
@@ -64,7 +63,7 @@ class Case(NamedTuple):
 CASES = {
     "ncp": Case(NCP, 0.04),
     "options": Case(dataclasses.replace(NCP, **ALL_OPTIONS), 0.06),
-    "ensemble": Case(ensemble.Settings(num_members=2, member=NCP), 0.04),
+    "ensemble": Case(ncp.EnsembleSettings(num_members=2, member=NCP), 0.04),
     "multistage": Case(
         multistage.Settings(
             num_stages=2,
@@ -182,7 +181,7 @@ def reweighted(**sampling):
 def averaged():
     members = 1.5 * jnp.asarray(suite.TILT), 0.5 * jnp.asarray(suite.TILT)
     how = Sampling("mala", num_proposals=8, num_steps=20)
-    return ensemble.Averaged(suite.BASE, members, Tilt(), how)
+    return ncp.Averaged(suite.BASE, members, Tilt(), how)
 
 
 def a_his():
@@ -264,7 +263,7 @@ def test_a_stopped_fit_resumes_to_the_same_bits(encodings, tmp_path, monkeypatch
 def test_members_differ_and_a_stopped_one_resumes(encodings, tmp_path):
     training = dataclasses.replace(SHORT, num_steps=4, steps_per_eval=2)
     member = ncp.Settings(hidden_dims=(4,), num_score_draws=50, training=training)
-    settings = ensemble.Settings(num_members=2, member=member)
+    settings = ncp.EnsembleSettings(num_members=2, member=member)
     prior = settings(KEY, encodings, tmp_path)
     first, second = (np.asarray(p["Dense_0"]["kernel"]) for p in prior.params)
     assert not np.array_equal(first, second)
