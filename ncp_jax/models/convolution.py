@@ -66,12 +66,18 @@ def convolve(
     return _any(x, kernel, stride, groups)
 
 
-def _on_cpu(x: Array, kernel: Array) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _on_cpu(
+    x: Array, kernel: Array, stride: int, reads_once: bool = False
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """What computes a convolution on CPUs, and what its gradients."""
-    num_maps, pixels = len(x), x.shape[1] * x.shape[2]
+    (num_maps, height, width, _), size = x.shape, kernel.shape[0]
+    pixels = height * width
     is_few = pixels <= SMALL and num_maps >= 32 * (pixels - 4)
-    if is_few and kernel.shape[0] > 1:
-        return _halves, _gradients_of_whole
+    if is_few and size > 1:
+        # The matrix of two rows has no zeros; size 3 reaches one row beyond a half.
+        has_halves = height > 2 and height % 2 == 0 and size == 3 and stride == 1
+        form = _halves if has_halves and not reads_once else _whole
+        return form, _gradients_of_whole
     if pixels <= TINY:
         return _product, _gradients_of_product
     return _any, _gradients_on_cpu
@@ -150,32 +156,27 @@ def _stackable(
     return call
 
 
-def _forward_on_cpu(x: Array, kernel: Array, stride: int) -> Array:
-    forward, _ = _on_cpu(x, kernel)
+def _forward_on_cpu(
+    x: Array, kernel: Array, stride: int, reads_once: bool = False
+) -> Array:
+    forward, _ = _on_cpu(x, kernel, stride, reads_once)
     return forward(x, kernel, stride)
 
 
-def _once_on_cpu(x: Array, kernel: Array, stride: int) -> Array:
-    forward, _ = _on_cpu(x, kernel)
-    return (_whole if forward is _halves else forward)(x, kernel, stride)
+_once_on_cpu = partial(_forward_on_cpu, reads_once=True)
 
 
 def _backward_on_cpu(
     x: Array, kernel: Array, slope: Array, stride: int
 ) -> tuple[Array, Array]:
-    _, backward = _on_cpu(x, kernel)
+    _, backward = _on_cpu(x, kernel, stride)
     return backward(x, kernel, slope, stride)
 
 
 def _halves(x: Array, kernel: Array, stride: int) -> Array:
-    """The upper and the lower half of maps as one product, and what each adds to both.
-
-    Kernels of size 3 reach one row into the other half; others go by `_whole`, and so
-    do maps of odd height, and of two rows, whose matrix has no zeros from row to row.
-    """
+    """Both halves of maps as one product, and what each adds to the other."""
+    del stride  # 1
     num_maps, height, width = x.shape[:3]
-    if stride != 1 or kernel.shape[0] != 3 or height % 2 or height == 2:
-        return _whole(x, kernel, stride)
     half = height // 2
     within = x.reshape(2 * num_maps, -1) @ _matrix(kernel, _taps(half, width, 3, 1))
     rows = x.reshape(num_maps, height, -1)

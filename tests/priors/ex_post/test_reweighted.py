@@ -15,15 +15,7 @@ import pytest
 
 from ncp_jax.errors import InputError
 from ncp_jax.models.discriminator import RatioMLP
-from ncp_jax.priors.ex_post import (
-    ebm,
-    fitting,
-    his,
-    multistage,
-    ncp,
-    rejection,
-    snis,
-)
+from ncp_jax.priors.ex_post import ebm, fitting, his, multistage, ncp, rejection, snis
 from ncp_jax.priors.ex_post.contract import (
     LatentPrior,
     Training,
