@@ -28,7 +28,7 @@ from ncp_jax.experiment import (
     sample_stage,
     train_stage,
 )
-from ncp_jax.experiment.pretrained import weights_export, weights_import
+from ncp_jax.experiment.pretrained import training_state, weights_export, weights_import
 from ncp_jax.experiment.setup import budget, schema, validation, wiring
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup.wiring import Experiment
@@ -120,6 +120,8 @@ def run(
             import_stage.take_over(experiment)
         elif config.vae.workdir and stage != "benchmark":
             import_stage.check_taken(experiment)
+        if config.vae.resume and stage in ("all", "vae"):
+            training_state.take(experiment)
         if stage == "vae" or (stage == "all" and not config.vae.checkpoint):
             train_stage.train(experiment, "vae")
         if is_compared:
@@ -147,6 +149,8 @@ def _reweight(experiment: Experiment, stage: str, command: str) -> None:
         benchmark(experiment)
     if stage == "export" and experiment.config.export.format == "weights":
         weights_export.export(experiment, command)
+    elif stage == "export" and experiment.config.export.format == "state":
+        training_state.export(experiment, command)
     elif stage == "export":
         export_stage.export(experiment)
 

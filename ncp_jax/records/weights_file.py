@@ -8,7 +8,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -53,17 +53,19 @@ class Record(msgspec.Struct):
       sha256: of the file.
       num_bytes: of the file.
       num_parameters: numbers in its arrays under "params".
-      step: of training, at which the weights were the best; `config.vae["num_steps"]`
-        is how long it was.
+      step: of training, of the arrays; `config.vae["num_steps"]` is how long it was,
+        or was to be.
       fingerprint: of the arrays, as the checkpoints of stage 2 have it.
       held_out_loss: of these weights in training, the negative ELBO in nats; of a model
-        with another objective, that.
+        with another objective, that; None of a state that lies between validations.
       config: what it was trained with.
       data: what it was trained on.
       environment: versions and devices where it was trained; empty if nobody knows.
       seconds: of training; None if nobody knows.
       licence: of the file.
       command: that wrote it, with the folder of the run as RUN.
+      kind: "weights" that stage 2 reads, the best; or the "state" of training, the
+        newest, from which stage 1 goes on.
     """
 
     sha256: str
@@ -71,13 +73,14 @@ class Record(msgspec.Struct):
     num_parameters: _Count
     step: _Count
     fingerprint: str
-    held_out_loss: float
+    held_out_loss: float | None
     config: Config
     data: Data
     environment: dict[str, Any]
     seconds: _Seconds | None
     licence: str
     command: str
+    kind: Literal["weights", "state"] = "weights"
 
 
 def write(

@@ -10,17 +10,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from ncp_jax.errors import InputError
-from ncp_jax.experiment.pretrained import given
+from ncp_jax.experiment.pretrained import exported, given
+from ncp_jax.experiment.pretrained.exported import Changes, said
 from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import config_files, data_seal, schema, validation
+from ncp_jax.experiment.setup import config_files, schema, validation
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.records import weights_file
 from ncp_jax.training.loop import TrainState
 
 _OF_MODEL = ("vae.model.", "vae.prior")  # and vae.prior_settings
-_MAX_NAMED = 3  # settings that an error names
 _ABSENT = "absent"  # of `config_lib.changes`
-Changes = dict[str, tuple[Any, Any]]  # the file's and the config's value, by name
 
 
 def with_its_training(config: ConfigDict) -> ConfigDict:
@@ -37,6 +36,11 @@ def with_its_training(config: ConfigDict) -> ConfigDict:
     name = config.vae.pretrained
     path = config_files.weights_path(name)
     record = weights_file.read_record(path)
+    if record.kind != "weights":
+        raise InputError(
+            f"config.vae.pretrained={name} is the state of a training: give it as "
+            "--config.vae.resume to go on with it"
+        )
     theirs = msgspec.to_builtins(record.config)
     mine = config_lib.as_json(config)
     other = config_lib.changes(theirs, mine, ("data", "vae"))
@@ -67,7 +71,7 @@ def take(experiment: Experiment) -> None:
     name, workdir = experiment.config.vae.pretrained, experiment.workdir
     path = config_files.weights_path(name)
     record, arrays = weights_file.read(path)
-    _check_data(experiment, name, record)
+    exported.check_data(experiment, "pretrained", name, record)
     with experiment.checkpoints("vae") as checkpoints:
         is_there = checkpoints.restore_latest(experiment.state_shapes()) is not None
         if not is_there:
@@ -82,9 +86,10 @@ def take(experiment: Experiment) -> None:
                 step=jnp.asarray(experiment.config.vae.num_steps, jnp.int32)
             )
             loss = given.save(experiment, checkpoints, task, state, str(path))
+            its = record.held_out_loss
             print(
-                f"vae: taken from {path}, held-out loss {loss:.2f}; in its record "
-                f"{record.held_out_loss:.2f}"
+                f"vae: taken from {path}, held-out loss {loss:.2f}"
+                + ("" if its is None else f"; in its record {its:.2f}")
             )
         if not workdir.is_done("vae"):  # killed between the two
             origin = {"pretrained": name, "record": msgspec.to_builtins(record)}
@@ -101,7 +106,7 @@ def _check_settings(name: str, other: Changes) -> None:
     if data:
         raise InputError(
             f"config.vae.pretrained={name} is a stage 1 of other data than the "
-            f"config's ({_said(data)}): give its settings, or leave "
+            f"config's ({said(data)}): give its settings, or leave "
             "config.vae.pretrained out and train stage 1"
         )
     model = {n: both for n, both in other.items() if n.startswith(_OF_MODEL)}
@@ -109,7 +114,7 @@ def _check_settings(name: str, other: Changes) -> None:
         model = {n: model[n] for n in ("vae.model.name",) if n in model} or model
         raise InputError(
             f"config.vae.pretrained={name} is another model than the config's "
-            f"({_said(model)}): give its settings, or leave config.vae.pretrained out "
+            f"({said(model)}): give its settings, or leave config.vae.pretrained out "
             "and train stage 1"
         )
 
@@ -120,7 +125,7 @@ def _check_version(path: Path, record: weights_file.Record, other: Changes) -> N
     if strange:
         raise InputError(
             f"{weights_file.beside(path)} and this version have other settings of "
-            f"stage 1 ({_said(strange)}): use the version that wrote it, "
+            f"stage 1 ({said(strange)}): use the version that wrote it, "
             f"{record.environment.get('ncp_jax', 'which it does not name')}"
         )
 
@@ -144,24 +149,3 @@ def _with_weights(state: TrainState, arrays: dict[str, Any], path: str) -> Train
         averages = {name: variables[name] for name in averages}
     params = variables.pop("params")
     return state.replace(params=params, model_state=variables, averages=averages)
-
-
-def _check_data(experiment: Experiment, name: str, record: weights_file.Record) -> None:
-    """Refuses other examples than those that the weights were trained on."""
-    before = msgspec.to_builtins(record.data)
-    if lines := data_seal.differences(before, experiment.data_seal):
-        raise InputError(
-            f"config.vae.pretrained={name} was trained on other data "
-            f"({'; '.join(lines)}): bring those back (config.data.dir), or leave "
-            "config.vae.pretrained out and train stage 1"
-        )
-
-
-def _said(settings: Changes) -> str:
-    """Names settings that differ, the file's value first; a few of many."""
-    lines = [
-        f"config.{name} is {schema.shown(its)} there and {schema.shown(mine)} here"
-        for name, (its, mine) in settings.items()
-    ]
-    more = f", and {len(lines) - _MAX_NAMED} more" if len(lines) > _MAX_NAMED else ""
-    return ", ".join(lines[:_MAX_NAMED]) + more

@@ -47,6 +47,7 @@ WITHOUT_EFFECT = (
     "vae.checkpoint",  # known by its hash
     "vae.workdir",
     "vae.pretrained",  # known by its hash
+    "vae.resume",  # what follows is what would have followed where it was written
     "sample.chunk_size",
     "sample.memory_mib",
     "vae.extend",  # that a schedule may change; the length says how
@@ -200,6 +201,7 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "checkpoint": "",  # of the reference NVAE, for --stage=import
                 "workdir": "",  # of another run, whose stage 1 is taken over
                 "pretrained": "",  # a file of weights, by name or path, to start from
+                "resume": "",  # a file of a training's state, likewise, to go on from
                 "kl_warmup_fraction": 0.0,  # of the steps; 0 for full KL at once
                 "kl_constant_fraction": 0.0,  # of the steps, before the warm-up
                 "is_kl_balanced": True,  # over the groups, while it warms up
@@ -278,8 +280,9 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
             "export": {  # of pictures for other programs
                 "sampler": "sir",  # or "base", or another of sample.samplers' kinds
                 "num_images": 50_000,
-                "format": "png",  # numbered files; or "npz", one archive; "weights"
-                "file": "",  # of "weights", the best of stage 1; else in the workdir
+                "format": "png",  # numbered files; or "npz", one archive; or of stage
+                # 1 "weights", the best, or "state", to go on from elsewhere
+                "file": "",  # of "weights" and "state"; else in the workdir
                 "latents": False,  # z of each, too
             },
             "compare": {

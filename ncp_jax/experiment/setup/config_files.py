@@ -20,6 +20,7 @@ _PACKAGE = Path(__file__).parents[2]
 _INSTALLED = _PACKAGE / "configs"  # where the wheel has them
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
 _WITH_WHEEL = _PACKAGE / "pretrained"
+_FORMATS = {"pretrained": "weights", "resume": "state"}
 _IN_CHECKOUT = _PACKAGE.parent / "results" / "pretrained"
 WEIGHTS = _WITH_WHEEL if _WITH_WHEEL.is_dir() else _IN_CHECKOUT
 
@@ -56,11 +57,12 @@ def weights_names() -> list[str]:
     return sorted(path.stem for path in WEIGHTS.glob("[!_.]*.npz"))
 
 
-def weights_path(name: str) -> Path:
-    """Returns a file of weights.
+def weights_path(name: str, field: str = "pretrained") -> Path:
+    """Returns a file of weights, or of a training's state.
 
     Args:
       name: "mnist_nvae", or the path of an npz.
+      field: of `config.vae`, that names it.
 
     Raises:
       InputError: there are neither weights nor a file of this name.
@@ -68,13 +70,13 @@ def weights_path(name: str) -> Path:
     if name in weights_names():
         return WEIGHTS / f"{name}.npz"
     with contextlib.suppress(OSError):  # a name too long for a file
-        path = Path(local_path("config.vae.pretrained", name))
+        path = Path(local_path(f"config.vae.{field}", name))
         if path.is_file() and path.suffix == ".npz":
             return path
     raise InputError(
-        f"config.vae.pretrained={name} is no .npz file and no name of weights: there "
+        f"config.vae.{field}={name} is no .npz file and no name of weights: there "
         f"are {', '.join(weights_names()) or 'none here'}; --stage=export with "
-        "--config.export.format=weights makes others"
+        f"--config.export.format={_FORMATS[field]} makes others"
     )
 
 

@@ -130,18 +130,23 @@ def _check_directions(config: ConfigDict) -> None:
 
 def _check_origin(config: ConfigDict) -> None:
     """Refuses a stage 1 from several places, and a file of weights of no such name."""
-    origins = ("checkpoint", "workdir", "pretrained")
+    origins = ("checkpoint", "workdir", "pretrained", "resume")
     given = [f"config.vae.{name}" for name in origins if config.vae[name]]
     if len(given) > 1:
         raise InputError(
             f"{' and '.join(given)} each say where stage 1 comes from: give one of them"
         )
     file = config.export.file
-    if file and (config.export.format != "weights" or not file.endswith(".npz")):
+    if file and (not is_stage_1(config) or not file.endswith(".npz")):
         raise InputError(
-            f"config.export.file={file} is for --config.export.format=weights, and "
-            "ends in .npz: mend it or leave it out"
+            f"config.export.file={file} is for --config.export.format=weights or "
+            "state, and ends in .npz: mend it or leave it out"
         )
+
+
+def is_stage_1(config: ConfigDict) -> bool:
+    """Whether what --stage=export writes is of stage 1, and not pictures."""
+    return config.export.format in ("weights", "state")
 
 
 def check_stage(config: ConfigDict, stage: str) -> None:
@@ -157,7 +162,7 @@ def check_stage(config: ConfigDict, stage: str) -> None:
             f"config.vae.prior = {config.vae.prior!r} is not"
         )
     is_free = stage in ("vae", "report", "import") or is_compared
-    if stage == "export" and config.export.format == "weights":
+    if stage == "export" and is_stage_1(config):
         is_free = True
     if config.vae.prior != "snis" or is_free:
         return
@@ -353,6 +358,7 @@ PATHS = (  # refused before anything is made, should they be no paths of this ma
     "vae.checkpoint",
     "vae.workdir",
     "vae.pretrained",
+    "vae.resume",
     "export.file",
     "evaluate.feature_weights",
     "report.workdirs",
@@ -470,7 +476,7 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
         "evaluate.feature_net": ("", "inception", "lenet5", "resnet20", "resnet56"),
         "evaluate.fid_reference": ("train", "test"),
         "evaluate.split": ("test", "valid"),
-        "export.format": ("png", "npz", "weights"),
+        "export.format": ("png", "npz", "weights", "state"),
         "export.sampler": tuple(SAMPLERS),
         "ncp.directions.context": CONTEXTS,
         "ncp.formulation": stacks.FORMULATIONS,

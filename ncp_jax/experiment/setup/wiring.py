@@ -199,7 +199,11 @@ class Experiment:
         return signal.model(self, vae, fingerprint(vae.variables))
 
     def checkpoints(
-        self, stage: str, vae: FrozenVAE | None = None, folder: Path | None = None
+        self,
+        stage: str,
+        vae: FrozenVAE | None = None,
+        folder: Path | None = None,
+        seconds_before: float = 0.0,
     ) -> Checkpoints:
         """Opens the checkpoints of "vae", or of "ncp" on `vae`; to use in a `with`.
 
@@ -207,8 +211,10 @@ class Experiment:
           stage: whose.
           vae: that stage "ncp" reweights.
           folder: that they are in, if not where the stage keeps its own.
+          seconds_before: that led to what is saved first, elsewhere.
         """
-        started = time.monotonic()  # finding directions is part of the stage
+        # Finding directions is part of the stage.
+        started = time.monotonic() - seconds_before
         metadata = {"config": self.workdir.fingerprint(stage)}
         for name, path in self._files_given().items() if stage == "vae" else ():
             with open(path, "rb") as file:
