@@ -6,6 +6,7 @@ frozen encodings draws of p r_1 .. r_s are chosen among many draws of p.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax import rng
-from ncp_jax.priors.ex_post import ncp
+from ncp_jax.priors.ex_post import fitting, ncp
 from ncp_jax.priors.ex_post.contract import (
     BASE_BATCH_SIZE,
     Density,
@@ -24,6 +25,7 @@ from ncp_jax.priors.ex_post.contract import (
     with_base,
 )
 from ncp_jax.priors.ex_post.ncp import Reweighted, Sampling
+from ncp_jax.training.checkpoints import fingerprint
 
 Array = jax.Array
 
@@ -84,30 +86,50 @@ class Settings:
         prior = Reweighted(encodings.base, (), self.stage.network, moves)
         for s in range(self.num_stages):
             stage_key = rng.at_step(rng.stream(key, "stages"), s)
+            place = folder / f"stage-{s + 1}" if folder else None
             noise = held_out = encodings.base
             if s:
-                noise = self.pool(rng.stream(stage_key, "pool"), prior)
-                held_out = self.pool(rng.stream(stage_key, "held out"), prior)
+                noise, held_out = (
+                    self.pool(
+                        rng.stream(stage_key, name),
+                        prior,
+                        place.with_name(f"{place.name}-{name}") if place else None,
+                    )
+                    for name in ("pool", "held out")
+                )
             params = ncp.contrast(
                 self.stage,
                 rng.stream(stage_key, "contrast"),
                 encodings._replace(base=noise),
                 held_out,
-                folder / f"stage-{s + 1}" if folder else None,
+                place,
             )
             prior = dataclasses.replace(prior, params=(*prior.params, params))
         return dataclasses.replace(prior, sampling=self.sampling)
 
-    def pool(self, key: Array, prior: Reweighted) -> Pool:
+    def pool(self, key: Array, prior: Reweighted, folder: Path | None = None) -> Pool:
         """Draws of `prior`, chosen among `num_proposals` of its base.
 
         They are taken at equal steps along the sum of the weights: a proposal is there
-        as often as its weight says, but for rounding.
+        as often as its weight says, but for rounding.  With fewer threads the sum may
+        round otherwise, so that a stage which was stopped needs the pool of then.
 
         Args:
           key: PRNG key; consumed here.
           prior: of the stages so far.
+          folder: that keeps the draws; None keeps none.
         """
+        metadata = {
+            "pool": [self.num_proposals, self.num_draws, self.num_mala_steps],
+            "key": jax.random.key_data(key).tolist(),
+            "prior": fingerprint(prior),
+        }
+        like = jax.eval_shape(self._draws, key, prior)
+        make = functools.partial(self._draws, key, prior)
+        return Pool(fitting.kept(make, like, metadata, folder))
+
+    def _draws(self, key: Array, prior: Reweighted) -> Array:
+        """The draws of a pool: [N, D]."""
         proposal_key = rng.stream(key, "proposals")
         log_w = over_base(prior.base, prior.log_r, proposal_key, self.num_proposals)
         sums = jnp.cumsum(jax.nn.softmax(log_w))
@@ -122,4 +144,4 @@ class Settings:
         if self.num_mala_steps:
             keys = jax.random.split(rng.stream(key, "moves"), self.num_draws)
             draws = prior.mala(keys, draws)
-        return Pool(draws)
+        return draws
