@@ -21,10 +21,10 @@ from tests.test_layering import FLOORS
 ROOFLINE = ("FLOP/byte", "of the bandwidth", "of the roofline")
 BENCHMARK_TABLES = (  # record, part, columns that the page leaves out
     ("mnist_nvae", "samplers", "images", "first call", "ESS/s", *ROOFLINE),
-    ("mnist_nvae", "alone"),
+    ("alone_mnist_nvae", "alone"),
     ("mnist_nvae", "stage_two", "devices"),
     ("mnist_mlp", "samplers", "images", "first call", "ESS/s", *ROOFLINE),
-    ("mnist_mlp", "alone"),
+    ("alone_mnist_mlp", "alone"),
     ("mnist_mlp", "chains"),
     ("mnist_mlp", "stage_two", "devices"),
     ("mnist_mlp", "training"),
