@@ -13,6 +13,7 @@ from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import data_seal, schema
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.records import weights_file
+from ncp_jax.records.array_files import Arrays
 from ncp_jax.training.checkpoints import Restored, fingerprint
 
 LICENCE = (
@@ -106,6 +107,21 @@ def check_data(
             f"config.vae.{field}={name} was trained on other data "
             f"({'; '.join(lines)}): bring those back (config.data.dir), or leave "
             f"config.vae.{field} out and train stage 1"
+        )
+
+
+def check_arrays(path: Path, own: Mapping[str, Any], found: Arrays) -> None:
+    """Refuses a file whose arrays have other paths, shapes or types than our own."""
+    kinds = [
+        {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+        for arrays in (own, found)
+    ]
+    if kinds[0] != kinds[1]:
+        both = own.keys() | found.keys()
+        differ = [name for name in both if kinds[0].get(name) != kinds[1].get(name)]
+        raise InputError(
+            f"{path} holds other arrays than this code has ({min(differ)}): it was "
+            "written by another version; use that one, or train stage 1"
         )
 
 

@@ -18,6 +18,7 @@ from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import config_files, extension
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.records import weights_file
+from ncp_jax.records.array_files import Arrays
 from ncp_jax.training.loop import TrainState
 
 _FIELD = "resume"
@@ -35,8 +36,14 @@ def export(experiment: Experiment, command: str) -> Path:
       The npz: `config.export.file`, else `export/state/vae.npz` in the run's folder.
 
     Raises:
-      InputError: there is no checkpoint, or an array is not finite.
+      InputError: there is no checkpoint; or the weights were not trained here, so
+        that there is no optimiser's state; or an array is not finite.
     """
+    if extension.is_given(experiment.path / "vae"):
+        raise InputError(
+            f"stage 1 in {experiment.path} came from a file without an optimiser's "
+            "state: no training can go on from it"
+        )
     with experiment.checkpoints("vae") as checkpoints:
         newest = checkpoints.restore_latest(experiment.state_shapes())
     if newest is None:
@@ -125,17 +132,8 @@ def _named(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _with_arrays(
-    shapes: TrainState, arrays: dict[str, np.ndarray], path: Path
-) -> TrainState:
+def _with_arrays(shapes: TrainState, arrays: Arrays, path: Path) -> TrainState:
     """The state of these shapes with a file's arrays."""
-    expected = {n: (a.shape, str(a.dtype)) for n, a in _named(shapes).items()}
-    found = {n: (a.shape, str(a.dtype)) for n, a in arrays.items()}
-    if expected != found:
-        differ = [n for n in expected | found if expected.get(n) != found.get(n)]
-        raise InputError(
-            f"{path} holds other arrays than this code has ({min(differ)}): it was "
-            "written by another version; use that one, or train stage 1"
-        )
-    leaves = [arrays[name] for name in _named(shapes)]
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    named = _named(shapes)
+    exported.check_arrays(path, named, arrays)
+    return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[n] for n in named])

@@ -1,7 +1,6 @@
 """`config.vae.pretrained`: a file of weights in the place of stage 1."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import config_files, schema, validation
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.records import weights_file
+from ncp_jax.records.array_files import Arrays
 from ncp_jax.training.loop import TrainState
 
 _OF_MODEL = ("vae.model.", "vae.prior")  # and vae.prior_settings
@@ -81,7 +81,7 @@ def take(experiment: Experiment) -> None:
                     "without the variables that join several"
                 )
             task, state = experiment.vae_task()
-            state = _with_weights(state, arrays, str(path))
+            state = _with_weights(state, arrays, path)
             state = state.replace(
                 step=jnp.asarray(experiment.config.vae.num_steps, jnp.int32)
             )
@@ -130,19 +130,9 @@ def _check_version(path: Path, record: weights_file.Record, other: Changes) -> N
         )
 
 
-def _with_weights(state: TrainState, arrays: dict[str, Any], path: str) -> TrainState:
+def _with_weights(state: TrainState, arrays: Arrays, path: Path) -> TrainState:
     """A state of stage 1 with the file's arrays in the place of its own."""
-    own = flatten_dict(state.variables, sep="/")
-    kinds = [
-        {name: (array.shape, str(array.dtype)) for name, array in one.items()}
-        for one in (own, arrays)
-    ]
-    if kinds[0] != kinds[1]:
-        differ = [n for n in own | arrays if kinds[0].get(n) != kinds[1].get(n)]
-        raise InputError(
-            f"{path} holds other arrays than this code has ({min(differ)}): it was "
-            "written by another version; use that one, or train stage 1"
-        )
+    exported.check_arrays(path, flatten_dict(state.variables, sep="/"), arrays)
     variables = unflatten_dict(arrays, sep="/")
     averages = state.averages
     if averages is not None:

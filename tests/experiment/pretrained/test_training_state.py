@@ -187,6 +187,16 @@ def test_a_state_is_no_pretrained_file(state, tmp_path, capsys):
     assert "is the state of a training: give it as" in capsys.readouterr().err
 
 
+def test_weights_that_came_from_a_file_have_no_state(half, tmp_path, capsys):
+    run = f"--workdir={half.parent / 'run'}"
+    file = tmp_path / "weights.npz"
+    weights = ["--config.export.format=weights", f"--config.export.file={file}"]
+    assert main("--stage=export", *weights, run) == 0
+    taken = [f"--config.vae.pretrained={file}", f"--workdir={tmp_path / 'run'}"]
+    assert main("--stage=export", OF_STATE, *taken) == 2
+    assert "no training can go on from it" in capsys.readouterr().err
+
+
 def test_nothing_to_export_is_one_sentence(tmp_path, capsys):
     assert main("--stage=export", OF_STATE, f"--workdir={tmp_path / 'run'}") == 2
     assert "no checkpoint of stage 1: run --stage=vae first" in capsys.readouterr().err
