@@ -6,7 +6,6 @@ frozen encodings draws of p r_1 .. r_s are chosen among many draws of p.
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import ClassVar
 
@@ -124,9 +123,11 @@ class Settings:
             "key": jax.random.key_data(key).tolist(),
             "prior": fingerprint(prior),
         }
-        like = jax.eval_shape(self._draws, key, prior)
-        make = functools.partial(self._draws, key, prior)
-        return Pool(fitting.kept(make, like, metadata, folder))
+
+        def make() -> dict[str, Array]:
+            return {"draws": self._draws(key, prior)}
+
+        return Pool(**fitting.kept(make, jax.eval_shape(make), metadata, folder))
 
     def _draws(self, key: Array, prior: Reweighted) -> Array:
         """The draws of a pool: [N, D]."""
