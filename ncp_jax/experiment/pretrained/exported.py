@@ -61,7 +61,7 @@ def write(
         "held_out_loss": checkpoint.metadata["valid_loss"],
         "config": settings_of(config_lib.as_json(experiment.config)),
         "data": data_seal.short(experiment.data_seal),
-        **_how_it_was_trained(experiment, checkpoint),
+        **_how_it_was_trained(experiment, kind, checkpoint),
         "licence": LICENCE,
         "command": command,
         "kind": kind,
@@ -87,12 +87,14 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     return {"seed": config["seed"], **sections}
 
 
-def _how_it_was_trained(experiment: Experiment, checkpoint: Restored) -> dict[str, Any]:
+def _how_it_was_trained(
+    experiment: Experiment, kind: str, checkpoint: Restored
+) -> dict[str, Any]:
     """Where, and how long; nothing where the run's records are lost."""
     run = experiment.workdir.results()["run"]
     of_stage = run.get("stages", {}).get("vae", {})
     seconds = run.get("wall_seconds", {}).get("vae")
-    if not of_stage:  # stage 1 has not ended
+    if kind == "state":  # the records may be of a shorter stage 1, or not be there
         seconds = checkpoint.metadata["wall_seconds"]
     return {"environment": of_stage.get("environment", {}), "seconds": seconds}
 

@@ -8,26 +8,19 @@ import shutil
 import numpy as np
 import pytest
 
-from ncp_jax.experiment import command_line, stages
-from ncp_jax.experiment.setup import config_files
+from ncp_jax.experiment import stages
 from ncp_jax.records import weights_file
 from ncp_jax.training.checkpoint_records import read_record
 from tests import tiny
+from tests.experiment.pretrained.digits import (
+    changed_byte,
+    config,
+    edit,
+    main,
+    rewritten,
+)
 
-SMOKE = "--config=digits:smoke"
 OF_STATE = "--config.export.format=state"
-
-
-def config(**vae):
-    settings = config_files.load("digits", "smoke")
-    settings.update_from_flattened_dict(tiny.SETTINGS)
-    settings.vae.update(vae)
-    return settings
-
-
-def main(*arguments):
-    flags = {n: v for n, v in tiny.SETTINGS.items() if n not in " ".join(arguments)}
-    return command_line.main(["main.py", SMOKE, *tiny.flags(flags), *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +85,14 @@ def test_a_training_that_was_stopped_is_written_where_it_stands(half, tmp_path):
         state = saved.restore(20, experiment.state_shapes()).state
         saved.forget(20)
         saved.save(15, state.replace(step=np.int32(15)), None)
-    (run / "results.json").unlink()
     assert main("--stage=export", OF_STATE, f"--workdir={run}") == 0
     record, arrays = weights_file.read(run / "export" / "state" / "vae.npz")
     assert (record.step, record.held_out_loss) == (15, None)
     assert arrays["step"] == 15
     for name in ("params", "averages/params", "mu", "nu"):
         assert any(f"{name}/encoder/Dense_0/bias" in other for other in arrays), name
-    assert record.seconds > 0
+    # Not those of the run that ended, which results.json has.
+    assert record.seconds == checkpoint(run, 15)["wall_seconds"] > 0
 
 
 def test_a_file_of_the_end_is_a_complete_stage_1(half, tmp_path, capsys):
@@ -112,28 +105,14 @@ def test_a_file_of_the_end_is_a_complete_stage_1(half, tmp_path, capsys):
 # --- refusals: exit code 2, one sentence
 
 
-def changed_byte(path):
-    content = bytearray(path.read_bytes())
-    content[1_000] ^= 1
-    path.write_bytes(content)
-
-
 def edited(change):
-    def edit(path):
-        record = json.loads(path.with_suffix(".json").read_text())
-        change(record)
-        path.with_suffix(".json").write_text(json.dumps(record))
-
-    return edit
+    """Changes the record of a file."""
+    return lambda path: edit(path.with_suffix(".json"), change)
 
 
-def other_arrays(path):
-    record, arrays = weights_file.read(path)
+@rewritten
+def other_arrays(arrays):
     arrays["new"] = arrays.pop("step")
-    known = {name: getattr(record, name) for name in record.__struct_fields__}
-    for name in ("sha256", "num_bytes", "num_parameters"):
-        del known[name]
-    weights_file.write(path, arrays, known)
 
 
 REFUSALS = {

@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from ncp_jax.errors import InputError
-from ncp_jax.experiment import command_line, stages
+from ncp_jax.experiment import stages
 from ncp_jax.experiment.pretrained import weights_import
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import config_files
@@ -19,26 +19,20 @@ from ncp_jax.training import vae_update
 from ncp_jax.training.checkpoint_records import best_weights, read_record
 from ncp_jax.training.checkpoints import digests, fingerprint
 from tests import tiny
+from tests.experiment.pretrained.digits import (
+    changed_byte,
+    config,
+    edit,
+    main,
+    rewritten,
+)
 
 # tensorstore reports to an event loop that Orbax has closed after an error.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
 )
-SMOKE = "--config=digits:smoke"
 KERNEL = "params/encoder/Dense_0/kernel"
 OTHERS = {"num_steps": 77, "learning_rate": 0.5, "ema_decay": 0.0, "batch_size": 16}
-
-
-def config(**vae):
-    """What `main` makes of its flags, with other settings of stage 1."""
-    settings = config_files.load("digits", "smoke")
-    settings.update_from_flattened_dict(tiny.SETTINGS)
-    settings.vae.update(vae)
-    return settings
-
-
-def main(*arguments):
-    return command_line.main(["main.py", SMOKE, *tiny.flags(), *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -174,37 +168,11 @@ def test_a_stage_1_that_was_trained_is_not_replaced(run, toy, tmp_path):
 # --- refusals: exit code 2, one sentence
 
 
-def edit(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def changed_byte(toy):
-    content = bytearray(toy.read_bytes())
-    content[1_000] ^= 1
-    toy.write_bytes(content)
-
-
 def other_examples(toy):
     def change(record):
         record["data"]["splits"]["test"]["sha256"] = "0"
 
     edit(toy.with_suffix(".json"), change)
-
-
-def rewritten(change):
-    """Changes the arrays, and has the record say so."""
-
-    def damage(toy):
-        record, arrays = weights_file.read(toy)
-        change(arrays)
-        known = {name: getattr(record, name) for name in record.__struct_fields__}
-        for name in ("sha256", "num_bytes", "num_parameters"):
-            del known[name]
-        weights_file.write(toy, arrays, known)
-
-    return damage
 
 
 @rewritten
@@ -264,11 +232,7 @@ def test_what_does_not_fit_is_one_sentence(kind, toy, monkeypatch, capsys):
         damage(toy)
     if not any("pretrained" in argument for argument in arguments):
         arguments = [*arguments, "--config.vae.pretrained=toy"]
-    flags = {n: v for n, v in tiny.SETTINGS.items() if n not in " ".join(arguments)}
-    workdir = f"--workdir={toy.parent / 'run'}"
-    code = command_line.main(
-        ["main.py", SMOKE, *tiny.flags(flags), *arguments, workdir, "--stage=vae"]
-    )
+    code = main(*arguments, f"--workdir={toy.parent / 'run'}", "--stage=vae")
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 2 and line.startswith("error: ")
     assert re.search(message, line), line
