@@ -14,7 +14,9 @@ import pytest
 
 import ncp_jax
 from ncp_jax.models.discriminator_choice import MixedDiscriminator
+from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.training import run_log
+from ncp_jax.training.ncp import preparation
 from tests.oracles import ThreeGroupVAE
 from tests.statistics import assert_mean
 
@@ -314,6 +316,9 @@ def pictures(n):
         ({"valid": points(9)[:, :2]}, r"valid holds examples of shape \(2,\)"),
         ({"num_steps": 0}, "num_steps must be at least 1"),
         ({"steps_per_eval": 0}, "steps_per_eval must be at least 1"),
+        ({"ranking_weight": -1.0}, "ranking_weight must be 0 or more"),
+        ({"negative_weight": 0.5}, "negative_weight must be 1"),
+        ({"select_by": "luck"}, "select_by must be one of"),
     ],
 )
 def test_what_cannot_be_fitted_is_said(settings, message):
@@ -326,6 +331,49 @@ def test_pictures_for_a_binary_likelihood_have_to_be_binarised():
     vae = ncp_jax.FrozenVAE(module, variables_of(module, (4, 4, 1)))
     with pytest.raises(ncp_jax.InputError, match=r"prepare=ncp_jax\.binarize"):
         fit(vae, train=pictures(20))
+    bits = np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4, 1) % 2
+    with pytest.raises(ncp_jax.InputError, match=r"give x\.astype\(np\.float32\)"):
+        fit(vae, train=bits, prepare=ncp_jax.binarize)
+
+
+class Hidden:
+    """Weights that JAX does not see."""
+
+    def __init__(self, shift):
+        self.shift = shift
+
+    @property
+    def blocks(self):
+        return VAE.blocks
+
+    def encode(self, x, key):
+        return VAE.encode(x + self.shift, key)
+
+    def __getattr__(self, name):
+        return getattr(VAE, name)
+
+
+def of_std(std):
+    return ncp_jax.FrozenVAE(MLPVAE((3,), 2, likelihood_std=std), {"bias": jnp.ones(1)})
+
+
+@pytest.mark.parametrize("make", [jax.tree_util.register_static(Hidden), of_std])
+def test_a_vae_is_known_by_more_than_its_arrays(make):
+    first, again, other = (
+        preparation.identity(make(setting), points(9), preparation.as_stored)
+        for setting in (0.5, 0.5, 1.0)
+    )
+    assert first == again != other
+
+
+def test_the_losses_beyond_the_paper_s_are_there(fitted):
+    ranked = fit(
+        num_negatives=4, ranking_weight=1.0, negative_weight=2.0, select_by="gain"
+    )
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(*map(jax.tree.leaves, (fitted, ranked)), strict=True)
+    )
 
 
 @pytest.mark.slow

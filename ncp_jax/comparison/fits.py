@@ -4,13 +4,18 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from ncp_jax.errors import InputError
-from ncp_jax.priors.ex_post.contract import Encodings, LatentPrior
+from ncp_jax.priors.ex_post.contract import (
+    Density,
+    Encodings,
+    LatentPrior,
+    Unnormalised,
+)
 from ncp_jax.records import whole_file
 from ncp_jax.training.checkpoint_records import short_hash
 from ncp_jax.training.checkpoints import fingerprint
@@ -71,12 +76,29 @@ def fit(
             if not is_done:  # stopped: the seconds so far count
                 seconds += time.monotonic() - started
             whole_file.write_json(record, {"seconds": seconds, "is_done": is_done})
+    _check(name, prior)
+    return Fitted(prior, seconds + (base.seconds if base else 0.0), identity)
+
+
+def _check(name: str, prior: Any) -> None:
+    """Refuses what is no prior, or does not have what its `density` says."""
+    kind = type(prior).__name__
     if not isinstance(prior, LatentPrior):
         raise InputError(
-            f"prior {name!r}: {type(prior).__name__} must have `density`, "
-            "`sample(keys)` and `log_prob(z, key)`"
+            f"prior {name!r}: {kind} must have `density`, `sample(keys)` and "
+            "`log_prob(z, key)`"
         )
-    return Fitted(prior, seconds + (base.seconds if base else 0.0), identity)
+    if prior.density not in get_args(Density):
+        raise InputError(
+            f"prior {name!r}: the density of {kind} is {prior.density!r}; it must be "
+            f"one of {get_args(Density)}"
+        )
+    if prior.density == "up to log Z" and not isinstance(prior, Unnormalised):
+        raise InputError(
+            f"prior {name!r}: {kind} is known up to log Z, so it must have "
+            "`log_z_weights(keys)`, log of unbiased estimates of Z: without Z its "
+            "gain would be off by log Z"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

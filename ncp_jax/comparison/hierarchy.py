@@ -30,7 +30,7 @@ from ncp_jax.priors.latents import walk
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.training.checkpoints import fingerprint
 from ncp_jax.training.loop import Prepare
-from ncp_jax.training.ncp import signal
+from ncp_jax.training.ncp import preparation, signal
 from ncp_jax.training.ncp.signal import SignalSettings
 
 Array = jax.Array
@@ -225,7 +225,8 @@ def of(
     path = None
     if folder is not None:
         of_key = jax.random.key_data(key).tolist()
-        identity = [fingerprint(vae), fingerprint(train), of_key, repr(settings)]
+        of_vae = preparation.identity(vae, train, prepare)
+        identity = [of_vae, fingerprint(train), of_key, repr(settings)]
         path = signal.file_in(folder, identity)
     directions = signal.kept(path, find, progress=False)
     if not any(directions.widths):

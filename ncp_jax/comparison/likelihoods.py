@@ -98,8 +98,10 @@ def measure(
 
 def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
     """The mean of arrays; of equal ones just those: p gains 0 over itself."""
-    first = values[0]
-    return first + np.mean([value - first for value in values], 0)
+    first, whole = values[0], np.mean(values, 0)
+    with np.errstate(invalid="ignore"):
+        shifted = first + np.mean([value - first for value in values], 0)
+    return np.where(np.isfinite(whole), shifted, whole)
 
 
 def _log_z(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng
@@ -34,6 +35,8 @@ from ncp_jax.training.checkpoint_records import short_hash
 from ncp_jax.training.checkpoints import fingerprint
 
 Array = jax.Array
+
+NUM_RECONSTRUCTED = 16  # held-out examples that a decoder is known by
 
 
 def run(
@@ -152,6 +155,7 @@ def _kept(
         return NOTHING
     basis = [
         fingerprint([model, encodings._asdict(), examples.train, examples.held_out]),
+        fingerprint(_reconstructed(model, examples)),
         jax.random.key_data(key).tolist(),
         dataclasses.asdict(settings),
     ]
@@ -161,6 +165,18 @@ def _kept(
         for i, each in enumerate(of_name)
     }
     return Kept(folder / "priors" / "measured", basis, {("", 0): "base", **contents})
+
+
+def _reconstructed(model: Compared, examples: Examples) -> Array:
+    """log p(x | z) of a few examples: what of the decoder its arrays do not say."""
+
+    def log_likelihood(model: Compared, stored: Array) -> Array:
+        key = jax.random.key(0)
+        x = examples.prepare(key, stored)
+        return model.decode(model.encode(x, key)[0]).log_prob(x)
+
+    few = jnp.asarray(examples.held_out[:NUM_RECONSTRUCTED])
+    return jax.jit(log_likelihood)(model, few)
 
 
 def _of_scores(scores: Scores | None) -> list[Any]:

@@ -38,7 +38,7 @@ class PriorResult:
         return {
             "density": self.density,
             "metrics": _as_json(self.metrics),
-            "spreads": dict(self.spreads),
+            "spreads": {name: _or_null(sd) for name, sd in self.spreads.items()},
             "of_fits": [_as_json(metrics) for metrics in self.of_fits],
         }
 
@@ -64,7 +64,7 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Returns what `pages.priors_page` shows."""
-        nll = None if self.nll_base is None else self.nll_base._asdict()
+        nll = None if self.nll_base is None else _as_json({"": self.nll_base})[""]
         return {
             "about": dict(self.about),
             "nll_base": nll,
@@ -91,11 +91,12 @@ def over_fits(
     names = [name for name in of_fits[0] if all(name in each for each in of_fits)]
     found = {name: [each[name] for each in of_fits] for name in names}
     metrics = {name: _mean_of_fits(estimates) for name, estimates in found.items()}
-    spreads = {
-        name: float(np.std([e.value for e in estimates], ddof=1))
-        for name, estimates in found.items()
-        if len(estimates) > 1
-    }
+    with np.errstate(invalid="ignore"):  # -inf has no standard deviation
+        spreads = {
+            name: float(np.std([e.value for e in estimates], ddof=1))
+            for name, estimates in found.items()
+            if len(estimates) > 1
+        }
     return PriorResult(
         density, metrics | dict(likelihoods), spreads, tuple(of_fits), tuple(priors)
     )

@@ -88,7 +88,8 @@ def mean_estimate(values: Array | np.ndarray, unit: str) -> Estimate:
     """The mean of independent `values` [n] with its standard error."""
     values = np.asarray(values, np.float64)
     n = values.size
-    stderr = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else None
+    with np.errstate(invalid="ignore"):  # -inf has no standard deviation
+        stderr = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else None
     return Estimate(float(values.mean()), stderr, n, unit)
 
 

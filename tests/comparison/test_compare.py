@@ -110,9 +110,12 @@ def data():
     ]
 
 
-def compared(folder=None, priors=None, key=None, **more):
+VAE = Coins(jnp.asarray([[1.0, 0.5, -0.5, 1.0], [0.5, -1.0, 1.0, 0.0]]))
+
+
+def compared(folder=None, priors=None, key=None, vae=VAE, **more):
     return ncp_jax.compare(
-        Coins(jnp.asarray([[1.0, 0.5, -0.5, 1.0], [0.5, -1.0, 1.0, 0.0]])),
+        vae,
         *data(),
         priors=priors or {"gaussian": {}, "moments": Moments(50), "tilt": Tilt()},
         key=jax.random.key(0) if key is None else key,
@@ -233,6 +236,23 @@ def test_what_is_no_prior_is_named(priors, message):
 def test_what_a_fit_returns_must_be_a_prior():
     with pytest.raises(InputError, match=r"'nothing'.*dict must have `density`"):
         compared(priors={"nothing": lambda key, encodings, folder: {}})
+
+
+@pytest.mark.parametrize(
+    ("density", "message"),
+    [
+        ("about right", "must be one of"),
+        ("up to log Z", r"must have `log_z_weights\(keys\)`"),  # gains would lack log Z
+    ],
+)
+def test_a_density_is_what_it_says(density, message):
+    class Prior(Gaussian):
+        pass
+
+    Prior.density = density
+    how = lambda key, encodings, folder: Prior(jnp.zeros(2), jnp.ones(2))  # noqa: E731
+    with pytest.raises(InputError, match=f"'mine'.*{message}"):
+        compared(priors={"mine": how})
 
 
 def test_a_mixture_of_posteriors_of_several_groups_is_refused():

@@ -1,5 +1,6 @@
 """A comparison that was stopped goes on, and measures no prior twice."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,7 @@ import pytest
 
 from ncp_jax.comparison import likelihoods, measures
 from ncp_jax.comparison.kept import Kept
-from tests.comparison.test_compare import Moments, Tilt, compared
+from tests.comparison.test_compare import VAE, Coins, Moments, Tilt, compared
 
 
 def test_only_what_is_missing_is_measured(tmp_path):
@@ -100,3 +101,23 @@ def test_other_examples_or_keys_are_measured_anew(tmp_path, monkeypatch):
     assert not calls
     compared(tmp_path, priors, key=jax.random.key(1))
     assert len(calls) == 2
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tempered(Coins):
+    """Whose decoder has a setting that is no array."""
+
+    temperature: float = dataclasses.field(default=1.0, metadata={"static": True})
+
+    def decode(self, carry):
+        return super().decode(carry / self.temperature)
+
+
+def test_another_decoder_of_the_same_arrays_is_measured_anew(tmp_path):
+    of_folders = {}
+    for temperature, place in [(1.0, "a"), (2.0, "a"), (2.0, "b")]:
+        vae = Tempered(VAE.weights, temperature)
+        found = compared(tmp_path / place, {"tilt": Tilt()}, vae=vae)
+        of_folders[temperature, place] = found.nll_base
+    assert of_folders[2.0, "a"] == of_folders[2.0, "b"] != of_folders[1.0, "a"]

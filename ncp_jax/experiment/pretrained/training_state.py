@@ -67,7 +67,8 @@ def take(experiment: Experiment) -> None:
     """
     settings = experiment.config.vae
     name, path = settings.resume, config_files.weights_path(settings.resume, _FIELD)
-    if any((experiment.path / "vae" / "checkpoints").glob("[0-9]*")):
+    own = (experiment.path / "vae" / "checkpoints").glob("[0-9]*")
+    if any(path.name.isdigit() for path in own):  # one that was cut off has a suffix
         print(f"vae: goes on from its own checkpoints, not from {path}")
         return
     if jax.process_count() > 1:

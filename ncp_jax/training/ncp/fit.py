@@ -1,7 +1,6 @@
 """Stage 2 for a VAE of one's own: from a frozen model to its NCP prior."""
 
 import contextlib
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.training import checkpoints, loop, optimizers
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
 from ncp_jax.training.loop import Preempted, Prepare, Task
-from ncp_jax.training.ncp import preparation, signal, signal_settings
+from ncp_jax.training.ncp import held_out, preparation, signal, signal_settings
 from ncp_jax.training.ncp.ncp_state import NCPState
 from ncp_jax.training.ncp.signal_settings import SignalSettings
 from ncp_jax.training.ncp.stage_two import Given, StageTwo
@@ -54,6 +53,9 @@ def fit(
     weight_decay: float = 0.0,
     ema_decay: float = 0.99,
     num_negatives: int = 1,
+    ranking_weight: float = 0.0,
+    negative_weight: float = 1.0,
+    select_by: str = "loss",
     num_passes: int = 1,
     steps_per_eval: int = 250,
     patience: int = 8,
@@ -87,6 +89,9 @@ def fit(
       weight_decay: decoupled; 0 for none.
       ema_decay: of the running average of the weights; 0 for none.
       num_negatives: prior draws of each group per example.
+      ranking_weight: of the ranking losses beside those of NCE (`nce.losses`).
+      negative_weight: M of the weighted NCE loss; 1 is the paper's (`nce.nce_losses`).
+      select_by: "loss" or "gain", the held-out number that best weights have.
       num_passes: encodings of each validation example: more, where these are few.
       steps_per_eval: updates between validations.
       patience: validations without a lower loss after which a group rests; training
@@ -108,9 +113,13 @@ def fit(
     batch_size = min(batch_size, len(train))
     parallel.check_batch_size(mesh, "batch_size", batch_size)
     length = _length(num_steps, steps_per_eval)
+    _check_loss(ranking_weight, negative_weight, select_by)
     given = Given(vae, train, valid, prepare, num_passes, progress)
     named = {
-        **_named(key=key, vae=vae, train=train, valid=valid),
+        "key": jax.random.key_data(key).tolist(),
+        "vae": preparation.identity(vae, train, prepare),
+        "train": fingerprint(train),
+        "valid": fingerprint(valid),
         "prepare": getattr(prepare, "__qualname__", type(prepare).__qualname__),
     }
     settings, found = signal.chosen(directions, vae, discriminator), None
@@ -127,6 +136,9 @@ def fit(
         optimizers.optimizer("adam", schedule, weight_decay),
         batch_size=batch_size,
         num_negatives=num_negatives,
+        ranking_weight=ranking_weight,
+        negative_weight=negative_weight,
+        select_by=select_by,
         ema_decay=ema_decay,
         num_passes=num_passes,
         patience=patience,
@@ -134,7 +146,7 @@ def fit(
     metadata = {
         **named,
         "directions": found,
-        "discriminator": _described(network),
+        "discriminator": preparation.described(network),
         **length._asdict(),
         **{name: getattr(stage, name) for name in _SETTINGS},
         "learning_rate": learning_rate,
@@ -159,7 +171,16 @@ def _directions_file(
     return signal.file_in(Path(workdir) / "ncp", [named, settings.named()])
 
 
-_SETTINGS = ("batch_size", "num_negatives", "ema_decay", "num_passes", "patience")
+_SETTINGS = (
+    "batch_size",
+    "num_negatives",
+    "ranking_weight",
+    "negative_weight",
+    "select_by",
+    "ema_decay",
+    "num_passes",
+    "patience",
+)
 
 
 def _split(train: Any, valid: Any, key: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -185,6 +206,20 @@ def _length(num_steps: int, steps_per_eval: int) -> Length:
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     return Length(num_steps, steps_per_eval)
+
+
+def _check_loss(ranking_weight: float, negative_weight: float, select_by: str) -> None:
+    if ranking_weight < 0:
+        raise InputError(f"ranking_weight must be 0 or more, got {ranking_weight}")
+    if negative_weight < 1:
+        raise InputError(
+            "negative_weight must be 1 (the paper's loss) or more, got "
+            f"{negative_weight}"
+        )
+    if select_by not in held_out.SELECT_BY:
+        raise InputError(
+            f"select_by must be one of {held_out.SELECT_BY}, got {select_by!r}"
+        )
 
 
 def _trained(
@@ -225,17 +260,3 @@ def _trained(
         raise KeyboardInterrupt(kept) from None
     saved.wait()
     return task.collect(state)
-
-
-def _named(key: Array, vae: LatentVariableModel, **arrays: Any) -> dict[str, Any]:
-    """What a training depends on beside its settings, by hashes."""
-    return {
-        "key": jax.random.key_data(key).tolist(),
-        "vae": f"{type(vae).__qualname__} {fingerprint(vae)}",
-        **{name: fingerprint(array) for name, array in arrays.items()},
-    }
-
-
-def _described(network: nn.Module) -> str:
-    """The network with its attributes; where functions lie in memory is left out."""
-    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(network).split()))

@@ -1,15 +1,20 @@
 """From a user's examples to the model's x, where they do not say how themselves."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax.data import pixels
+from ncp_jax.data.datasets import binarize
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check
 from ncp_jax.models.distributions import Bernoulli
 from ncp_jax.priors.latents import log_prior
+from ncp_jax.training.checkpoint_records import short_hash
+from ncp_jax.training.checkpoints import fingerprint
 from ncp_jax.training.loop import Prepare
 
 Array = jax.Array
@@ -42,10 +47,17 @@ def checked(
 
     Raises:
       InputError: the examples or the VAE are not as they should be; pictures for a
-        binary likelihood, which somebody has to binarise.
+        binary likelihood, which somebody has to binarise; or zeros and ones as uint8,
+        which as grey values are all but black.
     """
     if prepare is None:
         prepare = _default(stored)
+    is_grey = prepare in (to_unit, binarize) and stored.dtype == np.uint8
+    if is_grey and stored.max() == 1:
+        raise InputError(
+            "the examples are zeros and ones of type uint8, which holds grey values "
+            "from 0 to 255: give x.astype(np.float32), and no prepare"
+        )
     try:
         hash(prepare)  # compiled functions are found again by it
     except TypeError as error:
@@ -80,6 +92,32 @@ def examples(name: str, array: np.ndarray | Array) -> np.ndarray:
             f"shape {found.shape} and type {found.dtype}"
         )
     return found
+
+
+def identity(vae: LatentVariableModel, stored: np.ndarray, prepare: Prepare) -> str:
+    """A hash that tells a VAE from others: of its class, settings and arrays.
+
+    One without arrays, whose weights JAX does not see, is known by what it makes of a
+    few examples.
+
+    Args:
+      vae: the model.
+      stored: [N, *data_shape] examples.
+      prepare: (key, stored) -> x.
+    """
+    parts = [fingerprint(vae), described(jax.tree.structure(vae))]
+    if not jax.tree.leaves(vae):
+        key = jax.random.key(0)
+        x = prepare(key, jnp.asarray(stored[:NUM_CHECKED]))
+        latents, log_q = vae.encode(x, key)
+        log_likelihood = vae.decode(log_prior(vae, latents)[1]).log_prob(x)
+        parts.append(fingerprint((latents, log_q, log_likelihood)))
+    return f"{type(vae).__qualname__} {short_hash(parts)}"
+
+
+def described(thing: object) -> str:
+    """`repr` on one line, without where functions lie in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(thing).split()))
 
 
 def _default(stored: np.ndarray) -> Prepare:

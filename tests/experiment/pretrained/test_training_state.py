@@ -74,6 +74,13 @@ def test_it_goes_on_to_the_bits_of_a_run_in_one_folder(long, half, tmp_path, cap
     assert "vae: complete, 40 steps" in shown
 
 
+def test_a_checkpoint_that_was_cut_off_is_none_of_its_own(half, tmp_path, capsys):
+    cut_off = tmp_path / "run" / "vae" / "checkpoints" / "10.orbax-checkpoint-tmp"
+    cut_off.mkdir(parents=True)
+    stages.run(config(resume=str(half)), tmp_path / "run", "vae")
+    assert f"vae: at step 20, taken from {half}" in capsys.readouterr().out
+
+
 def test_a_training_that_was_stopped_is_written_where_it_stands(half, tmp_path):
     """Its record says that there is no held-out loss between two validations."""
     run = shutil.copytree(half.parent / "run", tmp_path / "run")
