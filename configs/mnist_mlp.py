@@ -6,7 +6,7 @@ decoder of two layers of 300 tanh units, 50 latents, energy network 50-100-100-1
 
   NCP_JAX_DATA=FOLDER python main.py --config=configs/mnist_mlp.py --workdir=runs/mnist
 
-trains stage 1 for 10^6 steps, which two CPU cores do in under an hour, and stage 2 as
+trains stage 1 for 10^6 steps, which took two CPU cores 88 minutes, and stage 2 as
 the paper does, in ten minutes. `:ranking` trains the same energy network by the loss
 that bounds the gain itself as well, `:deep` a larger one by the paper's; on that frozen
 VAE with

@@ -4,7 +4,7 @@
 
   python main.py --config=configs/toy25.py --workdir=runs/toy25
 
-Under two minutes on two CPU cores; expect 75 % of the base prior's samples off every
+Under five minutes on two CPU cores; expect 75 % of the base prior's samples off every
 mode and 3 % of those of SIR, of Langevin and of decoded posterior draws
 (docs/results.md).
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng
@@ -49,8 +50,8 @@ def compare(
     """Fits many priors to the encodings of a frozen VAE and measures all alike.
 
     Gains are differences on the same examples and the same draws of q(z | x), which
-    makes them far tighter than the likelihoods.  What is known of a prior's density,
-    and with it what its gain means, says its `density`.
+    makes them far tighter than the likelihoods.  A prior's `density` says what is
+    known of it, and so what its gain means.
 
     Args:
       vae: a frozen model.  Of one latent group priors are fitted to all of z; of
@@ -58,7 +59,8 @@ def compare(
       train: [N, *data_shape] examples whose encodings priors are fitted to.
       valid: [M, *data_shape] that choose the best weights of those that train.
       test: [L, *data_shape] that all is measured on.
-      priors: names, of `ncp_jax.priors.ex_post.NAMES`; or by name what fits a prior: a
+      priors: names, of `ncp_jax.priors.ex_post.NAMES`, by default all of them (but
+        "vamp" where the VAE has no `posterior(x)`); or by name what fits a prior: a
         mapping of changed settings, or a callable (key, encodings, folder) -> prior of
         your own, as `priors.ex_post.contract.Fit`.
       key: PRNG key; consumed here.
@@ -87,6 +89,8 @@ def compare(
         for name, array in {"train": train, "valid": valid, "test": test}.items()
     }
     prepare = preparation.checked(vae, found["test"], prepare)
+    if is_one and not _says_posterior(vae, prepare, found["test"]):
+        _without_vamp(how, is_default=priors == ex_post.NAMES)
     order = np.random.default_rng(rng.numpy_seed(rng.stream(key, "order")))
     train, test = (order.permutation(found[name]) for name in ("train", "test"))
     about: dict[str, Any] = {"split": "test"}
@@ -159,6 +163,26 @@ def _changes(
     return (
         dict(priors) if isinstance(priors, Mapping) else {name: {} for name in priors}
     )
+
+
+def _says_posterior(
+    vae: LatentVariableModel, prepare: Prepare, stored: np.ndarray
+) -> bool:
+    x = prepare(jax.random.key(0), jnp.asarray(stored[:1]))
+    return jax.eval_shape(OneVector(vae).posterior, x) is not None
+
+
+def _without_vamp(how: dict[str, Fit], is_default: bool) -> None:
+    """Leaves out, or refuses, the mixture of q(z | x) that the VAE does not say."""
+    if not isinstance(how.get("vamp"), type(ex_post.settings_of("vamp"))):
+        return
+    if not is_default:
+        raise InputError(
+            "vamp is a mixture of q(z | x): give your VAE a method posterior(x) -> "
+            "Normal, or leave 'vamp' out of priors"
+        )
+    del how["vamp"]
+    print("compare: vamp is left out, since the VAE has no posterior(x)")
 
 
 def has_pictures(examples: np.ndarray) -> bool:

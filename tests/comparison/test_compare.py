@@ -262,6 +262,22 @@ def test_a_mixture_of_posteriors_of_several_groups_is_refused():
         )
 
 
+def test_vamp_needs_a_posterior_and_is_else_left_out(capsys):
+    class Mute(Coins):
+        posterior = None
+
+        def encode(self, x, key):
+            return VAE.encode(x, key)
+
+    mute = jax.tree_util.register_dataclass(Mute)(VAE.weights)
+    with pytest.raises(InputError, match=r"give your VAE a method posterior\(x\)"):
+        compared(vae=mute, priors=("gaussian", "vamp"))
+    how = comparison.fits_of(comparison.ex_post.NAMES)
+    comparison._without_vamp(how, is_default=True)
+    assert how.keys() == set(comparison.ex_post.NAMES) - {"vamp"}
+    assert "vamp is left out" in capsys.readouterr().out
+
+
 def test_a_run_of_main_is_not_overwritten(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="run of another kind"):
