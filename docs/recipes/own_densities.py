@@ -1,7 +1,7 @@
 """A base prior and a likelihood of your own: which members they need.
 
 A distribution is a pytree whose leaves lead with the batch.  Of a base prior `sample`
-and `log_prob` are used, and by Langevin dynamics in the noise `standardization()`, too; of
+and `log_prob` are used, and for Langevin dynamics in the noise `standardization()`; of
 a likelihood `log_prob` and `mean`, the picture that is shown.
 """
 
