@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ncp_jax.evaluation.importance import Estimate
+from ncp_jax.evaluation.importance import Estimate, or_null
 from ncp_jax.priors.ex_post.contract import Density, LatentPrior
 
 Metrics = Mapping[str, Estimate]
@@ -38,7 +38,7 @@ class PriorResult:
         return {
             "density": self.density,
             "metrics": _as_json(self.metrics),
-            "spreads": {name: _or_null(sd) for name, sd in self.spreads.items()},
+            "spreads": {name: or_null(sd) for name, sd in self.spreads.items()},
             "of_fits": [_as_json(metrics) for metrics in self.of_fits],
         }
 
@@ -64,7 +64,7 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Returns what `pages.priors_page` shows."""
-        nll = None if self.nll_base is None else _as_json({"": self.nll_base})[""]
+        nll = None if self.nll_base is None else self.nll_base.as_json()
         return {
             "about": dict(self.about),
             "nll_base": nll,
@@ -125,13 +125,4 @@ def _mean_of_fits(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def _as_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
-    return {
-        name: {key: _or_null(value) for key, value in e._asdict().items()}
-        for name, e in metrics.items()
-    }
-
-
-def _or_null(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity."""
-    is_number = isinstance(value, float)
-    return None if is_number and not math.isfinite(value) else value
+    return {name: estimate.as_json() for name, estimate in metrics.items()}

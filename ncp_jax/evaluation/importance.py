@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,16 @@ class Estimate(NamedTuple):
     stderr: float | None
     n: int
     unit: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the fields by name, as `or_null`."""
+        return {name: or_null(value) for name, value in self._asdict().items()}
+
+
+def or_null(value: Any) -> Any:
+    """None for NaN and infinity, which JSON does not know; else the value."""
+    is_number = isinstance(value, float)
+    return None if is_number and not math.isfinite(value) else value
 
 
 def mean_estimate(values: Array | np.ndarray, unit: str) -> Estimate:

@@ -21,7 +21,11 @@ from ncp_jax.experiment.setup.workdir import SECTIONS
 from ncp_jax.models.nvae import checkpoint, torch_file
 from ncp_jax.models.nvae.model import NVAE
 from ncp_jax.records import run_records
-from ncp_jax.training.checkpoint_records import DamagedCheckpoint, best_weights
+from ncp_jax.training.checkpoint_records import (
+    DamagedCheckpoint,
+    best_weights,
+    saved_steps,
+)
 from ncp_jax.training.run_log import read_metrics
 
 
@@ -83,7 +87,7 @@ def take_over(experiment: Experiment) -> None:
     """
     source = Path(local_path("config.vae.workdir", experiment.config.vae.workdir))
     path, copy = experiment.path, experiment.path / "vae.tmp"
-    if any((path / "vae" / "checkpoints").glob("[0-9]*")):
+    if saved_steps(path / "vae" / "checkpoints"):
         check_taken(experiment)
         return
     if jax.process_count() > 1:

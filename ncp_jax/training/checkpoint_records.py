@@ -43,10 +43,9 @@ def best_weights(directory: Path) -> Weights | None:
     Raises:
       DamagedCheckpoint: a record is damaged, so that the best is not known.
     """
-    records = {}
-    for path in directory.glob("[0-9]*"):
-        if path.name.isdigit():
-            records[int(path.name)] = checked_record(path)
+    records = {
+        step: checked_record(path) for step, path in saved_steps(directory).items()
+    }
     if not records:
         return None
     losses = {step: record["valid_loss"] for step, record in records.items()}
@@ -56,8 +55,14 @@ def best_weights(directory: Path) -> Weights | None:
 
 def values_of(directory: Path, name: str) -> set[Any]:
     """Returns what the whole checkpoints of a folder have as one of their metadata."""
-    paths = (path for path in directory.glob("[0-9]*") if path.name.isdigit())
-    return {record.get(name) for record in map(read_record, paths) if record}
+    records = map(read_record, saved_steps(directory).values())
+    return {record.get(name) for record in records if record}
+
+
+def saved_steps(directory: Path) -> dict[int, Path]:
+    """Returns the folders of checkpoints by step; one that was cut off has a suffix."""
+    paths = directory.glob("[0-9]*")
+    return {int(path.name): path for path in paths if path.name.isdigit()}
 
 
 def short_hash(values: Any) -> str:

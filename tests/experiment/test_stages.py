@@ -366,6 +366,13 @@ def test_a_stage_1_that_does_not_fit_is_not_taken_over(
     assert not (tmp_path / "vae").exists()
 
 
+def test_a_checkpoint_that_was_cut_off_is_no_stage_1(small, tmp_path, capsys):
+    cut_off = tmp_path / "vae" / "checkpoints" / "20.orbax-checkpoint-tmp"
+    cut_off.mkdir(parents=True)
+    stages.run(tiny.config(vae={"workdir": str(small)}), tmp_path, "vae")
+    assert f"vae: taken over from {small}" in capsys.readouterr().out
+
+
 def test_settings_may_be_chosen_by_the_validation_set(small, tmp_path):
     """Nothing of the test set is read: other numbers, of as many examples as it has."""
     shutil.copytree(small, tmp_path, dirs_exist_ok=True)

@@ -19,6 +19,7 @@ from ncp_jax.experiment.setup import config_files, extension
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.records import weights_file
 from ncp_jax.records.array_files import Arrays
+from ncp_jax.training.checkpoint_records import saved_steps
 from ncp_jax.training.loop import TrainState
 
 _FIELD = "resume"
@@ -67,8 +68,7 @@ def take(experiment: Experiment) -> None:
     """
     settings = experiment.config.vae
     name, path = settings.resume, config_files.weights_path(settings.resume, _FIELD)
-    own = (experiment.path / "vae" / "checkpoints").glob("[0-9]*")
-    if any(path.name.isdigit() for path in own):  # one that was cut off has a suffix
+    if saved_steps(experiment.path / "vae" / "checkpoints"):
         print(f"vae: goes on from its own checkpoints, not from {path}")
         return
     if jax.process_count() > 1:

@@ -1,7 +1,6 @@
 """A run's folder: who may write to it, which config made it, what it holds."""
 
 import fcntl
-import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import data_seal, extension
 from ncp_jax.experiment.setup.run_files import CURES, EXTENDED, read_json
 from ncp_jax.records import whole_file
-from ncp_jax.training.checkpoint_records import best_weights
+from ncp_jax.training.checkpoint_records import best_weights, saved_steps
 
 # A stage's output depends on these sections of the config.
 SECTIONS = {
@@ -173,12 +172,11 @@ class Workdir:
 
     def _started(self) -> dict[str, int]:
         """The newest step of the pinning stages that have left a checkpoint."""
-        found = {}
-        for stage in self._pinning_stages:
-            saved = (self.path / stage / "checkpoints").glob("[0-9]*")
-            if steps := [int(path.name) for path in saved if path.name.isdigit()]:
-                found[stage] = max(steps)
-        return found
+        steps = {
+            stage: saved_steps(self.path / stage / "checkpoints")
+            for stage in self._pinning_stages
+        }
+        return {stage: max(found) for stage, found in steps.items() if found}
 
     def _lengths_from(self, stage: str, step: int) -> list[int]:
         """The lengths before that a stage has not yet gone beyond."""
@@ -220,8 +218,7 @@ class Workdir:
         for name in names.get(stage, []):  # a refused one must not survive
             results["metrics"].pop(name, None)
         results["metrics"] |= {
-            name: {key: _or_null(value) for key, value in e._asdict().items()}
-            for name, e in metrics.items()
+            name: estimate.as_json() for name, estimate in metrics.items()
         }
         seconds = results["run"].get("wall_seconds", {})
         stages = results["run"].get("stages", {})
@@ -311,9 +308,3 @@ def _drop_unweighted(stages: dict[str, Any], trained: str) -> None:
     for name in built_on(trained)[1:]:
         if "weights" not in stages.get(name, {}):
             stages.pop(name, None)
-
-
-def _or_null(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity."""
-    is_number = isinstance(value, float)
-    return None if is_number and not math.isfinite(value) else value
