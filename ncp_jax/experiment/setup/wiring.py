@@ -46,21 +46,11 @@ from ncp_jax.training.loop import Task, TrainState
 from ncp_jax.training.ncp import preparation, signal_settings
 from ncp_jax.training.ncp import signal as signal_training
 from ncp_jax.training.ncp.ncp_state import NCPState
-from ncp_jax.training.ncp.stage_two import StageTwo
+from ncp_jax.training.ncp.stage_two import SETTINGS, StageTwo
 
 Array = jax.Array
 
-STAGE_TWO = (  # fields of `StageTwo` that are settings of config.ncp
-    "batch_size",
-    "num_negatives",
-    "ranking_weight",
-    "negative_weight",
-    "select_by",
-    "ema_decay",
-    "num_passes",
-    "patience",
-    "formulation",
-)
+STAGE_TWO = (*SETTINGS, "formulation")  # fields that config.ncp sets
 MAX_NOISE_BYTES = 2 * 10**8  # of noise that stands for a data set
 
 

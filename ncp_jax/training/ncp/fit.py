@@ -22,7 +22,7 @@ from ncp_jax.training.loop import Preempted, Prepare, Task
 from ncp_jax.training.ncp import held_out, preparation, signal, signal_settings
 from ncp_jax.training.ncp.ncp_state import NCPState
 from ncp_jax.training.ncp.signal_settings import SignalSettings
-from ncp_jax.training.ncp.stage_two import Given, StageTwo
+from ncp_jax.training.ncp.stage_two import SETTINGS, Given, StageTwo
 from ncp_jax.training.run_log import Progress, RunLog, SilentLog
 
 Array = jax.Array
@@ -148,7 +148,7 @@ def fit(
         "directions": found,
         "discriminator": preparation.described(network),
         **length._asdict(),
-        **{name: getattr(stage, name) for name in _SETTINGS},
+        **{name: getattr(stage, name) for name in SETTINGS},
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
     }
@@ -169,18 +169,6 @@ def _directions_file(
     if workdir is None:
         return None
     return signal.file_in(Path(workdir) / "ncp", [named, settings.named()])
-
-
-_SETTINGS = (
-    "batch_size",
-    "num_negatives",
-    "ranking_weight",
-    "negative_weight",
-    "select_by",
-    "ema_decay",
-    "num_passes",
-    "patience",
-)
 
 
 def _split(train: Any, valid: Any, key: Array) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,17 @@ from ncp_jax.training.ncp.signal_settings import SignalSettings
 
 Array = jax.Array
 
+SETTINGS = (  # fields of `StageTwo` that decide on its result, numbers and names
+    "batch_size",
+    "num_negatives",
+    "ranking_weight",
+    "negative_weight",
+    "select_by",
+    "ema_decay",
+    "num_passes",
+    "patience",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class StageTwo:
