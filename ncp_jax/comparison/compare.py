@@ -78,6 +78,8 @@ def compare(
       InputError: the VAE, the examples or the settings are not as they should be.
     """
     key, settings = rng.typed(key), settings or ComparisonSettings()
+    if num_fits < 1:
+        raise InputError(f"num_fits must be 1 or more, got {num_fits}")
     is_one = sum(block.num_groups for block in vae.blocks) == 1
     if not is_one:
         priors = hierarchy.NAMES if priors == ex_post.NAMES else priors

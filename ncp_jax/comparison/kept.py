@@ -56,6 +56,19 @@ class Kept:
             whole_file.write_json(path, kept | new)
         return {n: found[n] if n in found else kept[self.contents[n]] for n in names}
 
+    def file(
+        self, what: str, name: Hashable, suffix: str, make: Callable[[], bytes]
+    ) -> bytes:
+        """The content of one prior's file, made if that is not kept."""
+        content = self.contents.get(name)
+        if self.folder is None or content is None:
+            return make()
+        path = self.folder / f"{what}-{short_hash([self.basis, content])}{suffix}"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole_file.write(path, make())
+        return path.read_bytes()
+
     def one(self, what: str, name: Hashable, measure: Callable[[], Any]) -> Any:
         """Measures one prior, if that is not kept."""
         return self.each(what, [name], lambda _: {name: measure()})[name]

@@ -1,7 +1,6 @@
 """What draws of a prior are like, decoded and as latents."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +20,10 @@ from ncp_jax.evaluation.metrics import (
 )
 from ncp_jax.pages.parts import pictures
 
-NUM_SHOWN = 64  # of each prior, on the page
-
-
-class Measured(NamedTuple):
-    """What was found of one prior's draws."""
-
-    estimates: dict[str, Estimate]
-    shown: np.ndarray  # decoded means of the first [NUM_SHOWN, *data_shape]
-
 
 def measure(
     model: Compared, z: np.ndarray, against: Against, *, batch_size: int
-) -> Measured:
+) -> dict[str, Estimate]:
     """Decodes z [n, D] and measures them, decoded and as they are.
 
     Returns:
@@ -44,7 +34,6 @@ def measure(
     kept, features = [], []
     net = against.pictures and against.pictures.scores and against.pictures.scores.net
     num_kept = len(against.pictures.held_out) if against.pictures else len(z)
-    num_kept = max(num_kept, NUM_SHOWN)
     for first, images in _decoded(model, z, batch_size):
         if not np.isfinite(images).all():
             raise InputError("decoded draws are not finite")
@@ -52,14 +41,19 @@ def measure(
         if net:
             shown = pictures.to_uint8(images)
             features.append(extractor.extract(net, shown, batch_size))
-    decoded = np.concatenate(kept)
+    images = np.concatenate(kept)
     found = _latents(np.asarray(model.learned(jnp.asarray(z))), against)
     if against.pictures is not None:
         joined = np.concatenate(features) if features else None
-        found |= _pictures(decoded, joined, against.pictures)
+        found |= _pictures(images, joined, against.pictures)
     if against.of_points is not None:
-        found |= against.of_points(decoded)
-    return Measured(found, decoded[:NUM_SHOWN])
+        found |= against.of_points(images)
+    return found
+
+
+def decoded(model: Compared, z: np.ndarray) -> np.ndarray:
+    """E[x | z] of z [B, D]: [B, *data_shape]."""
+    return np.asarray(_mean(model, z))
 
 
 def _decoded(
@@ -68,7 +62,7 @@ def _decoded(
     """Yields (number of the first, E[x | z] [B, *data_shape])."""
     size = min(batch_size, len(z))
     for i, (batch, mask) in enumerate(datasets.padded_batches(z, size)):
-        yield i * size, np.asarray(_mean(model, batch))[mask]
+        yield i * size, decoded(model, batch)[mask]
 
 
 _mean = jax.jit(lambda model, z: model.decode(z).mean)

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.comparison import against as held_against
@@ -31,11 +30,13 @@ from ncp_jax.evaluation import likelihood
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.pages.parts import pictures as picture_files
 from ncp_jax.priors.ex_post.contract import Encodings, Fit
+from ncp_jax.records import whole_file
 from ncp_jax.training.checkpoint_records import short_hash
 from ncp_jax.training.checkpoints import fingerprint
 
 Array = jax.Array
 
+NUM_SHOWN = 64  # draws of each prior, on the page
 NUM_RECONSTRUCTED = 16  # held-out examples that a decoder is known by
 
 
@@ -108,7 +109,7 @@ def run(
     described["num_examples"] = found.nll_base.n if found.nll_base else 0
     if model.is_deterministic:
         described["likelihoods"] = likelihood.NONE
-    return Comparison(rows, found.nll_base, floor.estimates, described)
+    return Comparison(rows, found.nll_base, floor, described)
 
 
 def _fit_all(
@@ -119,8 +120,8 @@ def _fit_all(
     folder: Path | None,
 ) -> dict[str, list[Fitted]]:
     found: dict[str, list[Fitted]] = {}
-    for name, fit in how.items():
-        fits_of_base = _fits_of_base(fit, how, found)
+    for name, base_name in _bases_first(how).items():
+        fit, fits_of_base = how[name], found.get(base_name)
         found[name] = []
         for i in range(num_fits):
             place = None if folder is None else folder / "priors" / f"{name}-{i}"
@@ -129,16 +130,28 @@ def _fit_all(
             each = fits.fit(name, fit, fit_key, encodings, place, base)
             found[name].append(each)
             print(f"compare: {name}, fit {i + 1} of {num_fits}: {each.seconds:,.1f} s")
+    return {name: found[name] for name in how}
+
+
+def _bases_first(how: Mapping[str, Fit]) -> dict[str, str]:
+    """By name, the prior of `how` that this one would fit again; "" where none is.
+
+    That one comes before it.
+    """
+    found: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        fit = how[name]
+        base = getattr(fit, "base", None) if dataclasses.is_dataclass(fit) else None
+        same = (other for other in how if base is not None and how[other] == base)
+        base_name = next(same, "")
+        if base_name and base_name not in found:
+            add(base_name)
+        found.setdefault(name, base_name)
+
+    for name in how:
+        add(name)
     return found
-
-
-def _fits_of_base(
-    fit: Fit, how: Mapping[str, Fit], found: Mapping[str, list[Fitted]]
-) -> list[Fitted]:
-    """The fits, if there are, of the prior that this one would fit again."""
-    base = getattr(fit, "base", None) if dataclasses.is_dataclass(fit) else None
-    names = [name for name in found if base is not None and how[name] == base]
-    return found[names[0]] if names else []
 
 
 def _kept(
@@ -200,29 +213,28 @@ def _draws(
 ) -> dict[str, Estimate]:
     """Draws of fit number i, measured; and what the fit and its draws cost."""
     prior, size = fitted.prior, settings.sample_batch_size
+    whole, of_draws = model.whole(prior), rng.stream(key, "z")
 
     def measure() -> dict[str, Estimate]:
-        whole = model.whole(prior)
-        z = draws.draw(whole, rng.stream(key, "z"), settings.num_samples, size)
+        z = draws.draw(whole, of_draws, settings.num_samples, size)
         found = measures.measure(model, z, against, batch_size=size)
-        if folder is not None and against.pictures is not None and i == 0:
-            _save(folder / "priors" / f"{name}.png", found.shown)
-        cost = draws.cost(prior, rng.stream(key, "timed"), size)
-        return {**found.estimates, **cost}
+        return {**found, **draws.cost(prior, rng.stream(key, "timed"), size)}
+
+    def show() -> bytes:
+        z = draws.draw(whole, of_draws, NUM_SHOWN, NUM_SHOWN)
+        images = picture_files.to_uint8(measures.decoded(model, z))
+        return picture_files.as_png(picture_files.grid(images, columns=8))
 
     number = float(fits.num_parameters(prior))
     found = kept.one("draws", (name, i), measure)
+    if folder is not None and against.pictures is not None and i == 0:
+        picture = kept.file("shown", (name, i), ".png", show)
+        whole_file.write(folder / "priors" / f"{name}.png", picture)
     return {
         **{metric: Estimate(*of) for metric, of in found.items()},
         "fit_seconds": Estimate(fitted.seconds, None, 1, "s"),
         "num_parameters": Estimate(number, None, 1, "numbers"),
     }
-
-
-def _save(path: Path, images: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid = picture_files.grid(picture_files.to_uint8(images), 8)
-    picture_files.save_png(path, grid)
 
 
 def _line(name: str, row: PriorResult) -> str:

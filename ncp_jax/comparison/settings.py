@@ -2,6 +2,10 @@
 
 import dataclasses
 
+from ncp_jax.errors import InputError
+
+CAN_BE_0 = ("max_examples", "num_mmd_samples", "num_permutations")
+
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonSettings:
@@ -23,6 +27,9 @@ class ComparisonSettings:
       num_permutations: of its test.
       num_neighbour_queries: draws and held-out pictures whose nearest training picture
         is looked for.
+
+    Raises:
+      InputError: a number is too small.
     """
 
     num_encodings: int = 10
@@ -38,3 +45,9 @@ class ComparisonSettings:
     num_mmd_samples: int = 2_000
     num_permutations: int = 200
     num_neighbour_queries: int = 1_000
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            least = int(name not in CAN_BE_0)
+            if value < least:
+                raise InputError(f"{name} must be {least} or more, got {value}")

@@ -79,6 +79,8 @@ class Task:
       remarks: last metrics of "valid" -> lines that are printed when training ends.
       place: puts a state that was made or restored on the devices.
       collect: undoes `place`, to NumPy arrays; what is saved.
+      kind: what a message calls it.
+      learning_rate: what a message calls that setting; "" for that of a stage.
     """
 
     name: str
@@ -90,6 +92,8 @@ class Task:
     remarks: Callable[[Recorded], Sequence[str]] = no_remarks
     place: Callable[[Any], Any] = jax.device_put
     collect: Callable[[Any], Any] = parallel.gather
+    kind: str = "stage"
+    learning_rate: str = ""
 
 
 def take(stored: Array | None, rows: Array) -> Array:
@@ -348,12 +352,12 @@ def _recorded(
     on_host = {name: np.asarray(value) for name, value in metrics.items()}
     for name in ("loss", "gradient_norm"):  # a loss of 1e30 may still be finite
         if not np.isfinite(on_host.get(name, 0.0)).all():
-            raise _blown_up(task.name, name, on_host, first_step, last_finite)
+            raise _blown_up(task, name, on_host, first_step, last_finite)
     return task.average(on_host)
 
 
 def _blown_up(
-    stage: str, name: str, metrics: Recorded, first_step: int, last_finite: Recorded
+    task: Task, name: str, metrics: Recorded, first_step: int, last_finite: Recorded
 ) -> InputError:
     """What to say of metrics [n, ...] of which that called `name` is not finite."""
     values = metrics[name]
@@ -362,9 +366,10 @@ def _blown_up(
     if i:
         last_finite = {n: value[i - 1] for n, value in metrics.items()}
     shown = {n: np.round(value, 4).tolist() for n, value in last_finite.items()}
+    setting = task.learning_rate or f"config.{task.name}.learning_rate"
     return InputError(
-        f"stage {stage}: the {name.replace('_', ' ')} is {values[i, *group]} at "
-        f"{where}.\nLast finite metrics: {shown or 'none'}.\n"
-        "Checkpoints so far are kept. Lower the learning rate (config."
-        f"{stage}.learning_rate) or lengthen its warm-up, in a new workdir."
+        f"{task.kind} {task.name}: the {name.replace('_', ' ')} is "
+        f"{values[i, *group]} at {where}.\nLast finite metrics: {shown or 'none'}.\n"
+        "Checkpoints so far are kept. Lower the learning rate "
+        f"({setting}) or lengthen its warm-up, in a new workdir."
     )

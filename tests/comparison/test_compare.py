@@ -188,6 +188,15 @@ def test_the_page_holds_every_prior_by_gain(found):
     assert (folder / "priors" / "tilt.png").exists()
 
 
+def test_pictures_are_of_the_settings_that_were_asked_for(tmp_path):
+    """Those of settings that were tried before are found again with their numbers."""
+    path, shown = tmp_path / "priors" / "mine.png", []
+    for scale in (50, 5_000, 50):
+        compared(tmp_path, {"mine": Moments(scale)})
+        shown.append(path.read_bytes())
+    assert shown[0] == shown[2] != shown[1]
+
+
 def test_a_fit_that_is_there_keeps_its_seconds(tmp_path, key):
     log: list = []
     encodings = Encodings(jnp.ones((3, 2, 2)), jnp.ones((1, 1, 2)), None)
@@ -231,6 +240,20 @@ def test_a_fit_that_was_stopped_counts_its_seconds(tmp_path, key):
 def test_what_is_no_prior_is_named(priors, message):
     with pytest.raises(InputError, match=message):
         comparison.fits_of(priors)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_samples": 0}, "num_samples must be 1 or more, got 0"),
+        ({"max_examples": -1}, "max_examples must be 0 or more, got -1"),
+    ],
+)
+def test_how_much_is_measured_is_checked(settings, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(SETTINGS, **settings)
+    with pytest.raises(InputError, match="num_fits must be 1 or more, got 0"):
+        compared(num_fits=0)
 
 
 def test_what_a_fit_returns_must_be_a_prior():
@@ -287,8 +310,9 @@ def test_a_run_of_main_is_not_overwritten(tmp_path):
 def test_a_prior_stands_on_the_base_that_was_fitted_beside_it(tmp_path):
     log = []
     moments = Moments(50, log)
-    priors = {"moments": moments, "over": Over(moments), "alone": Over(Moments(60))}
+    priors = {"over": Over(moments), "moments": moments, "alone": Over(Moments(60))}
     found = compared(tmp_path, priors, num_fits=2).results
+    assert [*found] == [*priors]  # though bases are fitted first
     assert [path.parent.name for path in log] == ["moments-0", "moments-1"]
     for fit, over in zip(found["moments"].priors, found["over"].priors, strict=True):
         chex.assert_trees_all_equal(over.base, fit)

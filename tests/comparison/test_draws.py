@@ -84,10 +84,11 @@ def test_pictures_are_scored_by_all_their_features_in_eight_bits(key, tmp_path):
     features = to_uint8(z) / np.float32(255)
     expected = feature_scores.score(features, reference, seed=7)
     for name, value in zip(("fd_pixels", "kid_pixels"), expected, strict=True):
-        np.testing.assert_allclose(found.estimates[name].value, value.value, rtol=1e-4)
+        np.testing.assert_allclose(found[name].value, value.value, rtol=1e-4)
     # 30 draws against as many held-out distances, nearly all of which are larger.
-    assert found.estimates["nearer_than_held_out"].n == 30
-    np.testing.assert_allclose(found.shown, z[:64].reshape(-1, 2, 1, 1), rtol=1e-6)
+    assert found["nearer_than_held_out"].n == 30
+    shown = measures.decoded(MODEL, z[:64])
+    np.testing.assert_allclose(shown, z[:64].reshape(-1, 2, 1, 1), rtol=1e-6)
 
 
 def test_the_mmd_is_of_the_first_draws_and_points_are_what_is_decoded(key):
@@ -101,17 +102,17 @@ def test_the_mmd_is_of_the_first_draws_and_points_are_what_is_decoded(key):
     expected = two_sample.mmd(
         with_all.posterior, z[:50], with_all.kernel, seed=3, num_permutations=40
     )
-    assert found.estimates["mmd"] == expected.distance
-    assert found.estimates["mmd_p"].value == expected.p_value
-    assert found.estimates["height"].value == pytest.approx(z[:, 0].mean(), rel=1e-5)
-    assert found.estimates["height"].n == 80  # all of them
-    assert "nearer_than_held_out" not in found.estimates
+    assert found["mmd"] == expected.distance
+    assert found["mmd_p"].value == expected.p_value
+    assert found["height"].value == pytest.approx(z[:, 0].mean(), rel=1e-5)
+    assert found["height"].n == 80  # all of them
+    assert "nearer_than_held_out" not in found
 
 
 def test_without_permutations_there_is_no_mmd(key):
     z = draws.draw(PRIOR, key, 80, 80)
     found = measures.measure(MODEL, z, against(num_permutations=0), batch_size=80)
-    assert found.estimates == {}
+    assert found == {}
 
 
 def test_seconds_are_of_a_thousand_draws(key, monkeypatch):

@@ -1,5 +1,6 @@
 """Pictures from arrays: to 8 bits, into grids, onto the disk."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,14 @@ def pairs(above: np.ndarray, below: np.ndarray, columns: int) -> np.ndarray:
     return grid(rows.reshape(-1, *above.shape[1:]), columns)
 
 
+def as_png(picture: np.ndarray) -> bytes:
+    """Returns [H, W, 1] or [H, W, 3] uint8 as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    shown = picture.squeeze(-1) if picture.shape[-1] == 1 else picture
+    Image.fromarray(shown).save(buffer, "png")
+    return buffer.getvalue()
+
+
 def save_png(path: Path, picture: np.ndarray) -> None:
     """Writes [H, W, 1] or [H, W, 3] uint8 as PNG."""
-    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(
-        path
-    )
+    path.write_bytes(as_png(picture))

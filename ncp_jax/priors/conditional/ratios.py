@@ -72,34 +72,33 @@ class ConditionalRatios:
 
         Args:
           u: [B, D].
-          key: PRNG key of the proposals, which all u share; consumed here.
+          key: PRNG key of the proposals, of each u its own; consumed here.
         """
         stacked, is_used = self.groups.stack(u), self.groups.is_used()
-        at_a_time = max(1, ROWS_AT_A_TIME // len(u))
+        num_others, keys = self.num_proposals - 1, jax.random.split(key, len(u))
+        at_a_time = min(max(1, ROWS_AT_A_TIME // len(u)), num_others)
 
-        def of_group(params_and_k: tuple[PyTree, Array]) -> Array:
+        def in_group(params_and_k: tuple[PyTree, Array]) -> Array:
             params, k = params_and_k
-            log_r = self.log_ratio(params, k, stacked)
-            shape = (self.num_proposals - 1, self.groups.widest)
-            proposals = jax.random.normal(rng.at_step(key, k), shape) * is_used[k][None]
+            log_r, of_group = self.log_ratio(params, k, stacked), rng.at_step(keys, k)
             of_proposals = jax.lax.map(
-                lambda one: log_r(jnp.broadcast_to(one[None], stacked[:, k].shape)),
-                proposals,
-                batch_size=min(at_a_time, len(proposals)),
-            )
+                lambda j: log_r(_proposals(is_used[k], rng.at_step(of_group, j))),
+                jnp.arange(num_others),
+                batch_size=at_a_time,
+            )  # [M - 1, B]
             own = log_r(stacked[:, k])
             log_sum = jnp.logaddexp(own, jax.nn.logsumexp(of_proposals, axis=0))
             return own - log_sum + jnp.log(self.num_proposals)
 
         numbers = jnp.arange(self.groups.num_groups)
-        return jax.lax.map(of_group, (self.params, numbers)).T
+        return jax.lax.map(in_group, (self.params, numbers)).T
 
     def log_prob(self, z: Array, key: Array | None = None) -> Array:
         """log of an unbiased estimate of p(u), of u [B, D]: [B], nats.
 
         Args:
           z: u [B, D].
-          key: PRNG key of the proposals, which all u share; consumed here.
+          key: PRNG key of the proposals, of each u its own; consumed here.
         """
         if key is None:
             raise ValueError("the density is estimated, which needs a key")

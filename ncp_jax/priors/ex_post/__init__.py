@@ -63,7 +63,13 @@ PRIORS = {
 }
 NAMES = tuple(PRIORS)
 SHARES = (".dropout", ".acceptance")  # settings below 1
-CAN_BE_NONE = (".sampling.num_steps",)  # of MALA, after the resampling
+ABOVE_0 = (".acceptance",)
+LEAST = {  # of whole numbers, 1 without an entry: the first that fits the name
+    ".sampling.num_steps": 0,  # of MALA, after the resampling
+    ".sampling.num_proposals": 1,
+    "_proposals": 2,  # that an encoding is one of
+    ".num_attempts": 2,
+}
 
 
 def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
@@ -144,6 +150,8 @@ def _value(name: str, kind: Any, before: Any, value: Any) -> Any:
         raise InputError(f"prior {name!r} takes a section of settings, got {value!r}")
     if isinstance(before, tuple):
         parts = value if isinstance(value, list | tuple) else (value,)
+        if not parts:
+            raise InputError(f"prior setting {name!r} takes one value or more")
         return tuple(_value(name, None, before[0], part) for part in parts)
     if name.endswith(".activation") and not hasattr(jax.nn, str(value)):
         raise InputError(f"prior setting {name!r}: jax.nn has no {value!r}")
@@ -164,9 +172,11 @@ def _value(name: str, kind: Any, before: Any, value: Any) -> Any:
 def _check_range(name: str, before: float, value: float) -> None:
     """Refuses a negative number, a share of all, and no update, draw or layer."""
     least = int(isinstance(before, int) and before > 0)
-    if name.endswith(CAN_BE_NONE):
-        least = 0
-    is_share = name.endswith(SHARES)
-    if not (math.isfinite(value) and value >= least) or (is_share and value >= 1):
-        what = "a share below 1" if is_share else f"numbers from {least} on"
+    least = next((n for end, n in LEAST.items() if name.endswith(end)), least)
+    is_fine, what = math.isfinite(value) and value >= least, f"numbers from {least} on"
+    if name.endswith(SHARES):
+        is_fine, what = is_fine and value < 1, "a share below 1"
+    if name.endswith(ABOVE_0):
+        is_fine, what = is_fine and value > 0, f"{what}, above 0"
+    if not is_fine:
         raise InputError(f"prior setting {name!r} takes {what}, got {value!r}")

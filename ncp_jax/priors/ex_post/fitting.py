@@ -215,6 +215,8 @@ def _task(
         inputs=lambda first, n: first + jnp.arange(n, dtype=jnp.int32),
         update=update,
         validate=validate,
+        kind="prior",
+        learning_rate="training.learning_rate of its settings",
     )
 
 

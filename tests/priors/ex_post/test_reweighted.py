@@ -301,6 +301,21 @@ def test_what_a_loss_hands_on_is_not_scored(encodings):
         fitting.minimise("x", None, jnp.zeros(()), encodings, SHORT, KEY, carry=0.0)
 
 
+def test_a_fit_that_blows_up_names_the_setting_of_the_prior(encodings):
+    with pytest.raises(InputError) as stopped:
+        fitting.minimise(
+            "mine",
+            lambda params, z, key: params / 0.0,
+            jnp.ones(()),
+            encodings,
+            SHORT,
+            KEY,
+        )
+    message = str(stopped.value)
+    assert message.startswith("prior mine: the loss is inf at step 0")
+    assert "training.learning_rate of its settings" in message
+
+
 def test_every_held_out_encoding_is_scored(encodings, monkeypatch):
     monkeypatch.setattr(fitting, "VALID_BATCH_SIZE", 2)
     few = encodings._replace(valid=jnp.arange(14.0).reshape(7, 1, 2) ** 2)
