@@ -3,7 +3,8 @@
 A VAE's own prior p(z) leaves holes that its decoder was never trained on.  `fit` trains
 one discriminator per latent group of a frozen VAE, `sample` draws from the reweighted
 prior r(z) p(z) / Z, `evaluate` says what that gains, and `report` makes a page of it.
-`check` says whether a VAE of your own keeps the protocol `LatentVariableModel`.
+`compare` sets it beside other priors.  `EncoderDecoder` makes a VAE of two functions of
+yours; `check` says whether one keeps the protocol `LatentVariableModel`.
 """
 
 import lazy_loader

@@ -7,6 +7,7 @@ from .evaluation.held_out import evaluate as evaluate
 from .evaluation.importance import Estimate as Estimate
 from .experiment.plug_in import report as report
 from .models.base import Block as Block
+from .models.base import EncoderDecoder as EncoderDecoder
 from .models.base import Encoding as Encoding
 from .models.base import FrozenVAE as FrozenVAE
 from .models.base import GroupPrior as GroupPrior

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import re
+import shlex
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 import ncp_jax
-from ncp_jax.experiment import stages
+from ncp_jax.experiment import command_line, stages
+from ncp_jax.experiment.setup import validation
 from ncp_jax.pages import benchmark_page, priors_page, run_page
 from ncp_jax.pages.parts import quantities
 from ncp_jax.priors import ex_post, ncp_prior
@@ -100,6 +102,10 @@ def test_the_first_example_gains_and_draws(names_of):
     assert names["out"].images.shape == (64, 64)
     (z,) = names["out"].latents
     assert z.shape == (1, 64, 8)
+    gains = {n: r.metrics["gain"].value for n, r in names["compared"].results.items()}
+    (said,) = re.findall(r"# gmm: about (\S+) nats", PAGES["README.md"])
+    assert gains["gmm"] == pytest.approx(float(said), abs=0.4)
+    assert abs(gains["ncp_over_gmm"] - gains["gmm"]) < 0.2
 
 
 @pytest.mark.slow
@@ -184,6 +190,20 @@ def _anchors(page):
     """The anchors of a page's headings."""
     for heading in re.findall(r"^#+ (.*)", PAGES[page], re.MULTILINE):
         yield re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-")
+
+
+def _commands(text):
+    """The arguments of every command of `main.py` that names all it needs."""
+    for line in text.splitlines():
+        _, found, arguments = line.partition("python main.py ")
+        if found and "--config=" in arguments and "NAME" not in arguments:
+            yield shlex.split(arguments)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "main.py" in PAGES[page]])
+def test_commands_have_settings_that_there_are(page):
+    for arguments in _commands(PAGES[page]):
+        validation.validate(command_line._parse(["main.py", *arguments]).config)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -12,43 +12,25 @@ import numpy as np
 
 import ncp_jax
 
-
-class PlaneVAE:
-    """One group of two latents; points in three dimensions."""
-
-    blocks = (ncp_jax.Block(1, (2,), (0,)),)
-    weights = jnp.array([[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]])
-
-    def encode(self, x, key):
-        """Draws z ~ q(z | x)."""
-        mean = 0.5 * x @ self.weights.T
-        q = ncp_jax.Normal(mean, jnp.full_like(mean, 0.5))
-        z = q.sample(key)
-        return ncp_jax.Encoding((z[None],), q.log_prob(z)[:, None])
-
-    def root(self, batch_size):
-        """The state before z is known: a place for it."""
-        return jnp.zeros((batch_size, 2))
-
-    def prior(self, block, k, carry):
-        """p(z) = N(0, I), and no context."""
-        standard = ncp_jax.Normal(jnp.zeros_like(carry), jnp.ones_like(carry))
-        return ncp_jax.GroupPrior(standard, carry[:, :0])
-
-    def absorb(self, block, k, carry, z_k):
-        """The state after z is known: z itself."""
-        return z_k
-
-    def decode(self, carry):
-        """p(x | z)."""
-        mean = carry @ self.weights
-        return ncp_jax.Normal(mean, jnp.ones_like(mean))
+W = jnp.array([[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]])  # two latents, three dimensions
 
 
-jax.tree_util.register_static(PlaneVAE)  # it has no variables
+def encoder(W, x):
+    """q(z | x)."""
+    mean = 0.5 * x @ W.T
+    return ncp_jax.Normal(mean, jnp.full_like(mean, 0.5))
+
+
+def decoder(W, z):
+    """p(x | z)."""
+    mean = z @ W
+    return ncp_jax.Normal(mean, jnp.ones_like(mean))
+
+
+vae = ncp_jax.EncoderDecoder(encoder, decoder, W, latent_shape=(2,))
 x = np.random.default_rng(0).normal(1.0, 1.0, (400, 3)).astype(np.float32)
 keys = jax.random.split(jax.random.key(0), 3)
-ncp = ncp_jax.fit(PlaneVAE(), x, key=keys[0], num_steps=200, batch_size=100)
+ncp = ncp_jax.fit(vae, x, key=keys[0], num_steps=200, batch_size=100)
 
 
 def log_density(latents):

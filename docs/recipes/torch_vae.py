@@ -12,40 +12,9 @@ import torch
 
 import ncp_jax
 
-
-@jax.tree_util.register_static  # its weights are PyTorch's: nothing for JAX to trace
-class TorchVAE:
-    """One group of two latents; points in three dimensions."""
-
-    blocks = (ncp_jax.Block(1, (2,), (0,)),)
-
-    def __init__(self, encoder, decoder):
-        self.encoder, self.decoder = encoder.eval(), decoder.eval()
-
-    def encode(self, x, key):
-        """Draws z ~ q(z | x)."""
-        mean, raw = jnp.split(call(self.encoder, x, 4), 2, axis=-1)
-        q = ncp_jax.Normal(mean, jax.nn.softplus(raw) + 1e-3)
-        z = q.sample(key)
-        return ncp_jax.Encoding((z[None],), q.log_prob(z)[:, None])
-
-    def root(self, batch_size):
-        """The state before z is known: a place for it."""
-        return jnp.zeros((batch_size, 2))
-
-    def prior(self, block, k, carry):
-        """p(z) = N(0, I), and no context."""
-        standard = ncp_jax.Normal(jnp.zeros_like(carry), jnp.ones_like(carry))
-        return ncp_jax.GroupPrior(standard, carry[:, :0])
-
-    def absorb(self, block, k, carry, z_k):
-        """The state after z is known: z itself."""
-        return z_k
-
-    def decode(self, carry):
-        """p(x | z)."""
-        mean = call(self.decoder, carry, 3)
-        return ncp_jax.Normal(mean, jnp.ones_like(mean))
+torch.manual_seed(0)
+encoder = torch.nn.Linear(3, 4).eval()  # trained elsewhere: points in three dimensions
+decoder = torch.nn.Linear(2, 3).eval()
 
 
 def call(module, x, num_features):
@@ -59,8 +28,19 @@ def call(module, x, num_features):
     return jax.pure_callback(on_host, shape, x, vmap_method="expand_dims")
 
 
-torch.manual_seed(0)
-vae = TorchVAE(torch.nn.Linear(3, 4), torch.nn.Linear(2, 3))  # trained elsewhere
+def posterior(_, x):
+    """q(z | x)."""
+    mean, raw = jnp.split(call(encoder, x, 4), 2, axis=-1)
+    return ncp_jax.Normal(mean, jax.nn.softplus(raw) + 1e-3)
+
+
+def likelihood(_, z):
+    """p(x | z)."""
+    mean = call(decoder, z, 3)
+    return ncp_jax.Normal(mean, jnp.ones_like(mean))
+
+
+vae = ncp_jax.EncoderDecoder(posterior, likelihood, None, latent_shape=(2,))
 x = np.random.default_rng(0).normal(2.0, 2.0, (1_200, 3)).astype(np.float32)
 keys = jax.random.split(jax.random.key(0), 3)
 ncp = ncp_jax.fit(vae, x[:1_000], key=keys[0], num_steps=200, batch_size=100)

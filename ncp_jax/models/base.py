@@ -8,6 +8,7 @@ At the end stands what VAEs of one vector under N(0, I) share, whatever their ne
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -160,13 +161,75 @@ class FrozenVAE:
         return self.module.apply(variables, *args, method=method)
 
 
+class UnderNormal:
+    """What VAEs of one latent group under N(0, I) share; their state is z itself."""
+
+    def root(self: Any, batch_size: int) -> Carry:
+        """Zeros in the place of z."""
+        (block,) = self.blocks
+        return jnp.zeros((batch_size, *block.latent_shape))
+
+    def prior(self, block: int, k: Array | int, carry: Carry) -> GroupPrior:
+        """N(0, I), with an empty context."""
+        del block, k
+        return GroupPrior(standard_normal(carry), jnp.zeros((carry.shape[0], 0)))
+
+    def absorb(self, block: int, k: Array | int, carry: Carry, z_k: Array) -> Carry:
+        """The state is z itself."""
+        del block, k, carry
+        return z_k
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoder(UnderNormal):
+    """A VAE of one latent group under p(z) = N(0, I), made of two functions.
+
+    A `LatentVariableModel`.  Gradients reach z, and never the variables.
+
+    Attributes:
+      encoder: (variables, x [B, *data_shape]) -> q(z | x), a `Normal` whose mean and
+        std are [B, *latent_shape].
+      decoder: (variables, z [B, *latent_shape]) -> p(x | z), such as `Bernoulli`.
+      variables: a pytree of arrays, the weights of both; None where the functions hold
+        them.
+      latent_shape: of one z.
+    """
+
+    encoder: Callable[[Any, Array], Normal] = dataclasses.field(
+        metadata={"static": True}
+    )
+    decoder: Callable[[Any, Array], Likelihood] = dataclasses.field(
+        metadata={"static": True}
+    )
+    variables: Any
+    latent_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """One group and nothing to condition it on."""
+        return (Block(1, self.latent_shape, (0,)),)
+
+    def encode(self, x: Array, key: Array) -> Encoding:
+        """Draws z ~ q(z | x)."""
+        return _drawn(self.posterior(x), key)
+
+    def posterior(self, x: Array) -> Normal:
+        """q(z | x)."""
+        return self.encoder(jax.lax.stop_gradient(self.variables), x)
+
+    def decode(self, carry: Carry) -> Likelihood:
+        """p(x | z)."""
+        return self.decoder(jax.lax.stop_gradient(self.variables), carry)
+
+
 def is_deterministic(model: Any) -> bool:
     """Whether a model says that its q(z | x) is a point, which has no density."""
     return bool(getattr(model, "is_deterministic", False))
 
 
-class OneVectorVAE(nn.Module):
-    """One group with nothing to condition it on; its state is z itself.
+class OneVectorVAE(UnderNormal, nn.Module):
+    """A Linen VAE whose z is one vector under N(0, I).
 
     A subclass has `encode` and `decode`.
 
@@ -182,20 +245,6 @@ class OneVectorVAE(nn.Module):
     def blocks(self) -> tuple[Block, ...]:
         """One group and nothing to condition it on."""
         return (Block(1, (self.latent_dim,), (0,)),)
-
-    def root(self, batch_size: int) -> Carry:
-        """Zeros in the place of z."""
-        return jnp.zeros((batch_size, self.latent_dim))
-
-    def prior(self, block: int, k: Array | int, carry: Carry) -> GroupPrior:
-        """N(0, I), with an empty context."""
-        del block, k
-        return GroupPrior(standard_normal(carry), jnp.zeros((carry.shape[0], 0)))
-
-    def absorb(self, block: int, k: Array | int, carry: Carry, z_k: Array) -> Carry:
-        """The state is z itself."""
-        del block, k, carry
-        return z_k
 
 
 class GaussianVAE(OneVectorVAE):
@@ -219,9 +268,7 @@ class GaussianVAE(OneVectorVAE):
 
     def encode(self, x: Array, key: Array) -> Encoding:
         """Draws z ~ q(z | x)."""
-        posterior = self.posterior(x)
-        z = posterior.sample(key)
-        return Encoding((z[None],), posterior.log_prob(z)[:, None])
+        return _drawn(self.posterior(x), key)
 
     def posterior(self, x: Array) -> Normal:
         """q(z | x) of x [B, *data_shape]: mean and std [B, latent_dim]."""
@@ -230,3 +277,9 @@ class GaussianVAE(OneVectorVAE):
     def decode(self, carry: Carry) -> Likelihood:
         """p(x | z) for z [B, latent_dim]."""
         raise NotImplementedError
+
+
+def _drawn(posterior: Normal, key: Array) -> Encoding:
+    """A draw of the only group."""
+    z = posterior.sample(key)
+    return Encoding((z[None],), posterior.log_prob(z)[:, None])
