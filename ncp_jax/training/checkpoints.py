@@ -75,6 +75,8 @@ class Checkpoints:
       InputError: if the directory cannot be made or read.
     """
 
+    keeps = True  # whether what is saved can be restored
+
     def __init__(
         self,
         directory: Path,
@@ -286,6 +288,8 @@ class Checkpoints:
 
 class Nowhere(Checkpoints):
     """Checkpoints of a training that nobody wants to go on with."""
+
+    keeps = False
 
     def __init__(self) -> None:
         pass

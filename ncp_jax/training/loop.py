@@ -214,9 +214,13 @@ class Preempted(BaseException):
     Like KeyboardInterrupt, not an `Exception`: it may come at any time.
     """
 
-    def __init__(self, signum: int, what: str = "stopped; complete stages are kept"):
-        name = signal.Signals(signum).name
-        super().__init__(f"{name}: {what}. Run the same command again to continue.")
+    def __init__(
+        self,
+        signum: int,
+        what: str = "stopped; complete stages are kept",
+        advice: str = "Run the same command again to continue",
+    ):
+        super().__init__(f"{signal.Signals(signum).name}: {what}. {advice}.")
         self.exit_code = 128 + signum
 
 
@@ -261,7 +265,7 @@ class StopSignals:
         if signum == signal.SIGINT:
             # Not the handler before: a background job's ignores Ctrl-C.
             signal.signal(signum, signal.default_int_handler)
-        os.write(2, b"stopping as soon as the steps under way are saved\n")
+        os.write(2, b"stopping after the steps under way\n")
 
 
 def fit(
@@ -322,14 +326,24 @@ def fit(
             if received := parallel.any_process(signals.received or 0):
                 checkpoints.save(step, task.collect(state), None)
                 checkpoints.wait()
-                where = f"{task.name} is saved at step {step} of {num_steps}"
-                raise Preempted(received, where)
+                raise _stopped(received, task, checkpoints, step, num_steps)
     if valid and parallel.is_writer():
         for line in task.remarks(valid):
             print(line, flush=True)
-    if signals.received is not None:  # after the last look, all is saved
-        raise Preempted(signals.received)
+    if signals.received is not None:  # after the last look
+        raise _stopped(signals.received, task, checkpoints, step, num_steps)
     return state
+
+
+def _stopped(
+    signum: int, task: Task, checkpoints: "Checkpoints", step: int, num_steps: int
+) -> Preempted:
+    """What to raise once the state is where it is kept, if it is."""
+    at = f"at step {step} of {num_steps}"
+    if checkpoints.keeps:
+        return Preempted(signum, f"{task.name} is saved {at}")
+    advice = "Nothing keeps it: give a workdir to go on another time"
+    return Preempted(signum, f"{task.name} stopped {at}", advice)
 
 
 def scan_updates(task: Task) -> Callable[..., tuple[Any, Metrics]]:

@@ -13,9 +13,9 @@ import pytest
 from ncp_jax import parallel
 from ncp_jax.errors import InputError
 from ncp_jax.training import loop
-from ncp_jax.training.checkpoints import Checkpoints
+from ncp_jax.training.checkpoints import Checkpoints, Nowhere
 from ncp_jax.training.loop import Preempted
-from ncp_jax.training.run_log import RunLog, read_metrics
+from ncp_jax.training.run_log import RunLog, SilentLog, read_metrics
 from tests.tiny import OPTIMIZER, toy_state, toy_task
 
 STEPS = {"num_steps": 25, "steps_per_dispatch": 4, "steps_per_eval": 10}
@@ -132,6 +132,15 @@ def test_an_interrupt_stops_as_tidily(tmp_path):
     with pytest.raises(Preempted, match="SIGINT: toy is saved at step 8") as stopped:
         fit(tmp_path, signal_at(4, signal.SIGINT, toy_task()))
     assert stopped.value.exit_code == 130
+
+
+def test_what_nothing_keeps_is_not_said_to_be_saved():
+    task = signal_at(4, signal.SIGTERM, toy_task())
+    with pytest.raises(Preempted) as stopped:
+        loop.fit(task, toy_state(), Nowhere(), SilentLog(), **STEPS)
+    message = str(stopped.value)
+    assert message.startswith("SIGTERM: toy stopped at step 8 of 25. Nothing keeps it")
+    assert "Run the same command" not in message
 
 
 def test_handlers_are_put_back(tmp_path):

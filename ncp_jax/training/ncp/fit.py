@@ -244,7 +244,6 @@ def _trained(
     except Preempted as stop:
         if stop.exit_code != 130:
             raise
-        kept = str(stop) if workdir else "stopped; give workdir= to go on another time"
-        raise KeyboardInterrupt(kept) from None
+        raise KeyboardInterrupt(str(stop)) from None
     saved.wait()
     return task.collect(state)

@@ -277,13 +277,13 @@ def test_the_files_of_the_checkout_pass():
 
 
 def test_the_files_that_come_with_the_repository_are_whole_and_small():
-    assert config_files.weights_names() == ["mnist_mlp"]
+    assert config_files.weights_names() == ["mnist_mlp", "mnist_mlp_1m"]
     files = [config_files.weights_path(name) for name in config_files.weights_names()]
     assert sum(file.stat().st_size for file in files) < 6e6
     for file in files:
         record, arrays = weights_file.read(file)
         assert fingerprint(unflatten_dict(arrays, sep="/")) == record.fingerprint
-        settings = config_files.load(file.stem)
+        settings = config_files.load("mnist_mlp")  # of both
         settings.vae.pretrained = file.stem
         settings = weights_import.with_its_training(settings)
         assert settings.vae.num_steps == record.config.vae["num_steps"]
