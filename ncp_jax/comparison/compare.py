@@ -149,13 +149,9 @@ def fits_of(
             f"priors must hold names, some of {', '.join(ex_post.NAMES)}; got "
             f"{priors!r}"
         )
-    later = conditional.NAMES if is_grouped else ()
-    return {
-        name: how
-        if callable(how)
-        else ex_post.settings_of(name, {} if name in later else how)
-        for name, how in _changes(priors).items()
-    }
+    later, changes = conditional.NAMES if is_grouped else (), _changes(priors)
+    now = {name: how for name, how in changes.items() if name not in later}
+    return {name: ex_post.settings_of(name, now.get(name), now) for name in changes}
 
 
 def _changes(

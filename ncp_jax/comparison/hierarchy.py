@@ -252,6 +252,7 @@ def fits_of(
     """
     top, *later = groups.widths
     found: dict[str, Fit] = {}
+    of_one = {n: how for n, how in priors.items() if n not in conditional.NAMES}
     for name, how in priors.items():
         if callable(how):
             found[name] = how
@@ -261,7 +262,7 @@ def fits_of(
             found[name] = ex_post.settings_of(name, how)
         else:
             check_names([name])
-            fit = ex_post.settings_of(name, how)
+            fit = ex_post.settings_of(name, how, of_one)
             found[f"{name}_top"] = OnTop(fit, top, sum(later))
     return found
 

@@ -116,7 +116,7 @@ def _fits(experiment: Experiment) -> dict[str, Fit]:
     changes = settings.priors.to_dict()
     return {
         _row(experiment, name): ex_post.shortened(
-            ex_post.settings_of(name, changes.get(name)),
+            ex_post.settings_of(name, changes.get(name), changes),
             settings.max_steps,
             settings.max_draws,
         )

@@ -256,6 +256,13 @@ def test_how_much_is_measured_is_checked(settings, message):
         compared(num_fits=0)
 
 
+def test_a_prior_is_built_on_the_one_that_is_compared():
+    """NCP over another mixture than the one beside it would compare the mixtures."""
+    for how in ({"num_components": (3,)}, Moments(50)):
+        fits_of = comparison.fits_of({"ncp_over_gmm": {}, "gmm": how})
+        assert fits_of["ncp_over_gmm"].base == fits_of["gmm"]
+
+
 def test_what_a_fit_returns_must_be_a_prior():
     with pytest.raises(InputError, match=r"'nothing'.*dict must have `density`"):
         compared(priors={"nothing": lambda key, encodings, folder: {}})

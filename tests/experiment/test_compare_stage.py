@@ -166,6 +166,10 @@ def test_the_settings_of_a_prior_are_changed_and_shortened():
 def test_a_prior_over_another_holds_how_that_is_fitted():
     found = ex_post.settings_of("ncp_over_gmm", {"base": {"reg_covar": 0.5}})
     assert found.base == ex_post.settings_of("gmm", {"reg_covar": 0.5})
+    others = {"gmm": {"num_components": (5,)}, "ncp": {"num_negatives": 2}}
+    of_changed = ex_post.settings_of("ncp_over_gmm", None, others)
+    assert of_changed.base == ex_post.settings_of("gmm", others["gmm"])
+    assert of_changed.num_negatives == found.num_negatives
 
 
 @pytest.mark.parametrize("variant", ["", "fashion", "smoke"])

@@ -72,17 +72,26 @@ LEAST = {  # of whole numbers, 1 without an entry: the first that fits the name
 }
 
 
-def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
+def settings_of(
+    name: str,
+    changes: Mapping[str, Any] | contract.Fit | None = None,
+    others: Mapping[str, Mapping[str, Any] | contract.Fit] | None = None,
+) -> Any:
     """Returns how a prior is fitted: a frozen dataclass, a `contract.Fit`.
 
     Args:
       name: one of `NAMES`.
       changes: of its fields; those of a field that holds settings are a mapping again,
-        e.g. {"training": {"num_steps": 100}}.
+        e.g. {"training": {"num_steps": 100}}.  Or what fits a prior of one's own, of
+        any name, which is returned.
+      others: the changes of other priors by name: one that is built on another is
+        built on that one as it is changed.
 
     Raises:
       InputError: there is no such prior or field.
     """
+    if callable(changes):
+        return changes
     if name not in PRIORS:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -93,7 +102,7 @@ def settings_of(name: str, changes: Mapping[str, Any] | None = None) -> Any:
     module = importlib.import_module(f"{__name__}.{known.module}")
     fields = dict(known.fields)
     if known.base:
-        fields["base"] = settings_of(known.base)
+        fields["base"] = settings_of(known.base, (others or {}).get(known.base))
     settings = changed(name, getattr(module, known.settings)(), fields)
     return changed(name, settings, changes or {})
 
