@@ -13,9 +13,11 @@ VAE with
 
   --config.vae.workdir=runs/mnist
 
-Stage 1 need not be trained: a file of 200,000 steps comes with this repository,
+Stage 1 need not be trained: files of 200,000 and of 10^6 steps come with this
+repository,
 
   --config.vae.pretrained=mnist_mlp
+  --config.vae.pretrained=mnist_mlp_1m
 
 The full length of the literature, for a GPU, is one flag more:
 

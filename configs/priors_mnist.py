@@ -5,10 +5,11 @@ comparison, without stages 2 to 4:
 
   python main.py --config=configs/priors_mnist.py --workdir=runs/priors
 
-or on the VAE that comes with this repository, or another one that is there already, of
-as many steps as that has:
+or on a VAE that comes with this repository, of 200,000 or of 10^6 steps, or another one
+that is there already, of as many steps as that has:
 
   --config.vae.pretrained=mnist_mlp
+  --config.vae.pretrained=mnist_mlp_1m
   --config.vae.workdir=runs/mnist --config.vae.num_steps=1000000
 
 Three fits of each prior, measured on 2,000 test pictures with 1,000 draws of each;
