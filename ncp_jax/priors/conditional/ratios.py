@@ -81,10 +81,9 @@ class ConditionalRatios:
         def in_group(params_and_k: tuple[PyTree, Array]) -> Array:
             params, k = params_and_k
             log_r, of_group = self.log_ratio(params, k, stacked), rng.at_step(keys, k)
+            weigh = partial(_weigh_proposal, log_r, is_used[k], of_group)
             of_proposals = jax.lax.map(
-                lambda j: log_r(_proposals(is_used[k], rng.at_step(of_group, j))),
-                jnp.arange(num_others),
-                batch_size=at_a_time,
+                weigh, jnp.arange(num_others), batch_size=at_a_time
             )  # [M - 1, B]
             own = log_r(stacked[:, k])
             log_sum = jnp.logaddexp(own, jax.nn.logsumexp(of_proposals, axis=0))
@@ -126,6 +125,11 @@ def _proposals(is_used: Array, keys: Array) -> Array:
     """Draws of the base prior, one per key: [B, m]; zeros where there is padding."""
     draw = jax.vmap(lambda key: jax.random.normal(key, is_used.shape))
     return draw(keys) * is_used[None]
+
+
+def _weigh_proposal(log_r: LogRatio, is_used: Array, keys: Array, j: Array) -> Array:
+    """log r of proposal number j of each key: [B], nats."""
+    return log_r(_proposals(is_used, rng.at_step(keys, j)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,9 +211,7 @@ class Settings:
                 negatives = self._chains(keys, still, is_used[k])
                 return jnp.mean(log_r(negatives)) - jnp.mean(own)
 
-            def weigh(j: Array) -> Array:
-                return log_r(_proposals(is_used[k], rng.at_step(keys, j)))
-
+            weigh = partial(_weigh_proposal, log_r, is_used[k], keys)
             of_negatives = jax.vmap(weigh)(jnp.arange(self.num_negatives)).T.reshape(-1)
             if self.learned_by == "snis":
                 ranked = nce.ranking_losses(own, of_negatives, is_shared=False)

@@ -112,17 +112,21 @@ def test_draws_of_a_conditional_flow_are_those_of_its_density(some_flow, key):
     assert np.abs(noise - stacked[:, 1]).max() > 0.1  # it is not the identity
 
 
-def test_the_bound_is_that_of_sir_by_hand(key):
-    """With r_k = exp(a_k . u_k + c . context) the context's factor cancels."""
+def some_ratios(key):
     network = ratios.MLPDiscriminator((4,), "tanh")
     params = network.init(key, jnp.zeros((1, 2)), jnp.zeros((1, 2)))["params"]
     params = moved(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params), 1.0)
-    prior = ratios.ConditionalRatios(params, network, GROUPS, num_proposals=8)
+    return ratios.ConditionalRatios(params, network, GROUPS, num_proposals=8)
+
+
+def test_the_bound_is_that_of_sir_by_hand(key):
+    """With r_k = exp(a_k . u_k + c . context) the context's factor cancels."""
+    prior = some_ratios(key)
     u = jnp.asarray(coordinates(5, 3))
     found = prior.excesses(u, key)
     stacked, used = GROUPS.stack(u), np.asarray(GROUPS.is_used())
     for k in range(2):
-        of_k = jax.tree.map(lambda leaf, k=k: leaf[k], params)
+        of_k = jax.tree.map(lambda leaf, k=k: leaf[k], prior.params)
         context = GROUPS.context(stacked, k)
         for b, of_row in enumerate(jax.random.split(key, 5)):
             of_group = jax.random.fold_in(of_row, k)
@@ -134,7 +138,7 @@ def test_the_bound_is_that_of_sir_by_hand(key):
             all_8 = jnp.concatenate([stacked[b : b + 1, k], proposals])
             contexts = jnp.tile(context[b : b + 1], (8, 1))
             log_r = np.asarray(
-                network.apply({"params": of_k}, all_8, contexts), np.float64
+                prior.network.apply({"params": of_k}, all_8, contexts), np.float64
             )
             expected = log_r[0] - np.log(np.exp(log_r).mean())
             assert found[b, k] == pytest.approx(expected, rel=1e-3, abs=1e-4)
@@ -145,10 +149,7 @@ def test_estimates_of_two_rows_do_not_move_together(key):
 
     Proposals that rows share would move their estimates as one: correlation 1 here.
     """
-    network = ratios.MLPDiscriminator((4,), "tanh")
-    params = network.init(key, jnp.zeros((1, 2)), jnp.zeros((1, 2)))["params"]
-    params = moved(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params), 1.0)
-    prior = ratios.ConditionalRatios(params, network, GROUPS, num_proposals=8)
+    prior = some_ratios(key)
     u = jnp.tile(jnp.asarray(coordinates(1, 3)), (2, 1))
     found = jax.jit(jax.vmap(lambda k: prior.log_prob(u, k)))(
         jax.random.split(key, 400)
