@@ -7,9 +7,9 @@ decoder of two layers of 300 tanh units, 50 latents, energy network 50-100-100-1
   NCP_JAX_DATA=FOLDER python main.py --config=configs/mnist_mlp.py --workdir=runs/mnist
 
 trains stage 1 for 10^6 steps, which took two CPU cores 88 minutes, and stage 2 as
-the paper does, in ten minutes. `:ranking` trains the same energy network by the loss
-that bounds the gain itself as well, `:deep` a larger one by the paper's; on that frozen
-VAE with
+the paper does, in ten minutes.  `:ranking` adds the ranking loss, which bounds the gain
+itself.  `:deep` trains a larger network by the paper's loss.  On the VAE of that run,
+in another workdir, each is
 
   --config.vae.workdir=runs/mnist
 

@@ -1,7 +1,7 @@
 """Every prior of `ncp_jax.priors.ex_post` on the single-group VAE of `mnist_mlp.py`.
 
 Stage 1 is that config's, 200,000 steps of it.  The whole run is stage 1 and the
-comparison, without stages 2 to 4:
+comparison; it has no stage 2 of its own:
 
   python main.py --config=configs/priors_mnist.py --workdir=runs/priors
 

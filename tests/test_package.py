@@ -288,4 +288,4 @@ def test_without_an_extra_the_program_names_it(installed, elsewhere):
         [*command, "--workdir=run"], capture_output=True, text=True, **elsewhere
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "pip install 'ncp_jax[tfds]'" in done.stderr
+    assert "pip install '.[tfds]'" in done.stderr

@@ -16,7 +16,7 @@ from ncp_jax.errors import InputError, explained
 
 COLUMNS = ("image", "img", "picture", "images")  # looked for in this order
 _KEPT = 4  # row groups in memory
-_INSTALL = "pip install 'ncp_jax[parquet]'"
+_INSTALL = "in a clone of ncp_jax, pip install '.[parquet]'"
 
 
 class Table(NamedTuple):

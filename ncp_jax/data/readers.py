@@ -18,7 +18,7 @@ from ncp_jax.errors import InputError, explained
 
 _IDX_UBYTE, _IDX_NDIM = 0x08, 3  # pictures: unsigned bytes [N, H, W]
 _TORCHVISION_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
-_INSTALL_TFDS = "pip install 'ncp_jax[tfds]'"  # in a checkout: requirements.txt
+_INSTALL_TFDS = "in a clone of ncp_jax, pip install '.[tfds]'"
 
 
 def read_idx(path: Path) -> np.ndarray:
