@@ -21,7 +21,8 @@ from ncp_jax.evaluation.metrics import feature_scores
 from ncp_jax.evaluation.metrics.feature_scores import KID_PICTURES
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages.parts import pictures
-from ncp_jax.priors import conditional, ex_post
+from ncp_jax.priors import ex_post
+from ncp_jax.priors.conditional.groups import Groups
 from ncp_jax.priors.ex_post.contract import Fit
 from ncp_jax.records import whole_file
 from ncp_jax.training.loop import Prepare
@@ -139,7 +140,7 @@ def fits_of(
 
     Args:
       priors: as of `compare`.
-      is_grouped: whether changes of conditional priors are left for later.
+      is_grouped: whether they are for a VAE of several groups, of one coordinate here.
 
     Raises:
       InputError: an unknown prior or setting, or none at all.
@@ -149,9 +150,12 @@ def fits_of(
             f"priors must hold names, some of {', '.join(ex_post.NAMES)}; got "
             f"{priors!r}"
         )
-    later, changes = conditional.NAMES if is_grouped else (), _changes(priors)
-    now = {name: how for name, how in changes.items() if name not in later}
-    return {name: ex_post.settings_of(name, now.get(name), now) for name in changes}
+    changes = _changes(priors)
+    if is_grouped:  # how many groups there are is found later
+        return hierarchy.fits_of(Groups((1,)), changes)
+    return {
+        name: ex_post.settings_of(name, how, changes) for name, how in changes.items()
+    }
 
 
 def _changes(

@@ -15,6 +15,7 @@ Array = jax.Array
 NUM_REPEATS, MAX_SECONDS = 3, 60.0  # of timed batches of draws
 
 
+@jax.default_matmul_precision("float32")  # TF32 would move log-weights
 def draw(prior: LatentPrior, key: Array, num: int, batch_size: int) -> np.ndarray:
     """Draws z [num, D]; draw i depends on (key, i) alone.
 
@@ -34,6 +35,7 @@ def draw(prior: LatentPrior, key: Array, num: int, batch_size: int) -> np.ndarra
 _sample = jax.jit(lambda prior, keys: prior.sample(keys))
 
 
+@jax.default_matmul_precision("float32")  # of the program that draws
 def cost(prior: LatentPrior, key: Array, batch_size: int) -> dict[str, Estimate]:
     """What draws of z cost, decoding left out, `batch_size` at a time.
 

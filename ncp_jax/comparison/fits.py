@@ -55,8 +55,7 @@ def fit(
       InputError: what was fitted is no prior.
     """
     if base is not None:
-        given = Given(base.prior, fingerprint(base.prior))
-        settings = dataclasses.replace(settings, base=given)
+        settings = over(settings, base.prior)
     started, record = time.monotonic(), None
     place, before = None, {"seconds": 0.0, "is_done": False}
     identity = ""
@@ -78,6 +77,13 @@ def fit(
             whole_file.write_json(record, {"seconds": seconds, "is_done": is_done})
     _check(name, prior)
     return Fitted(prior, seconds + (base.seconds if base else 0.0), identity)
+
+
+def over(settings: Any, base: LatentPrior) -> Any:
+    """The same `Fit`, on a base prior that is fitted already."""
+    if hasattr(settings, "over"):  # of a part of z alone
+        return settings.over(base)
+    return dataclasses.replace(settings, base=Given(base, fingerprint(base)))
 
 
 def _check(name: str, prior: Any) -> None:

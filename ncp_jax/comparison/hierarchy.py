@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import parallel, rng
+from ncp_jax.comparison import fits
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import Latents, LatentVariableModel, is_deterministic
 from ncp_jax.models.distributions import Likelihood
@@ -175,6 +176,16 @@ class OnTop:
     width: int
     num_rest: int
 
+    @property
+    def base(self) -> "OnTop | None":
+        """What fits the base of the prior to that group; None where it has none."""
+        base = getattr(self.fit, "base", None)
+        return None if base is None else dataclasses.replace(self, fit=base)
+
+    def over(self, base: WithRest) -> "OnTop":
+        """The same, on a base that `self.base` has fitted."""
+        return dataclasses.replace(self, fit=fits.over(self.fit, base.first))
+
     def __call__(
         self, key: Array, encodings: Encodings, folder: Path | None = None
     ) -> LatentPrior:
@@ -207,8 +218,14 @@ def of(
       folder: that keeps them; None for none.
 
     Raises:
-      InputError: a base prior is not `Normal`, or no group has signal.
+      InputError: a base prior is not `Normal`, no group has signal, or the settings
+        ask for ratios that read more than coordinates.
     """
+    if settings.is_joint or settings.is_whole:
+        raise InputError(
+            "compared priors read the coordinates of each group: give directions "
+            "is_joint=False, with_maps=False and another context than 'features'"
+        )
     mesh = parallel.mesh_of()
     size = min(MAX_BATCH, settings.num_examples, len(train))
     size = max(size // mesh.size, 1) * mesh.size
@@ -235,7 +252,7 @@ def of(
             "that priors could be fitted to; lower the floor of the directions"
         )
     directions.check(vae.blocks)
-    return Hierarchy(SignalVAE(vae, directions, settings.context_size))
+    return Hierarchy(SignalVAE(vae, directions, settings.num_earlier))
 
 
 def fits_of(

@@ -147,8 +147,9 @@ def log_marginals(
       key: PRNG key; consumed here.
       num_importance_samples: S.
       chunk_size: draws of each example at a time; bounds the memory, and does not
-        change the draws.
-      batch_size: examples at a time.
+        change the draws.  Those that share a chunk share the noise of a density that
+        is estimated, so its numbers depend on it.
+      batch_size: examples at a time; the draws depend on it.
       kept: what was measured before.
 
     Returns:

@@ -1,6 +1,6 @@
 """Measures of a trained NCP on held-out examples, each with its standard error."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -81,32 +81,32 @@ def contrast_on_held_out(
         partial(_logits, prepare, num_passes, ncp), batches, key
     )  # [N, passes, K]
     loss = (np.logaddexp(0.0, -logit_q) + np.logaddexp(0.0, logit_p)).mean(1)  # [N, K]
-    pairs = [(logit_q[..., k], logit_p[..., k]) for k in range(loss.shape[1])]
+    pairs = [(logit_q[..., row], logit_p[..., row]) for row in range(loss.shape[1])]
     off = np.stack([calibration.error_terms(*pair) for pair in pairs])  # [K, N / 2]
-    losses = per_group("nce_loss", loss.T, "nats", ncp.groups)
+    rows = ncp.rows
+    losses = per_group("nce_loss", loss.T, "nats", rows)
     estimates = {
         **losses,
-        **per_group("jsd", np.log(2.0) - loss.T / 2, "nats", ncp.groups),
-        **_calibration_errors(off, len(loss), ncp.groups),
+        **per_group("jsd", np.log(2.0) - loss.T / 2, "nats", rows),
+        **_calibration_errors(off, len(loss), rows),
     }
-    groups = range(len(pairs)) if ncp.groups is None else ncp.groups
-    for k in groups:
-        of_group = gains.held_out_gain(*pairs[k])
+    for k, row in rows.items():
+        of_group = gains.held_out_gain(*pairs[row])
         mark = f"/{k}" if len(pairs) > 1 else ""
         estimates |= {name + mark: found for name, found in of_group.items()}
-    arrays = {"groups": np.array(groups), "nce_loss": as_rows(losses.values())}
-    firsts = [(pairs[k][0][:, 0], pairs[k][1][:, 0]) for k in groups]
+    arrays = {"groups": np.array(list(rows)), "nce_loss": as_rows(losses.values())}
+    firsts = [(pairs[row][0][:, 0], pairs[row][1][:, 0]) for row in rows.values()]
     return estimates, arrays | _curves(firsts)
 
 
 def _calibration_errors(
-    terms: np.ndarray, num_examples: int, groups: tuple[int, ...] | None
+    terms: np.ndarray, num_examples: int, rows: Mapping[int, int]
 ) -> dict[str, Estimate]:
     """Means of `calibration.error_terms` [K, n]; of too few examples without an error.
 
     Most bins then have no sign, and 0 +- 0 would look calibrated.
     """
-    found = per_group("calibration_error", terms, "probability", groups)
+    found = per_group("calibration_error", terms, "probability", rows)
     if num_examples >= calibration.MIN_EXAMPLES:
         return found
     print(
@@ -155,22 +155,22 @@ def per_group(
     name: str,
     values: Array | np.ndarray,
     unit: str,
-    groups: tuple[int, ...] | None = None,
+    rows: Mapping[int, int] | None = None,
 ) -> dict[str, Estimate]:
     """Means over [K, n] values; named `name`, or `name/k` where there are several.
 
     Args:
       name: of the metric.
-      values: of all K groups.
+      values: of K groups.
       unit: of the values.
-      groups: the numbers of those that are reported; None for all.
+      rows: of the groups that are reported, by their number; None for all.
     """
-    numbers = range(len(values)) if groups is None else groups
+    rows = dict(enumerate(range(len(values)))) if rows is None else rows
     return {
         name if len(values) == 1 else f"{name}/{k}": importance.mean_estimate(
-            values[k], unit
+            values[row], unit
         )
-        for k in numbers
+        for k, row in rows.items()
     }
 
 
@@ -182,7 +182,7 @@ def join_blocks(infos: Any) -> Any:
 
 
 def sampler_diagnostics(
-    name: str, infos: Any, moved: str = "z", groups: tuple[int, ...] | None = None
+    name: str, infos: Any, moved: str = "z", rows: Mapping[int, int] | None = None
 ) -> dict[str, Estimate]:
     """What a sampler tells of its chains, as means over them, for each group.
 
@@ -194,16 +194,17 @@ def sampler_diagnostics(
       infos: `infos` of `generation.sample` or `generate`, or what `join_blocks` makes
         of them.
       moved: what Langevin dynamics moved, "z" or its "noise".
-      groups: the numbers of those that are reweighted; None for all.
+      rows: of the groups that are reweighted, by their number: `NCPPrior.rows`; None
+        for all.
     """
     info = join_blocks(infos)
     if isinstance(info, samplers.SIRThenMALAInfo):
-        parts = (sampler_diagnostics(name, part, moved, groups) for part in info)
+        parts = (sampler_diagnostics(name, part, moved, rows) for part in info)
         return {key: value for part in parts for key, value in part.items()}
     if isinstance(info, samplers.LangevinInfo):
         last = info.gradient_norm[..., -1]  # [K, N]
         unit = f"nats per unit of {moved}"
-        return per_group(f"{name}_gradient_norm", last, unit, groups)
+        return per_group(f"{name}_gradient_norm", last, unit, rows)
     units = {
         "ess": "proposals",
         "num_proposals": "proposals",
@@ -216,7 +217,7 @@ def sampler_diagnostics(
     }
     fields = getattr(info, "_fields", ())
     estimates = {
-        field: per_group(f"{name}_{field}", getattr(info, field), unit, groups)
+        field: per_group(f"{name}_{field}", getattr(info, field), unit, rows)
         for field, unit in units.items()
         if field in fields
     }

@@ -47,7 +47,7 @@ def evaluate(
       test: [N, *data_shape] examples.
       key: PRNG key; consumed here.
       prepare: (key, stored) -> x; the same as that of `fit`.
-      batch_size: examples at a time.
+      batch_size: examples at a time; the draws depend on it.
       num_importance_samples: of q(z | x) per example; the bounds rise with it.
       chunk_size: of them at a time; bounds the memory.
       num_snis_proposals: M of the SIR sampler whose likelihood is `nll_snis`.
@@ -63,10 +63,11 @@ def evaluate(
     Returns:
       Estimates, each with its standard error and n, by name: `nll_base`, `nll_ncp`,
       `gain_nats`, `nll_snis`, `gain_snis_nats`, `elbo_base`, `log_z`, `ess_fraction`
-      in nats but for the last; and per group `nce_loss`, `jsd` (nats) and
-      `calibration_error`, named `nce_loss/k` where there are several groups; with
-      signal directions `num_directions` and `signal_total` of each group, too.  Of a
-      model whose z is a function of x the first six are left out.
+      in nats but for the last; and per group `nce_loss`, `jsd`, `nce_gain`,
+      `nce_log_r_q`, `nce_log_z` (nats) and `calibration_error`, named `nce_loss/k`
+      where there are several groups; with signal directions `num_directions` and
+      `signal_total` of each group, too.  Of a model whose z is a function of x the
+      first six are left out.
     """
     test = preparation.examples("test", test)
     prepare = preparation.checked(itself(ncp.vae), test, prepare)

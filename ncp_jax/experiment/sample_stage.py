@@ -65,8 +65,8 @@ def sample(experiment: Experiment) -> dict[str, Estimate]:
         np.savez_compressed(folder / f"{name}.npz", images=out.images, **arrays)
         _save_picture(folder / f"{name}.png", np.asarray(out.images), name)
         moved = "noise" if settings.langevin_in_noise else "z"
-        groups = None if name in ENERGIES else ncp.groups
-        estimates |= diagnostics.sampler_diagnostics(name, info, moved, groups)
+        rows = None if name in ENERGIES else ncp.rows
+        estimates |= diagnostics.sampler_diagnostics(name, info, moved, rows)
     return estimates
 
 

@@ -66,10 +66,11 @@ def sample(
       ratios the sampler's info, leaves [num_groups, N, ...].
 
     Raises:
-      InputError: the VAE is not as it should be, or the sampler leaves the finite
-        numbers.
+      InputError: the VAE is not as it should be, step sizes are not one for each
+        group, or the sampler leaves the finite numbers.
     """
     _check_once(ncp.vae)
+    _check_step_sizes(ncp, sampler)
     mesh = mesh or parallel.mesh_of()
     out = generate(ncp, rng.typed(key), num, batch_size, sampler, mesh)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out)):
@@ -78,6 +79,17 @@ def sample(
             "which has none"
         )
     return out
+
+
+def _check_step_sizes(ncp: NCPPrior, sampler: DrawGroup) -> None:
+    sizes = getattr(sampler, "step_size", None)
+    num_groups = sum(block.num_groups for block in ncp.vae.blocks)
+    least = max(ncp.reweighted_groups, default=0) + 1
+    if isinstance(sizes, tuple) and not least <= len(sizes) <= num_groups:
+        raise InputError(
+            f"{sampler}: {len(sizes)} step sizes for {least} groups: give one number, "
+            "or one for each group"
+        )
 
 
 def _check_once(vae: LatentVariableModel) -> None:

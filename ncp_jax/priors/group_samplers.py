@@ -15,6 +15,7 @@ from ncp_jax.errors import InputError
 from ncp_jax.models.distributions import Distribution, Normal, Standardizable
 from ncp_jax.models.shared import sample_each
 from ncp_jax.priors.ncp_prior import LogRatio, Target
+from ncp_jax.priors.signal_space import PaddedNormal
 
 Array = jax.Array
 StepSize = float | tuple[float, ...]  # lambda, of all groups or of each
@@ -87,11 +88,23 @@ class AdaptiveSIR:
 
 @dataclasses.dataclass(frozen=True)
 class IteratedSIR:
-    """SIR repeated with the current z among the proposals: exact in the limit."""
+    """SIR repeated with the current z among the proposals: exact in the limit.
+
+    Raises:
+      InputError: there is no proposal beside the current z, or no step.
+    """
 
     num_proposals: int = 100
     num_steps: int = 10
     chunk_size: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuses chains that would stay where they are."""
+        if self.num_proposals < 2 or self.num_steps < 1:
+            raise InputError(
+                f"{self}: num_proposals, the current z among them, must be 2 or more, "
+                "and num_steps 1 or more"
+            )
 
     def __call__(
         self, keys: Array, target: Target
@@ -146,14 +159,22 @@ class MALA:
     Attributes:
       step_size: lambda at the start, one for all groups or one of each.
       num_steps: updates, adaptation included.
-      num_adapt_steps: in which each chain finds its own lambda.
+      num_adapt_steps: the first so many, in which each chain finds its own lambda; None
+        for a fifth of them.
       in_noise: as of `Langevin`.
+
+    Raises:
+      InputError: no step is left after the adaptation.
     """
 
     step_size: StepSize = 1e-1
     num_steps: int = 1_000
-    num_adapt_steps: int = 200
+    num_adapt_steps: int | None = None
     in_noise: bool = True
+
+    def __post_init__(self) -> None:
+        """Looks at the numbers of steps."""
+        _check_steps(self)
 
     def __call__(self, keys: Array, target: Target) -> tuple[Array, samplers.MALAInfo]:
         """Starts at a draw from p(z_k | z_<k)."""
@@ -164,21 +185,28 @@ class MALA:
             moved.log_density,
             step_size=_of_group(self.step_size, target.group),
             num_steps=self.num_steps,
-            num_adapt_steps=self.num_adapt_steps,
+            num_adapt_steps=_num_adapting(self, 5),
         )
         return moved.to_z(final), info
 
 
 @dataclasses.dataclass(frozen=True)
 class SIRThenMALA:
-    """SIR, whose choice MALA moves on; the settings are those of both."""
+    """SIR, whose choice MALA moves on; the settings are those of both.
+
+    Without `num_adapt_steps` half of the steps find the step size.
+    """
 
     num_proposals: int = 100
     chunk_size: int = 100
     step_size: StepSize = 1e-1
     num_steps: int = 20
-    num_adapt_steps: int = 10
+    num_adapt_steps: int | None = None
     in_noise: bool = True
+
+    def __post_init__(self) -> None:
+        """Looks at the numbers of steps."""
+        _check_steps(self)
 
     def __call__(
         self, keys: Array, target: Target
@@ -194,13 +222,15 @@ class SIRThenMALA:
             chunk_size=self.chunk_size,
             step_size=_of_group(self.step_size, target.group),
             num_steps=self.num_steps,
-            num_adapt_steps=self.num_adapt_steps,
+            num_adapt_steps=_num_adapting(self, 2),
         )
         return moved.to_z(final), info
 
 
 class _Moved:
     """The variable that a chain moves: z, or e in z = mean + std * e.
+
+    Padded coordinates are moved as e: there std is 0, and whatever e does z stays 0.
 
     Raises:
       InputError: e is asked for, and the base prior does not say that it is normal.
@@ -211,7 +241,7 @@ class _Moved:
         base = target.base
         self.base: Distribution = base
         self.to_z: Callable[[Array], Array] = lambda at: at
-        if in_noise:
+        if in_noise or isinstance(base, PaddedNormal):
             if not isinstance(base, Standardizable):
                 raise InputError(
                     f"the base prior is a {type(base).__name__} without a method "
@@ -230,6 +260,20 @@ class _Moved:
     def log_density(self, at: Array) -> Array:
         """log p + log r: [B], nats, up to a constant."""
         return self.base.log_prob(at) + self.log_r(self.to_z(at))
+
+
+def _check_steps(sampler: MALA | SIRThenMALA) -> None:
+    if not 0 <= _num_adapting(sampler, 2) < sampler.num_steps:
+        raise InputError(
+            f"{sampler}: the first num_adapt_steps of num_steps find the step size, so "
+            "they must be fewer"
+        )
+
+
+def _num_adapting(sampler: MALA | SIRThenMALA, share: int) -> int:
+    """How many steps find the step size: one in `share`, where that is not said."""
+    given = sampler.num_adapt_steps
+    return sampler.num_steps // share if given is None else given
 
 
 def _of_group(step_size: StepSize, group: Array) -> float | Array:

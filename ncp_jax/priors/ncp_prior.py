@@ -67,7 +67,7 @@ class NCPPrior:
         except (AttributeError, TypeError, IndexError):  # placeholders of a pytree
             return
         num_groups = sum(block.num_groups for block in blocks)
-        if any(k not in range(num_groups) for k in self.groups or ()):
+        if any(k not in range(num_groups) for k in self.groups):
             raise InputError(
                 f"groups = {self.groups}: the model has the groups 0 to "
                 f"{num_groups - 1}; name some of them, or None for all"
@@ -127,6 +127,19 @@ class NCPPrior:
         """Numbers of the groups that are reweighted, in blocks with discriminators."""
         per_block = (self.reweighted_in(b) for b in self.reweighted_blocks)
         return tuple(k for groups in per_block for k in groups)
+
+    @property
+    def rows(self) -> dict[int, int]:
+        """Of each reweighted group its row, where blocks with discriminators have rows.
+
+        Infos of samplers and logits of discriminators are so.
+        """
+        sizes = [each.num_groups for each in self.vae.blocks]
+        starts = [sum(sizes[:b]) for b in range(len(sizes))]
+        numbers = [
+            starts[b] + k for b in self.reweighted_blocks for k in range(sizes[b])
+        ]
+        return {k: row for row, k in enumerate(numbers) if k in self.reweighted_groups}
 
     def reweighted_in(self, block: int) -> tuple[int, ...]:
         """Numbers, of 0 .. K-1, of a block's groups that are reweighted."""

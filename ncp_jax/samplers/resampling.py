@@ -122,7 +122,9 @@ def adaptive_sir(
     noise_keys = rng.stream(keys, "choice")
 
     def is_open(kept: _Reservoir) -> Array:
-        return (kept.num_proposals < max_proposals) & ~(_bias(kept) <= tolerance)
+        return (kept.num_proposals < max_proposals) & ~(
+            (tolerance > 0) & (_bias(kept) <= tolerance)
+        )
 
     def weigh(m: Array) -> tuple[Array, Array]:
         log_w = _without_nan(log_r(_propose(keys, sample, m)))

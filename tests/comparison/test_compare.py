@@ -15,6 +15,7 @@ from ncp_jax.comparison import compare as comparison
 from ncp_jax.comparison import fits
 from ncp_jax.errors import InputError
 from ncp_jax.pages import priors_page
+from ncp_jax.priors.ex_post import ebm
 from ncp_jax.priors.ex_post.contract import Encodings, with_base
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 from tests.comparison.test_likelihoods import Tilted
@@ -172,7 +173,7 @@ def test_samples_and_costs_are_measured(found):
     assert metrics["sampling_seconds"].value > 0
     worse = compared.results["gaussian"].metrics["mmd"]
     assert worse.value - metrics["mmd"].value > 4 * worse.stderr
-    assert {"mmd", "nearer_than_held_out"} <= compared.floor.keys()
+    assert {"mmd", "mmd_p"} == compared.floor.keys()  # near to their own originals
 
 
 def test_the_page_holds_every_prior_by_gain(found):
@@ -235,11 +236,22 @@ def test_a_fit_that_was_stopped_counts_its_seconds(tmp_path, key):
         ("gaussian", r"priors must hold names"),
         ([], r"priors must hold names"),
         ({"gaussian": {"widht": 3}}, r"'gaussian' has no setting 'widht'"),
+        ({"ncp": {"training": {"learning_rate": 0}}}, "learning_rate' .* above 0"),
+        ({"his": {"step_size": 0.0}}, "step_size' takes .* above 0"),
+        ({"ncp": {"negative_weight": 0.5}}, "negative_weight' takes numbers from 1 on"),
+        ({"ncp": {"activation": "one_hot"}}, "jax.nn has no activation 'one_hot'"),
+        ({"ncp": {"base": {"num_components": (3,)}}}, "base' takes what fits a prior"),
+        ({"flow": {"num_bins": 1_001}}, "num_bins must be below 1,000"),
     ],
 )
 def test_what_is_no_prior_is_named(priors, message):
     with pytest.raises(InputError, match=message):
         comparison.fits_of(priors)
+
+
+def test_settings_are_checked_before_directions_are_looked_for():
+    with pytest.raises(InputError, match="no setting 'num_bin'"):
+        comparison.fits_of({"flow": {"num_bin": 5}}, is_grouped=True)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +273,10 @@ def test_a_prior_is_built_on_the_one_that_is_compared():
     for how in ({"num_components": (3,)}, Moments(50)):
         fits_of = comparison.fits_of({"ncp_over_gmm": {}, "gmm": how})
         assert fits_of["ncp_over_gmm"].base == fits_of["gmm"]
+
+
+def test_settings_that_are_ours_may_have_another_name():
+    assert comparison.fits_of({"lebm": ebm.LEBM}) == {"lebm": ebm.LEBM}
 
 
 def test_what_a_fit_returns_must_be_a_prior():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax.comparison import compare, hierarchy
+from ncp_jax.comparison import compare, fits, hierarchy, protocol
 from ncp_jax.comparison.hierarchy import Hierarchy, OnTop, WithRest
 from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.errors import InputError
@@ -90,6 +90,30 @@ def test_rows_say_which_groups_they_are_of():
         hierarchy.fits_of(Groups((2,)), {"vamp": {}})
     with pytest.raises(InputError, match="no setting 'num_bin'"):
         hierarchy.fits_of(Groups((2,)), {"flow": {"num_bin": 5}})
+
+
+def test_a_base_of_the_first_group_is_fitted_once():
+    found = hierarchy.fits_of(Groups((2, 3)), {"ncp_over_gmm": {}, "gmm": {}})
+    bases = protocol._bases_first(found)
+    assert list(bases.items()) == [("gmm_top", ""), ("ncp_over_gmm_top", "gmm_top")]
+    first = Gaussian(jnp.zeros(2), jnp.ones(2))
+    on_it = fits.over(found["ncp_over_gmm_top"], WithRest(first, 2, 3))
+    assert (on_it.width, on_it.num_rest) == (2, 3) and on_it.fit.base.prior is first
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"is_joint": True},
+        {"context": "features"},
+        {"context": "none", "with_maps": True},
+    ],
+)
+def test_ratios_of_more_than_coordinates_are_refused(key, asked):
+    with pytest.raises(InputError, match="read the coordinates of each group"):
+        hierarchy.of(
+            HOLE, np.zeros((4, 1)), lambda k, x: x, key, SignalSettings(**asked)
+        )
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ With log r(z) = TILT . z the NCP is N(TILT, I) and log Z = |TILT|^2 / 2.
 
 import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import scipy.integrate
 from ncp_jax import samplers
 from ncp_jax.data import datasets
 from ncp_jax.evaluation import diagnostics
+from ncp_jax.models.base import Block
 from ncp_jax.priors import generation
 from ncp_jax.priors.group_samplers import SIR
 from ncp_jax.priors.ncp_prior import NCPPrior
@@ -126,13 +128,22 @@ def test_only_groups_that_are_reweighted_are_reported_under_their_numbers(key):
     assert arrays["reliability_num_draws"].sum(1).tolist() == [100, 100]
 
 
+def test_rows_are_those_of_blocks_with_discriminators():
+    blocks = Block(2, (1,), (0,)), Block(2, (1,), (0,))
+    vae = types.SimpleNamespace(blocks=blocks)
+    assert NCPPrior(vae, None, (None, ())).rows == {2: 0, 3: 1}
+    assert NCPPrior(vae, None, ((), ()), (0, 3)).rows == {0: 0, 3: 3}
+    assert NCPPrior(vae, None, (None, ()), (3,)).rows == {3: 1}
+    assert NCPPrior(vae, None, (None, None)).rows == {}
+
+
 def test_per_group_names_only_what_there_are_several_of():
     one = diagnostics.per_group("jsd", np.array([[1.0, 3.0]]), "nats")
     assert list(one) == ["jsd"]
     two = diagnostics.per_group("jsd", np.array([[1.0, 3.0], [5.0, 5.0]]), "nats")
     assert {name: e.value for name, e in two.items()} == {"jsd/0": 2.0, "jsd/1": 5.0}
     part = diagnostics.per_group(
-        "jsd", np.array([[1.0, 3.0], [5.0, 5.0]]), "nats", (1,)
+        "jsd", np.array([[1.0, 3.0], [5.0, 5.0]]), "nats", {1: 1}
     )
     assert {name: e.value for name, e in part.items()} == {"jsd/1": 5.0}
 
@@ -156,7 +167,7 @@ def test_sampler_diagnostics():
         "sirmala_acceptance/1",
     }
     np.testing.assert_allclose(found["sirmala_acceptance/1"].value, 0.3)
-    part = diagnostics.sampler_diagnostics("sirmala", mala, groups=(1,))
+    part = diagnostics.sampler_diagnostics("sirmala", mala, rows={1: 1})
     assert part == {"sirmala_acceptance/1": found["sirmala_acceptance/1"]}
     assert diagnostics.sampler_diagnostics("base", None) == {}
 

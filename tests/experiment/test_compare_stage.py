@@ -163,6 +163,12 @@ def test_the_settings_of_a_prior_are_changed_and_shortened():
     assert ex_post.shortened(found, 0, 0) == found
 
 
+def test_what_is_shortened_can_be_fitted():
+    assert ex_post.shortened(ex_post.settings_of("snis"), 1, 1).num_proposals == 2
+    trs = ex_post.shortened(ex_post.settings_of("trs"), 1, 1)
+    assert trs.num_draws == trs.num_attempts - 1
+
+
 def test_a_prior_over_another_holds_how_that_is_fitted():
     found = ex_post.settings_of("ncp_over_gmm", {"base": {"reg_covar": 0.5}})
     assert found.base == ex_post.settings_of("gmm", {"reg_covar": 0.5})

@@ -162,6 +162,12 @@ def test_a_vae_that_cannot_be_drawn_from_is_named(key):
         generation.generate(wrong, key, 2, 2, Base())
 
 
+@pytest.mark.parametrize("sizes", [(0.1,), (0.1,) * 4])
+def test_step_sizes_are_one_for_each_group(ncp, key, sizes):
+    with pytest.raises(InputError, match=f"{len(sizes)} step sizes for 3 groups"):
+        generation.sample(ncp, key, 2, Langevin(sizes, 3))
+
+
 @pytest.mark.parametrize("groups", [(7,), (0, 3), (-1,)])
 def test_groups_that_the_model_lacks_are_refused(ncp, groups):
     with pytest.raises(InputError, match="has the groups 0 to 2; name some of them"):

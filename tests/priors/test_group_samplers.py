@@ -84,6 +84,35 @@ def test_a_group_takes_the_step_of_its_number(key):
         np.testing.assert_allclose(z, alone, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        SIR(4, 4),
+        Langevin(0.1, 5),
+        MALA(0.1, 5, 2, in_noise=False),
+        SIRThenMALA(4, 4, 0.1, 5, 2, in_noise=False),
+    ],
+)
+def test_padding_stays_zero(key, draw):
+    """Its coordinates have no density, so that chains would move them anywhere."""
+    base = PaddedNormal(jnp.ones((NUM_CHAINS, 2)).at[:, 1].set(0.0))
+    z, _ = draw_from(draw, key, base, lambda z: z[:, 0] + z[:, 1])
+    assert not z[:, 1].any() and z[:, 0].std() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MALA(0.1, 100, 100), "must be fewer"),
+        (lambda: SIRThenMALA(num_steps=0), "must be fewer"),
+        (lambda: IteratedSIR(1), "must be 2 or more"),
+    ],
+)
+def test_chains_without_a_step_to_judge_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
 def test_samplers_are_values():
     assert SIR(5, 2) == SIR(5, 2) and hash(SIR(5, 2)) == hash(SIR(5, 2))
     assert len({SIR(5, 2), SIR(5, 3), MALA(), MALA(), Langevin((0.1, 0.2), 3)}) == 4

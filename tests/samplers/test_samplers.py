@@ -293,6 +293,8 @@ def test_adaptive_sir_ends_at_once_where_r_is_constant_and_at_the_most_elsewhere
     _, at_once = draw(lambda z: 0.0 * z + 3.0, tolerance=1e-3, max_proposals=256)
     np.testing.assert_array_equal(at_once.num_proposals, 64)
     np.testing.assert_allclose(at_once.log_z, 3.0, rtol=1e-5)
+    _, all_of_them = draw(lambda z: 0.0 * z, tolerance=0.0, max_proposals=256)
+    np.testing.assert_array_equal(all_of_them.num_proposals, 256)
     _, at_most = draw(lambda z: 9.0 * z, tolerance=1e-3, max_proposals=128)
     np.testing.assert_array_equal(at_most.num_proposals, 128)
     z, nowhere = draw(lambda z: z * jnp.nan, tolerance=0.1, max_proposals=128)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from ncp_jax.errors import InputError
 from ncp_jax.priors.ex_post import contract
@@ -63,12 +64,13 @@ PRIORS = {
 }
 NAMES = tuple(PRIORS)
 SHARES = (".dropout", ".acceptance")  # settings below 1
-ABOVE_0 = (".acceptance",)
-LEAST = {  # of whole numbers, 1 without an entry: the first that fits the name
+ABOVE_0 = (".acceptance", ".learning_rate", ".step_size")
+LEAST = {  # else 1 of whole numbers that are not 0: the first that fits the name
     ".sampling.num_steps": 0,  # of MALA, after the resampling
     ".sampling.num_proposals": 1,
     "_proposals": 2,  # that an encoding is one of
     ".num_attempts": 2,
+    ".negative_weight": 1,
 }
 
 
@@ -113,10 +115,12 @@ def shortened(settings: Any, max_steps: int, max_draws: int) -> Any:
     Args:
       settings: of a prior.
       max_steps: updates; 0 for no bound.
-      max_draws: of every number of draws or proposals; 0 for no bound.
+      max_draws: of every number of draws or proposals; 0 for no bound.  Fewer than a
+        prior can do with are not left.
     """
     values: dict[str, Any] = {}
     is_training = isinstance(settings, contract.Training)
+    num_attempts = getattr(settings, "num_attempts", 1)  # others' draws, for each
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         most = max_draws if field.name.endswith(("_draws", "_proposals")) else 0
@@ -125,7 +129,8 @@ def shortened(settings: Any, max_steps: int, max_draws: int) -> Any:
         if dataclasses.is_dataclass(value):
             value = shortened(value, max_steps, max_draws)
         elif most and isinstance(value, int):
-            value = min(value, most)
+            fewest = max(_least(f".{field.name}", value), num_attempts - 1)
+            value = min(value, max(most, fewest))
         values[field.name] = value
     return dataclasses.replace(settings, **values)
 
@@ -156,14 +161,15 @@ def _value(name: str, kind: Any, before: Any, value: Any) -> Any:
         is_none = value is None and type(None) in typing.get_args(kind)
         if is_none or callable(value) or isinstance(value, type(before)):
             return value
-        raise InputError(f"prior {name!r} takes a section of settings, got {value!r}")
+        what = "what fits a prior" if before is None else "a section of settings"
+        raise InputError(f"prior setting {name!r} takes {what}, got {value!r}")
     if isinstance(before, tuple):
         parts = value if isinstance(value, list | tuple) else (value,)
         if not parts:
             raise InputError(f"prior setting {name!r} takes one value or more")
         return tuple(_value(name, None, before[0], part) for part in parts)
-    if name.endswith(".activation") and not hasattr(jax.nn, str(value)):
-        raise InputError(f"prior setting {name!r}: jax.nn has no {value!r}")
+    if name.endswith(".activation") and not _is_activation(value):
+        raise InputError(f"prior setting {name!r}: jax.nn has no activation {value!r}")
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
     is_number = isinstance(before, int | float)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
@@ -178,10 +184,24 @@ def _value(name: str, kind: Any, before: Any, value: Any) -> Any:
     return value
 
 
+def _is_activation(name: Any) -> bool:
+    """Whether jax.nn has such a function of one array that keeps its shape."""
+    try:
+        function: Any = getattr(jax.nn, str(name), None)
+        h = jnp.zeros((2, 2))
+        return jax.eval_shape(function, h).shape == h.shape
+    except (TypeError, ValueError, AttributeError):
+        return False
+
+
+def _least(name: str, before: float) -> int:
+    least = int(isinstance(before, int) and before > 0)
+    return next((n for end, n in LEAST.items() if name.endswith(end)), least)
+
+
 def _check_range(name: str, before: float, value: float) -> None:
     """Refuses a negative number, a share of all, and no update, draw or layer."""
-    least = int(isinstance(before, int) and before > 0)
-    least = next((n for end, n in LEAST.items() if name.endswith(end)), least)
+    least = _least(name, before)
     is_fine, what = math.isfinite(value) and value >= least, f"numbers from {least} on"
     if name.endswith(SHARES):
         is_fine, what = is_fine and value < 1, "a share below 1"

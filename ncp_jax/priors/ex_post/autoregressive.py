@@ -42,7 +42,10 @@ class MaskedMLP(nn.Module):
         """Returns log weights, means and stds: [B, D, M] each."""
         h, degrees = e, np.arange(1, self.dim + 1)
         for i, width in enumerate(self.hidden_dims):
-            next_degrees = np.arange(width) % max(self.dim - 1, 1) + 1
+            num_degrees = max(self.dim - 1, 1)
+            next_degrees = np.arange(width) % num_degrees + 1
+            if width < num_degrees:  # spread: a unit of each degree would be too many
+                next_degrees = np.arange(width) * num_degrees // width + 1
             mask = degrees[:, None] <= next_degrees[None]
             h = nn.silu(self._masked(f"hidden_{i}", h, mask))
             degrees = next_degrees

@@ -238,6 +238,11 @@ class Settings:
     num_bins: int = 8
     training: Training = TRAINING
 
+    def __post_init__(self) -> None:
+        """Refuses more bins than there is room for."""
+        if self.num_bins * MIN_BIN >= 1:
+            raise InputError(f"flow.num_bins must be below {1 / MIN_BIN:,.0f}")
+
     def __call__(
         self, key: Array, encodings: Encodings, folder: Path | None = None
     ) -> Flow:

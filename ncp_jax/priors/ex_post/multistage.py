@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.priors.ex_post import fitting, ncp
@@ -110,8 +111,8 @@ class Settings:
         """Draws of `prior`, chosen among `num_proposals` of its base.
 
         They are taken at equal steps along the sum of the weights: a proposal is there
-        as often as its weight says, but for rounding.  With fewer threads the sum may
-        round otherwise, so that a stage which was stopped needs the pool of then.
+        as often as its weight says, but for rounding.  With fewer threads the weights
+        may round otherwise, so that a stage which was stopped needs the pool of then.
 
         Args:
           key: PRNG key; consumed here.
@@ -127,16 +128,21 @@ class Settings:
         def make() -> dict[str, Array]:
             return {"draws": self._draws(key, prior)}
 
-        return Pool(**fitting.kept(make, jax.eval_shape(make), metadata, folder))
+        one = jax.eval_shape(prior.base.sample, key[None])
+        like = {
+            "draws": jax.ShapeDtypeStruct((self.num_draws, *one.shape[1:]), one.dtype)
+        }
+        return Pool(**fitting.kept(make, like, metadata, folder))
 
     def _draws(self, key: Array, prior: Reweighted) -> Array:
         """The draws of a pool: [N, D]."""
         proposal_key = rng.stream(key, "proposals")
         log_w = over_base(prior.base, prior.log_r, proposal_key, self.num_proposals)
-        sums = jnp.cumsum(jax.nn.softmax(log_w))
-        places = jnp.arange(self.num_draws, dtype=jnp.float32)
-        places += jax.random.uniform(rng.stream(key, "places"))
-        chosen = jnp.searchsorted(sums / sums[-1], places / self.num_draws)
+        # A float32 sum of 10^6 weights would lose some of them.
+        sums = np.cumsum(np.asarray(jax.nn.softmax(log_w), np.float64))
+        offset = float(jax.random.uniform(rng.stream(key, "places")))
+        places = (np.arange(self.num_draws) + offset) / self.num_draws
+        chosen = jnp.asarray(np.searchsorted(sums / sums[-1], places), jnp.int32)
         draws = jax.lax.map(
             lambda i: prior.base.sample(rng.at_step(proposal_key, i)[None])[0],
             chosen,

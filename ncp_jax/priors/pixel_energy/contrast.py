@@ -202,7 +202,7 @@ class Contrast:
         distance = energy_distance(drawn, x)
         distance = jnp.where(jnp.isfinite(distance), distance, jnp.inf)
         waited = jnp.where(distance < state.lowest, 0, state.waited + 1)
-        is_over = state.has_exploded | (waited > settings.patience)
+        is_over = state.has_exploded | (waited >= settings.patience)
         state = state.replace(lowest=jnp.minimum(state.lowest, distance), waited=waited)
         shown = jnp.minimum(distance, jnp.finfo(jnp.float32).max)
         return state, {"loss": shown, "stopped": is_over.astype(jnp.float32)}

@@ -33,7 +33,7 @@ Array = jax.Array
 
 STARTS_AT_A_TIME = 500  # chains, while a pool of starts is drawn
 # Settings that a trained energy does not depend on.
-OF_DRAWS = ("num_steps", "steps_per_dispatch")
+OF_THE_COURSE = ("num_steps", "steps_per_dispatch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +89,7 @@ class Fit:
           mesh: the devices; None for all.
 
         Raises:
-          InputError: the data are too few, the energies explode before there is
-            anything to keep, or `folder` holds another fit.
+          InputError: the data are too few, or `folder` holds another fit.
           Preempted: after SIGTERM or SIGINT, once saved.
         """
         if folder is None:  # the best weights are those of a checkpoint
@@ -207,7 +206,9 @@ class Fit:
         settings = dataclasses.asdict(self.settings)
         return {
             "energy": self.name,
-            "settings": {n: repr(v) for n, v in settings.items() if n not in OF_DRAWS},
+            "settings": {
+                n: repr(v) for n, v in settings.items() if n not in OF_THE_COURSE
+            },
             "pool": repr(self.pool),
             "key": jax.random.key_data(key).tolist(),
             "prior": fingerprint((prior.vae, prior.params)),

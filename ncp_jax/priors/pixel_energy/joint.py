@@ -122,7 +122,10 @@ class PixelEnergyPrior(NCPPrior):
         def visit(b: int, k: Array, prior: GroupPrior, z_k: Array) -> Array:
             del k
             mean, std = _affine(f"the base prior of block {b}", prior.base)
-            return (z_k - mean) / std
+            is_there = std > 0  # padded coordinates are not, and keep e = 0
+            return jnp.where(
+                is_there, (z_k - mean) / jnp.where(is_there, std, 1.0), 0.0
+            )
 
         of_z, carry = walk(self.vae, latents, visit)
         return jnp.concatenate([_flat(of_z), self._pixel_noise(keys, carry)], axis=1)

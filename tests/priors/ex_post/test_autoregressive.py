@@ -25,6 +25,16 @@ def test_a_conditional_sees_earlier_coordinates_alone(dim):
         np.testing.assert_array_equal(reached, np.tri(dim, k=-1, dtype=bool))
 
 
+def test_narrow_layers_read_early_and_late_coordinates():
+    net = MaskedMLP(12, (6,), 1)
+    variables = random_variables(net, jnp.zeros((1, 12)))
+    variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables)
+    e = jnp.linspace(-1.0, 1.0, 12)[None]
+    _, means, _ = jax.jacfwd(lambda e: net.apply(variables, e))(e)
+    reached = np.abs(np.asarray(means)).max(axis=(0, 2, 3)) > 1e-6
+    assert reached[:, :10].any(0).all() and not np.triu(reached).any()
+
+
 def test_it_starts_near_the_normal_and_with_components_that_differ():
     net = MaskedMLP(3, (8,), 8)
     moments = Gaussian(jnp.array([1.0, 0.0, -2.0]), jnp.array([2.0, 1.0, 0.5]))

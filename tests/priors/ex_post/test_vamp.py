@@ -22,10 +22,11 @@ def test_without_training_it_is_the_mean_of_posteriors(key):
     suite.assert_recovers_mixture(mixture, key, 0.02, number=5_000)
 
 
-def test_the_rough_density_is_the_density(key):
+@pytest.mark.parametrize("center", [0.0, 30.0])
+def test_the_rough_density_is_the_density(key, center):
     noise = jax.random.normal(key, (3, 4, 6))
-    mixture = DiagonalMixture(noise[0, :, 0], noise[1], noise[2] - 2.0)
-    z = jax.random.normal(jax.random.fold_in(key, 1), (8, 6))
+    mixture = DiagonalMixture(noise[0, :, 0], center + noise[1], noise[2] - 2.0)
+    z = center + jax.random.normal(jax.random.fold_in(key, 1), (8, 6))
     exact = mixture.log_prob(z)
     np.testing.assert_allclose(mixture.rough_log_prob(z), exact, rtol=1e-4)
 

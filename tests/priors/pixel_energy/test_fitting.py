@@ -81,6 +81,17 @@ def test_the_energy_starts_at_zero_and_its_kernels_are_found():
     assert shapes == [(1, 1, 16, 5), (4, 4, 1, 3), (4, 4, 3, 4)]
 
 
+def test_the_energy_distance_of_large_pictures_is_not_rounded_away(key):
+    a, b = 0.5 + 0.01 * np.asarray(jax.random.normal(key, (2, 20, 3_072)))
+
+    def exact(a, b):
+        return np.linalg.norm(a[:, None].astype(np.float64) - b[None], axis=2)
+
+    within = [exact(each, each).sum() / (20 * 19) for each in (a, b)]
+    expected = 2 * exact(a, b).mean() - sum(within)
+    assert float(energy_distance(a, b)) == pytest.approx(expected, abs=1e-4)
+
+
 def test_the_energy_distance_by_hand():
     a, b = jnp.array([[0.0], [2.0]]), jnp.array([[1.0], [5.0], [3.0]])
     # E|a - b| = (1 + 5 + 3 + 1 + 3 + 1) / 6, within 2 and (4 + 2 + 2) / 3.

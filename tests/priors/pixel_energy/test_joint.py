@@ -18,6 +18,8 @@ from ncp_jax.priors.ncp_prior import Draws
 from ncp_jax.priors.pixel_energy import joint
 from ncp_jax.priors.pixel_energy.joint import Dynamics, PixelEnergyPrior
 from tests import oracles
+from tests.comparison.test_hierarchy import HOLE
+from tests.comparison.test_hierarchy import model as of_groups
 from tests.statistics import assert_mean
 
 SLOPES = (0.3, -0.4)  # of log r in z_0 and z_1
@@ -51,6 +53,19 @@ def of_chain(noise):
     z_0 = noise[:, 0]
     z_1 = 0.9 * z_0 + 0.8 * noise[:, 1]
     return z_0, z_1, 0.7 * z_0 + 0.6 * z_1 + 0.5 * noise[:, 2]
+
+
+def test_padded_coordinates_have_no_noise(key):
+    vae = of_groups(widths=(2, 0, 1)).vae  # in signal coordinates
+    prior = PixelEnergyPrior(
+        vae, None, (None,) * len(vae.blocks), energy_params=(), network=None
+    )
+    latents, _ = vae.encode(HOLE.data(key, 4), key)
+    keys = jax.random.split(key, 4)
+    noise = prior.joint_noise(keys, latents)
+    assert np.isfinite(noise).all()
+    for found, expected in zip(prior.unfold(noise).latents, latents, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_noise_and_what_it_stands_for(key):
