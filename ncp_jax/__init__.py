@@ -3,8 +3,9 @@
 A VAE's own prior p(z) leaves holes that its decoder was never trained on.  `fit` trains
 one discriminator per latent group of a frozen VAE, `sample` draws from the reweighted
 prior r(z) p(z) / Z, `evaluate` says what that gains, and `report` makes a page of it.
-`compare` sets it beside other priors.  `EncoderDecoder` makes a VAE of two functions of
-yours; `check` says whether one keeps the protocol `LatentVariableModel`.
+`compare` sets it beside other priors; `load` takes it from a run of `main.py`.
+`EncoderDecoder` makes a VAE of two functions of yours; `check` says whether one keeps
+the protocol `LatentVariableModel`.
 """
 
 import lazy_loader

@@ -5,7 +5,8 @@ from .data.datasets import binarize as binarize
 from .errors import InputError as InputError
 from .evaluation.held_out import evaluate as evaluate
 from .evaluation.importance import Estimate as Estimate
-from .experiment.plug_in import report as report
+from .experiment.from_python.loading import load as load
+from .experiment.from_python.report import report as report
 from .models.base import Block as Block
 from .models.base import EncoderDecoder as EncoderDecoder
 from .models.base import Encoding as Encoding

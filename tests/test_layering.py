@@ -25,6 +25,7 @@ FLOORS = [  # the ground first; rooms of one floor do not know each other
     {"comparison", "experiment.setup", "benchmark.chains"},
     {"experiment.vaebm", "experiment.pretrained"},
     {"experiment"},
+    {"experiment.from_python"},
     {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ncp_jax import rng
 from ncp_jax.data.datasets import Dataset
+from ncp_jax.errors import InputError
 from ncp_jax.experiment.setup.workdir import Workdir
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.priors.directed import DirectedVAE
@@ -87,10 +88,7 @@ def model(
       vae: its frozen stage 1.
       vae_digest: of its variables; other directions are kept for another stage 1.
     """
-    settings = _settings(experiment)
-    lengths = [e["fingerprint"] for e in experiment.workdir.earlier("ncp")]
-    first = [*lengths, experiment.workdir.fingerprint("ncp")][0]  # the length is idle
-    path = signal.file_in(experiment.path / "ncp", [vae_digest, first])
+    settings, path = _settings(experiment), _file(experiment, vae_digest)
 
     def find() -> Directions:
         num_examples = min(settings.num_examples, len(experiment.dataset.train))
@@ -105,6 +103,27 @@ def model(
         )
 
     return signal.view(vae, signal.kept(path, find), settings)
+
+
+def check_found(experiment: Run, vae_digest: str) -> None:
+    """Refuses a run whose directions would have to be found again.
+
+    Raises:
+      InputError: their file is not there.
+    """
+    path = _file(experiment, vae_digest)
+    if not path.exists():
+        raise InputError(
+            f"{path} is not there, which holds the signal directions that stage 2 "
+            "reads: bring it back, or run --stage=ncp first"
+        )
+
+
+def _file(experiment: Run, vae_digest: str) -> Path:
+    """Where the directions of a run on this stage 1 are kept."""
+    lengths = [e["fingerprint"] for e in experiment.workdir.earlier("ncp")]
+    first = [*lengths, experiment.workdir.fingerprint("ncp")][0]  # the length is idle
+    return signal.file_in(experiment.path / "ncp", [vae_digest, first])
 
 
 def encoded(experiment: Run, of_vae: SignalVAE) -> tuple[np.ndarray, np.ndarray]:

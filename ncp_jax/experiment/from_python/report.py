@@ -65,13 +65,14 @@ def report(
         another run's.
     """
     # Only a page needs configs, plots and what they import.
-    from ncp_jax.experiment import plugged_in, stages
+    from ncp_jax.experiment import stages
+    from ncp_jax.experiment.from_python import given
     from ncp_jax.pages import run_page
 
     arrays = {"train": train, "valid": test if valid is None else valid, "test": test}
     found = {split: preparation.examples(split, a) for split, a in arrays.items()}
     prepare = preparation.checked(itself(ncp.vae), found["test"], prepare)
-    experiment = plugged_in.open_folder(
+    experiment = given.open_folder(
         ncp,
         Path(local_path("folder", str(folder))),
         Dataset(**found),
