@@ -121,5 +121,5 @@ def test_files_without_pictures_are_named(tmp_path):
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").touch()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r"pip install 'ncp_jax\[parquet\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[parquet\]'"):
         load(tmp_path)

@@ -262,5 +262,5 @@ def test_a_failed_download_is_explained(tmp_path, monkeypatch):
 
 def test_missing_tensorflow_datasets_is_explained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets.core", None)
-    with pytest.raises(InputError, match=r"pip install 'ncp_jax\[tfds\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[tfds\]'"):
         datasets.load("tfds:mnist", SHAPE, str(tmp_path))
