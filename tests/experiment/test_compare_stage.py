@@ -130,7 +130,7 @@ def test_settings_that_cannot_work_are_named(changes, message):
         ((), {"lars": {"num_attempts": 1}}, r"takes numbers from 2 on, got 1"),
         ((), {"snis": {"num_proposals": 1}}, r"takes numbers from 2 on, got 1"),
         ((), {"ebm": {"negatives": "gibbs"}}, r"'ebm\.negatives' takes one of"),
-        ((), {"ncp": {"activation": "nope"}}, r"jax\.nn has no 'nope'"),
+        ((), {"ncp": {"activation": "nope"}}, r"jax\.nn has no activation 'nope'"),
         ((), {"npc": {}}, r"priors\.npc: there is no prior 'npc'.*Did you mean"),
     ],
 )
