@@ -40,6 +40,13 @@ class Against(NamedTuple):
     # Decoded points [n, ...] -> estimates by name; None for no such measure.
     of_points: Callable[[np.ndarray], Mapping[str, Estimate]] | None
 
+    def without_nearest(self) -> "Against":
+        """The same for what decodes encodings of training pictures, its originals."""
+        if self.pictures is None:
+            return self
+        none = self.pictures.held_out[:0]
+        return self._replace(pictures=self.pictures._replace(held_out=none))
+
 
 def of(
     model: Compared,

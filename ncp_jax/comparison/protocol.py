@@ -102,10 +102,9 @@ def run(
     floor = measures.measure(
         model,
         held_against.floor(model, examples, encodings, key, settings),
-        against,
+        against.without_nearest(),
         batch_size=settings.sample_batch_size,
     )
-    floor.pop("nearer_than_held_out", None)  # their originals are among the pictures
     described = {**dataclasses.asdict(settings), **(about or {}), "num_fits": num_fits}
     described["num_examples"] = found.nll_base.n if found.nll_base else 0
     if model.is_deterministic:

@@ -165,7 +165,7 @@ def per_group(
       unit: of the values.
       rows: of the groups that are reported, by their number; None for all.
     """
-    rows = dict(enumerate(range(len(values)))) if rows is None else rows
+    rows = {k: k for k in range(len(values))} if rows is None else rows
     return {
         name if len(values) == 1 else f"{name}/{k}": importance.mean_estimate(
             values[row], unit

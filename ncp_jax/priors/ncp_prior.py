@@ -134,12 +134,9 @@ class NCPPrior:
 
         Infos of samplers and logits of discriminators are so.
         """
-        sizes = [each.num_groups for each in self.vae.blocks]
-        starts = [sum(sizes[:b]) for b in range(len(sizes))]
-        numbers = [
-            starts[b] + k for b in self.reweighted_blocks for k in range(sizes[b])
-        ]
-        return {k: row for row, k in enumerate(numbers) if k in self.reweighted_groups}
+        every = dataclasses.replace(self, groups=None).reweighted_groups
+        chosen = self.reweighted_groups
+        return {k: row for row, k in enumerate(every) if k in chosen}
 
     def reweighted_in(self, block: int) -> tuple[int, ...]:
         """Numbers, of 0 .. K-1, of a block's groups that are reweighted."""
