@@ -47,6 +47,7 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
 DOCS = "\n".join(PAGES.values())
+PROSE = " ".join(DOCS.split())  # where a line ends says nothing
 OWN_VAE = "docs/your_own_vae.md"  # whose code takes minutes
 WITH_CODE = [
     pytest.param(page, marks=[pytest.mark.slow] if page == OWN_VAE else [])
@@ -57,6 +58,12 @@ WITH_CODE = [
 
 def _records(name):
     return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
+def _section(title):
+    """The text of a section up to its command, in one line."""
+    _, found = PROSE.split(title, 1)
+    return found[: found.index("```sh")]
 
 
 def _interval(results, metric):
@@ -293,7 +300,7 @@ def test_the_tables_of_signal_directions_are_those_of_the_recorded_run():
     assert f"| {' | '.join(_interval(record, name) for name in curve)} |" in DOCS
     assert _interval(record, "gain_snis_nats") in DOCS
     gains = sum(metrics[f"nce_gain/{k}"]["value"] for k in range(5))
-    assert f"add up to {gains:.2f} nats" in DOCS
+    assert f"add up to {gains:.2f} nats" in PROSE
     settings = record["run"]["config"]["evaluate"]
     assert (settings["feature_net"], settings["fid_num_images"]) == ("lenet5", 2_500)
 
@@ -319,16 +326,15 @@ def test_the_small_hierarchies_are_those_of_the_recorded_runs():
         gain, half = row["gain_nats"], 1.96 * row["gain_nats_stderr"]
         cells = [row["discriminators read"], *(three(row[name]) for name in names)]
         assert f"| {' | '.join(cells)} | {gain:.3f} ± {half:.3f} |" in DOCS
-        assert f"are {three(row['true_gain'])} nats" in DOCS
-        assert f"is {row['true_gain_nats']:.3f} nats, in closed form" in DOCS
+        assert f"are {three(row['true_gain'])} nats" in PROSE
+        assert f"is {row['true_gain_nats']:.3f} nats, in closed form" in PROSE
     ladder = _records("mnist_ladder")
     for k in range(3):
         cells = (_interval(ladder, f"{n}/{k}") for n in ("nce_loss", "nce_gain"))
         assert f"| {k} | {' | '.join(cells)} |" in DOCS
     of_all = ("nll_base", "nll_ncp", "gain_nats", "gain_snis_nats")
     of_pictures = (f"fd_lenet_{s}" for s in ("base", "sir", "floor"))
-    section = DOCS[DOCS.index("### A ladder of three groups") :]
-    section = section[: section.index("```sh")]
+    section = _section("### A ladder of three groups")
     for name in (*of_all, *of_pictures):
         assert _interval(ladder, name) in section, name
 
@@ -373,7 +379,7 @@ def test_table_2_is_that_of_the_recorded_runs():
         gains = [_records(s)["metrics"]["gain_nats"]["value"] for s in seeds]
         spread = f"{np.std(gains, ddof=1):.3f}"
         said = f"{np.mean(gains):.3f} (standard deviation {spread})"
-        assert said in " ".join(DOCS.split())
+        assert said in PROSE
 
 
 def test_rows_on_the_weights_of_the_repository_are_those_of_the_recorded_runs():
@@ -464,7 +470,7 @@ def test_directions_make_sir_as_much_faster_as_the_docs_say():
         _records(f"benchmark_mnist_nvae_{name}")["samplers"]["rows"][0]["seconds"]
         for name in ("residual", "directions")
     )
-    assert f"SIR takes {of_maps / of_directions:.0f} times" in " ".join(DOCS.split())
+    assert f"SIR takes {of_maps / of_directions:.0f} times" in PROSE
 
 
 def test_every_prior_is_described():
@@ -484,8 +490,7 @@ def test_every_stage_and_config_is_described():
 def test_the_nvae_of_normal_pixels_is_that_of_the_recorded_run():
     record = _records("fashion_nvae")
     metrics = record["metrics"]
-    section = DOCS[DOCS.index("### Three scales and normal pixels") :]
-    section = section[: section.index("```sh")]
+    section = _section("### Three scales and normal pixels")
     of_all = ("nll_base", "nll_snis", "gain_snis_nats", "audit_jsd_base")
     of_pictures = (
         f"fd_lenet_{s}" for s in ("base", "sir", "langevin", "floor", "real")
@@ -505,8 +510,7 @@ def test_the_nvae_of_normal_pixels_is_that_of_the_recorded_run():
 def test_the_convhvae_is_that_of_the_recorded_run():
     record = _records("mnist_convhvae")
     metrics = record["metrics"]
-    section = DOCS[DOCS.index("### Two groups of fifty") :]
-    section = section[: section.index("```sh")]
+    section = _section("### Two groups of fifty")
     for name in ("nll_base", "nll_ncp", "gain_nats", "gain_snis_nats"):
         assert _interval(record, name) in section, name
     for source in ("base", "sir", "langevin", "floor", "real"):
@@ -527,7 +531,7 @@ def test_the_tables_of_all_priors_are_those_of_the_recorded_runs(record, best):
     compared = _records(record)["priors"]
     assert priors_page.markdown(compared, *columns, "num_parameters") in DOCS
     base = " ".join(quantities.estimate(compared["nll_base"]))
-    assert f"under N(0, I) their NLL is {base}." in " ".join(DOCS.split())
+    assert f"under N(0, I) their NLL is {base}." in PROSE
     assert priors_page.ranked(compared["priors"])[0] == best  # as the text says
 
 
@@ -536,7 +540,7 @@ def test_the_table_of_the_ensemble_is_that_of_the_recorded_run():
     assert priors_page.markdown(compared, "nll", "gain", "log_z") in DOCS
     metrics = {n: of["metrics"]["gain"] for n, of in compared["priors"].items()}
     more = metrics["ncp_ensemble"]["value"] - metrics["ncp_deep"]["value"]
-    assert f"gains {more:.2f} nats more than one" in DOCS
+    assert f"gains {more:.2f} nats more than one" in PROSE
 
 
 def test_the_paper_s_table_1_is_that_of_the_recorded_runs():
