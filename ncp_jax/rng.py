@@ -99,6 +99,7 @@ def _unrolled(key: Array) -> Array:
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=UNROLLED)
 
 
+@jax.jit  # its hundred operations are traced and lowered once, not at every draw
 def _threefry(key: Array, high: Array, low: Array) -> tuple[Array, Array]:
     """Two words of each counter (high, low), by 20 rounds of Threefry-2x32."""
     first, second = key[0], key[1]

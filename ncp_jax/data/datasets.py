@@ -1,9 +1,9 @@
 """Data sets as arrays, and batches as pure functions of (key, step)."""
 
 import difflib
+import functools
 import os
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,18 +119,28 @@ def binarize(key: Array, images: Array) -> Array:
     return (noise < threshold).astype(jnp.float32)
 
 
+def check_batch_size(batch_size: int, num_examples: int) -> None:
+    """Refuses, by an InputError, batches that no epoch of the examples can fill."""
+    if not 1 <= batch_size <= num_examples:
+        raise InputError(
+            f"batch_size = {batch_size} must be at least 1 and at most the "
+            f"{num_examples} training examples"
+        )
+
+
 def batch_indices(
     key: Array, first_step: int, num_steps: int, batch_size: int, num_examples: int
-) -> Array:
+) -> np.ndarray:
     """Returns which examples the steps from `first_step` on train on.
 
     Epochs follow one another without a gap: a batch may end one and begin the next,
     and every example is seen exactly once per epoch. Row s depends on `key` and
     first_step + s only, so a resumed run sees what an unbroken one would have seen.
-    A call shuffles each epoch that it touches: ask for many steps at once.
+    The orders of the last epochs are kept: a call costs what it cuts out of them.
 
     Args:
-      key: PRNG key of this stream; the same for all steps, used for nothing else.
+      key: PRNG key of this stream; the same for all steps, used for nothing else. No
+        tracer: this is work of the host, outside of `jit`.
       first_step: on the host, of any size below 2**32.
       num_steps: number of batches.
       batch_size: at most `num_examples`.
@@ -142,43 +152,33 @@ def batch_indices(
     Raises:
       InputError: `batch_size` is not in [1, num_examples].
     """
-    if not 1 <= batch_size <= num_examples:
-        raise InputError(
-            f"batch_size = {batch_size} must be at least 1 and at most the "
-            f"{num_examples} training examples"
-        )
+    check_batch_size(batch_size, num_examples)
     # Host integers: the position of a late step does not fit into int32.
-    epoch, offset = divmod(first_step * batch_size, num_examples)
-    return _batch_indices(
-        key, np.uint32(epoch), np.int32(offset), num_steps, batch_size, num_examples
-    )
+    start = first_step * batch_size
+    stop = start + num_steps * batch_size
+    words = tuple(np.asarray(jax.random.key_data(key)).tolist())
+    rows = [
+        _order(jax.random.key_impl(key), words, epoch, num_examples)[
+            max(start - epoch * num_examples, 0) : stop - epoch * num_examples
+        ]
+        for epoch in range(start // num_examples, -(-stop // num_examples))
+    ]
+    return np.concatenate(rows).reshape(num_steps, batch_size)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _batch_indices(
-    key: Array,
-    epoch: Array,
-    offset: Array,
-    num_steps: int,
-    batch_size: int,
-    num_examples: int,
-) -> Array:
-    """Cuts `num_steps` batches out of the permutations of successive epochs."""
-    num_positions = num_steps * batch_size
-    # The most epochs that the steps can touch, whatever the offset.
-    num_epochs = (num_examples + num_positions - 2) // num_examples + 1
+@functools.lru_cache(maxsize=4)
+def _order(
+    impl: Hashable, words: tuple[int, ...], epoch: int, num_examples: int
+) -> np.ndarray:
+    """int32 [num_examples]: the order of an epoch, under the key of these words."""
+    key = jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32), impl=impl)
+    return np.asarray(_shuffled(key, np.uint32(epoch), num_examples))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _shuffled(key: Array, epoch: Array, num_examples: int) -> Array:
     examples = jnp.arange(num_examples, dtype=jnp.int32)
-
-    def order(i: Array) -> Array:
-        is_touched = i * num_examples < offset + num_positions
-        epoch_key = jax.random.fold_in(key, epoch + i.astype(jnp.uint32))
-        shuffle = partial(jax.random.permutation, epoch_key)
-        return jax.lax.cond(is_touched, shuffle, lambda unused: unused, examples)
-
-    # A loop, not vmap: the cond then skips the shuffles that nobody reads.
-    orders = jax.lax.map(order, jnp.arange(num_epochs, dtype=jnp.int32))
-    indices = jax.lax.dynamic_slice(orders.reshape(-1), (offset,), (num_positions,))
-    return indices.reshape(num_steps, batch_size)
+    return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
 
 
 def padded_batches(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ncp_jax.data.picture_files import CACHE_FOLDER
 from ncp_jax.data.picture_folder import SPLIT_WORDS, split_of
 from ncp_jax.data.splits import complete
 from ncp_jax.errors import InputError, explained
@@ -117,9 +118,16 @@ def is_labels(array: np.ndarray, shape: tuple[int, ...]) -> bool:
 
 
 def split_in(name: str) -> str:
-    """Returns the part that a name speaks of, "" for none: "x_train" is "train"."""
-    words = re.split(r"[/_.: -]", name)
-    return next((split for word in words if (split := split_of(word))), "")
+    """Returns the part that a name speaks of, "" for none: "x_train" is "train".
+
+    The innermost of its folders, file and key that names one part decides: in
+    "train_and_test/x_test.npy" that is the file.
+    """
+    for place in reversed(re.split(r"[/:]", name)):
+        found = {split_of(word) for word in re.split(r"[_. -]", place)} - {""}
+        if len(found) == 1:
+            return found.pop()
+    return ""
 
 
 def _read(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -154,7 +162,7 @@ def _files(path: Path) -> list[Path]:
         if file.suffix.lower() in SUFFIXES
         and file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and "ncp_jax_cache" not in file.relative_to(path).parts
+        and CACHE_FOLDER not in file.relative_to(path).parts
     ]
 
 

@@ -27,7 +27,6 @@ from ncp_jax.data.partial_array import PartialArray
 from ncp_jax.data.picture_files import PictureSplits
 from ncp_jax.errors import InputError, local_path
 
-FOLDER = "ncp_jax_cache"
 _VERSION = 1  # of what decoding does; another one makes old files unused
 _CHUNK_BYTES = 2**25  # decoded between two records of the progress
 _MAX_CHUNK = 512
@@ -39,14 +38,14 @@ def folders(cache_dir: str, data_dir: Path) -> list[Path]:
     """Returns where a cache may be, best first.
 
     Args:
-      cache_dir: the one folder to use; "" means `FOLDER` within `data_dir` or, where
-        that cannot be written, ncp_jax in the user's own cache folder.
+      cache_dir: the one folder to use; "" means ncp_jax_cache within `data_dir` or,
+        where that cannot be written, ncp_jax in the user's own cache folder.
       data_dir: where the pictures are.
     """
     if cache_dir:
         return [Path(local_path("data.cache_dir", cache_dir))]
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return [data_dir / FOLDER, Path(home) / "ncp_jax"]
+    return [data_dir / picture_files.CACHE_FOLDER, Path(home) / "ncp_jax"]
 
 
 def load(

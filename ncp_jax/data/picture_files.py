@@ -19,6 +19,7 @@ from ncp_jax.errors import InputError, explained
 from ncp_jax.records import whole_zip
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+CACHE_FOLDER = "ncp_jax_cache"  # in a data set's folder: what was made of it
 # Pictures that are not read: they are named, lest a part of a data set be missed.
 NOT_READ = [
     ".avif",
@@ -260,7 +261,8 @@ def _in_folder(path: Path, seen_suffixes: Counter[str]) -> dict[str, str]:
                 continue
             seen.add(_identity(folder.stat()))
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-                if not _is_hidden(entry.name) and _is_folder(entry):
+                is_ours = entry.name == CACHE_FOLDER
+                if not _is_hidden(entry.name) and not is_ours and _is_folder(entry):
                     found = links if entry.is_symlink() else folders
                     found.append((f"{prefix}{entry.name}/", Path(entry.path)))
                 elif is_picture(entry.name):

@@ -25,6 +25,7 @@ from ncp_jax.nested import flatten
 from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import generation
 from ncp_jax.priors.generation import Generated
+from ncp_jax.training.checkpoint_records import best_weights
 
 IMAGES = "arr_0"  # the key that evaluators of an npz read
 SECONDS_BETWEEN_LINES = 10.0
@@ -129,6 +130,9 @@ def _identity(experiment: Experiment) -> dict[str, Any]:
     if sampler in ENERGIES:
         dynamics = {f"config.vaebm.{n}": config["vaebm"][n] for n in OF_DYNAMICS}
     weights = experiment.workdir.weights("sample")
+    if sampler in ENERGIES:  # whether or not config.sample.samplers names it
+        best = best_weights(experiment.path / sampler / "checkpoints")
+        weights |= {sampler: best._asdict()} if best else {}
     return {
         **{f"config.export.{k}": v for k, v in config["export"].items() if k != "file"},
         **{f"config.sample.{name}": config["sample"][name] for name in names},

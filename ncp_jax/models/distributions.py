@@ -244,7 +244,10 @@ class DiscretisedLogisticMixture:
         centred = x - means
         upper = inverse_scale * (centred + half_bin)
         lower = inverse_scale * (centred - half_bin)
-        mass = jax.nn.sigmoid(upper) - jax.nn.sigmoid(lower)
+        # A bin above the mean has the mass of its mirror image, where nothing cancels.
+        is_above = centred > 0
+        mass = jax.nn.sigmoid(jnp.where(is_above, -lower, upper))
+        mass -= jax.nn.sigmoid(jnp.where(is_above, -upper, lower))
         middle = inverse_scale * centred
         log_density = middle - self.log_scales - 2.0 * jax.nn.softplus(middle)
         log_mass = jnp.where(

@@ -64,7 +64,7 @@ def by_step(
     Raises:
       InputError: `batch_size` is not in [1, N].
     """
-    datasets.batch_indices(key, 0, 1, batch_size, len(train))  # or InputError
+    datasets.check_batch_size(batch_size, len(train))
 
     def inputs(first_step: int, num_steps: int) -> Array:
         indices = datasets.batch_indices(

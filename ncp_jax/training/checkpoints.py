@@ -41,7 +41,7 @@ def digests(tree: PyTree) -> dict[str, str]:
     """Returns the sha256 of every array of `tree`, by its path."""
     return {
         jax.tree_util.keystr(path): hashlib.sha256(
-            np.ascontiguousarray(leaf).tobytes()
+            np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
         ).hexdigest()
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
     }
@@ -149,7 +149,8 @@ class Checkpoints:
         """Returns the newest checkpoint whose bytes are right; None if there is none.
 
         All are read.  Damaged ones are named in a warning and moved aside, so that
-        training can write those steps again and no reader meets them.
+        training can write those steps again and no reader meets them.  What a killed
+        process left half written is removed: so only who is about to write asks this.
 
         Args:
           like: a pytree of the arrays' shapes and dtypes; NumPy arrays are restored.
@@ -157,6 +158,10 @@ class Checkpoints:
         Raises:
           InputError: if it was made with other metadata or by other code.
         """
+        if jax.process_index() == 0:
+            # Orbax's own clearing may still be at work after it was closed.
+            for torn in self._directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(torn, ignore_errors=True)
         newest = None
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -220,10 +225,6 @@ class Checkpoints:
             preservation_policy=_LatestTwoAndBest(self._losses)
         )
         try:
-            if jax.process_index() == 0:
-                # Orbax's own clearing may still be at work after it was closed.
-                for torn in self._directory.glob("*.orbax-checkpoint-tmp"):
-                    shutil.rmtree(torn, ignore_errors=True)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
             message = f"cannot use {self._directory}: {explained(error)}"

@@ -280,9 +280,9 @@ def fit(
 ) -> Any:
     """Trains from `state.step` to `num_steps`; validates and saves on the way.
 
-    Dispatches end at multiples of `steps_per_dispatch` and of `steps_per_eval`
-    whatever the first step was, so an interrupted run goes through the same programs
-    as an uninterrupted one and ends with the same bits.
+    Dispatches are counted from the last multiple of `steps_per_eval`, whatever the
+    first step was, so an interrupted run goes through the same programs as an
+    uninterrupted one and ends with the same bits.
 
     Args:
       task: what to train.
@@ -306,7 +306,7 @@ def fit(
     state = task.place(state)
     with StopSignals() as signals:
         while step < num_steps:
-            end = _next_boundary(step, num_steps, steps_per_dispatch, steps_per_eval)
+            end = _dispatch_end(step, num_steps, steps_per_dispatch, steps_per_eval)
             inputs = task.inputs(step, end - step)
             state, metrics = run(state, task.data, inputs)
             finite = _recorded(task, metrics, step, finite)
@@ -355,8 +355,18 @@ def scan_updates(task: Task) -> Callable[..., tuple[Any, Metrics]]:
     return run
 
 
-def _next_boundary(step: int, num_steps: int, *intervals: int) -> int:
-    return min(num_steps, *((step // n + 1) * n for n in intervals))
+def _dispatch_end(
+    step: int, num_steps: int, steps_per_dispatch: int, steps_per_eval: int
+) -> int:
+    """Where the dispatch from `step` on ends.
+
+    There are at most three lengths, and the program is compiled for each: whole
+    dispatches, the last before a validation, and the last of all.
+    """
+    last_eval = step // steps_per_eval * steps_per_eval
+    dispatches = (step - last_eval) // steps_per_dispatch + 1
+    end = last_eval + dispatches * steps_per_dispatch
+    return min(num_steps, last_eval + steps_per_eval, end)
 
 
 def _recorded(

@@ -96,7 +96,7 @@ def test_batches_do_not_depend_on_how_the_steps_are_cut(key):
             datasets.batch_indices(key, first, length, 7, 10)
             for first in range(0, 24, length)
         ]
-        chex.assert_trees_all_equal(jnp.concatenate(parts), whole)
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
     other = datasets.batch_indices(jax.random.fold_in(key, 1), 0, 24, 7, 10)
     assert (other != whole).any()
 
@@ -105,8 +105,15 @@ def test_another_first_step_does_not_recompile(key):
     sizes = set()
     for first_step in (0, 1, 5, 1_000, 10**9):
         datasets.batch_indices(key, first_step, 4, 9, 37)
-        sizes.add(datasets._batch_indices._cache_size())
+        sizes.add(datasets._shuffled._cache_size())
     assert len(sizes) == 1
+
+
+def test_an_epoch_is_shuffled_once_for_all_of_its_calls(key):
+    datasets._order.cache_clear()
+    for first_step in range(40):
+        datasets.batch_indices(key, first_step, 1, 5, 100)
+    assert datasets._order.cache_info().misses == 2
 
 
 def test_steps_beyond_int32_positions_are_still_epochs(key):
@@ -115,7 +122,7 @@ def test_steps_beyond_int32_positions_are_still_epochs(key):
     np.testing.assert_array_equal(np.sort(batches.ravel()), np.arange(num_examples))
     epoch_key = jax.random.fold_in(key, first_step * batch_size // num_examples)
     expected = jax.random.permutation(epoch_key, num_examples)
-    chex.assert_trees_all_equal(batches.ravel(), expected)
+    np.testing.assert_array_equal(batches.ravel(), expected)
 
 
 @pytest.mark.parametrize("batch_size", [0, 11])

@@ -207,6 +207,10 @@ def test_the_decoded_cache_of_other_pictures_is_not_read(tmp_path):
         ("cifar10.1_v6_data.npy", ""),
         ("latest.npy", ""),
         ("strain.npy", ""),
+        ("digits_train_val_test.npz:x_test", "test"),
+        ("train_and_test/x_test.npy", "test"),
+        ("train-test-split/validation/0000.parquet", "valid"),
+        ("train/train_and_test.npy", "train"),
     ],
 )
 def test_a_part_is_a_word_of_its_own(name, split):

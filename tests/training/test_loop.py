@@ -19,7 +19,7 @@ from ncp_jax.training.run_log import RunLog, SilentLog, read_metrics
 from tests.tiny import OPTIMIZER, toy_state, toy_task
 
 STEPS = {"num_steps": 25, "steps_per_dispatch": 4, "steps_per_eval": 10}
-BOUNDARIES = [4, 8, 10, 12, 16, 20, 24, 25]
+BOUNDARIES = [4, 8, 10, 14, 18, 20, 24, 25]
 
 
 def fit(path, task, start=toy_state, **steps):
@@ -70,7 +70,7 @@ def test_fit_trains_validates_and_saves_on_the_boundaries(tmp_path):
 def test_records_are_means_over_the_steps_of_a_dispatch(tmp_path):
     fit(tmp_path, toy_task())
     first_rows = [r["first_row"] for r in records(tmp_path, "train")]
-    assert first_rows == [1.5, 5.5, 8.5, 10.5, 13.5, 17.5, 21.5, 24.0]
+    assert first_rows == [1.5, 5.5, 8.5, 11.5, 15.5, 18.5, 21.5, 24.0]
     assert all(len(r["loss"]) == 2 for r in records(tmp_path, "train"))
 
 
@@ -158,15 +158,15 @@ def test_a_second_interrupt_acts_at_once():
 
 def test_a_non_finite_loss_stops_with_step_group_and_last_metrics(tmp_path):
     with pytest.raises(InputError) as stopped:
-        fit(tmp_path, toy_task(nan_at=14))
+        fit(tmp_path, toy_task(nan_at=15))
     message = str(stopped.value)
-    assert "stage toy" in message and "step 14, group 1" in message
-    assert "'first_row': 13" in message  # of the step before
+    assert "stage toy" in message and "step 15, group 1" in message
+    assert "'first_row': 14" in message  # of the step before
     assert "toy.learning_rate" in message
     last = newest(tmp_path)
     assert last.step == 10
     chex.assert_tree_all_finite(last.state.params)
-    assert [r["step"] for r in records(tmp_path, "train")] == [4, 8, 10, 12]
+    assert [r["step"] for r in records(tmp_path, "train")] == [4, 8, 10, 14]
 
 
 def test_a_gradient_that_is_not_finite_stops_as_well(tmp_path):
@@ -175,14 +175,14 @@ def test_a_gradient_that_is_not_finite_stops_as_well(tmp_path):
 
     def update(state, data, rows):
         new, metrics = task.update(state, data, rows)
-        bad = jnp.where(state.step == 14, jnp.array([jnp.inf, 1.0]), 1.0)
+        bad = jnp.where(state.step == 15, jnp.array([jnp.inf, 1.0]), 1.0)
         return new, metrics | {"gradient_norm": bad}
 
     with pytest.raises(InputError) as stopped:
         fit(tmp_path, dataclasses.replace(task, update=update))
     message = str(stopped.value)
-    assert "the gradient norm is inf at step 14, group 0" in message
-    assert "'first_row': 13" in message and "toy.learning_rate" in message
+    assert "the gradient norm is inf at step 15, group 0" in message
+    assert "'first_row': 14" in message and "toy.learning_rate" in message
 
 
 def test_a_task_says_what_is_recorded_of_steps_and_what_remains_to_be_said(
@@ -195,13 +195,13 @@ def test_a_task_says_what_is_recorded_of_steps_and_what_remains_to_be_said(
     )
     fit(tmp_path, task)
     assert [r["first_row"] for r in records(tmp_path, "train")] == [
-        3, 7, 9, 11, 15, 19, 23, 24
+        3, 7, 9, 13, 17, 19, 23, 24
     ]  # fmt: skip
     assert capsys.readouterr().out.count("the last loss of two: (2,)") == 1
 
 
 @pytest.mark.parametrize(
-    ("nan_at", "shown"), [(0, "metrics: none"), (12, "'first_row': 10.5")]
+    ("nan_at", "shown"), [(0, "metrics: none"), (14, "'first_row': 11.5")]
 )
 def test_the_last_finite_metrics_may_be_of_the_dispatch_before(tmp_path, nan_at, shown):
     with pytest.raises(InputError, match=shown):
@@ -225,9 +225,18 @@ def test_fit_compiles_each_length_of_dispatch_once(tmp_path):
 
     counting = loop.Task("toy", task.data, task.inputs, counted, task.validate)
     fit(tmp_path, counting, num_steps=80)
-    lengths = {4, 2}  # to a multiple of 4, or of 10
+    lengths = {4, 2}  # a whole dispatch, and the last before a validation
     # One trace for scan's types, one for its body, at most.
     assert len(lengths) <= len(traces) <= 2 * len(lengths)
+
+
+@pytest.mark.parametrize("intervals", [(50, 99), (100, 469), (500, 1_172), (50, 250)])
+def test_dispatches_have_few_lengths_and_validations_their_steps(intervals):
+    ends = [0]
+    while ends[-1] < 5_000:
+        ends.append(loop._dispatch_end(ends[-1], 5_000, *intervals))
+    assert len(set(np.diff(ends).tolist())) <= 3
+    assert set(range(0, 5_000, intervals[1])) <= set(ends)
 
 
 def test_apply_gradients_averages_the_weights():
@@ -327,7 +336,7 @@ def test_training_ends_where_all_have_stopped(tmp_path):
     one_then_both = jnp.array([[1.0, 0.0], [1.0, 1.0]])
     stopping = judging(stopped=lambda n: jnp.where(n < 2, *one_then_both))
     state = fit(tmp_path, stopping, counting_state)
-    assert [r["step"] for r in records(tmp_path, "train")] == [4, 8, 10, 12, 16, 20]
+    assert [r["step"] for r in records(tmp_path, "train")] == [4, 8, 10, 14, 18, 20]
     assert [r["stopped"] for r in records(tmp_path, "valid")] == [[1, 0], [1, 1]]
     saved = newest(tmp_path, counting_state)  # where a run looks for its end
     assert int(state.step) == saved.step == int(saved.state.step) == 25

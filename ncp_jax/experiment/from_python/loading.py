@@ -48,7 +48,7 @@ def load(
             f"{path} is no workdir of main.py: it has no config.json. A prior of `fit` "
             "is loaded by the same call of `fit` with its workdir"
         )
-    config = schema.checked(content)
+    config = schema.checked(config_lib.completed(content))
     folder = Workdir(path, config_lib.as_json(config), {}, is_writer=False)
     with contextlib.closing(folder):
         # Shapes and types of the data are all that is asked for.

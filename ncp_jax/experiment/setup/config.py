@@ -4,6 +4,7 @@ Keys are the argument names of what they configure; this room reads them, and no
 below.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -379,6 +380,18 @@ def changes(
         and name not in WITHOUT_EFFECT
         and before.get(name) != after.get(name)
     }
+
+
+def completed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a config.json, with those that came after it was written."""
+    result = copy.deepcopy(dict(content))
+    for name, value in ADDED.items():
+        *sections, field = name.split(".")
+        section = result
+        for part in sections:
+            section = section.setdefault(part, {})
+        section.setdefault(field, value)
+    return result
 
 
 def fingerprint(config: Mapping[str, Any], sections: tuple[str, ...]) -> str:

@@ -4,7 +4,7 @@ import fcntl
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ncp_jax.errors import InputError, explained
 from ncp_jax.evaluation.importance import Estimate
@@ -45,7 +45,8 @@ class Workdir:
       path: created if missing.
       config: of this call, as JSON values.
       environment: versions and devices, for the records.
-      is_writer: False for the processes of a run that leave locking and records to one.
+      is_writer: False for readers, and for the processes of a run that leave locking
+        and records to one: nothing in the folder changes.
       pinning_stages: those that, once started, fix their part of the config.
       may_extend: those of them that may become longer by this call.
 
@@ -77,24 +78,20 @@ class Workdir:
                 f"--workdir={os.fsencode(path)!r} is not valid UTF-8, and checkpoints "
                 "cannot be written into such a folder: rename it"
             ) from error
+        self._lock = self._opened_lock() if is_writer else None
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("a+")
-        except OSError as error:
-            reason = explained(error)
-            raise InputError(f"cannot write to --workdir={path}: {reason}") from error
-        try:
-            if is_writer:
-                self._take_lock()
+            if self._lock:
+                self._take_lock(self._lock)
             self.results()  # a damaged one is named now, not after hours of training
             self._adopt_config(may_extend)
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
 
     def close(self) -> None:
         """Lets another process have the folder."""
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
     def fingerprint(self, stage: str) -> str:
         """Returns the hash of the settings that the output of `stage` depends on."""
@@ -264,20 +261,29 @@ class Workdir:
     def _read_json(self, name: str) -> dict[str, Any] | None:
         return read_json(self.path, name)
 
-    def _take_lock(self) -> None:
+    def _opened_lock(self) -> TextIO:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return (self.path / ".lock").open("a+")
+        except OSError as error:
+            reason = explained(error)
+            message = f"cannot write to --workdir={self.path}: {reason}"
+            raise InputError(message) from error
+
+    def _take_lock(self, lock: TextIO) -> None:
         """Locks until the file is closed, which the death of the process does too."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "unknown"
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
             raise InputError(
                 f"--workdir={self.path} is in use by another process (pid {holder}); "
                 "wait for it or choose another folder"
             ) from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
 
     def _adopt_config(self, may_extend: Collection[str]) -> None:
         """Refuses a config that trained stages contradict, else records it."""

@@ -1,7 +1,6 @@
 """From the settings of "vaebm" to trained energies, one for each sampler with one."""
 
 import dataclasses
-import time
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.priors.pixel_energy import joint
 from ncp_jax.priors.pixel_energy.fitting import Fit, Pool
 from ncp_jax.priors.pixel_energy.settings import Settings
+from ncp_jax.training.checkpoint_records import checked_record, saved_steps
 from ncp_jax.training.run_log import RunLog
 
 Array = jax.Array
@@ -44,18 +44,19 @@ def train(experiment: Experiment) -> None:
             f"{', '.join(ENERGIES)}, so there is no energy to train: add one of them"
         )
     for name in names:
-        started, fit = time.monotonic(), _fit(experiment, name)
+        fit, folder = _fit(experiment, name), experiment.path / name / "checkpoints"
         num_steps = fit.settings.num_steps
         fit(
             _prior(experiment, name),
             experiment.dataset.train,
             experiment.dataset.valid,
             experiment.key("vaebm"),
-            experiment.path / name / "checkpoints",
+            folder,
             partial(_log, experiment.path, name, num_steps),
             experiment.mesh,
         )
-        experiment.workdir.add_results(name, {}, time.monotonic() - started)
+        newest = checked_record(folder / str(max(saved_steps(folder))))
+        experiment.workdir.add_results(name, {}, newest["wall_seconds"])
 
 
 def _log(path: Path, name: str, num_steps: int, first_step: int) -> RunLog:

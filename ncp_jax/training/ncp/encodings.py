@@ -5,6 +5,7 @@ nothing; so a pool of encodings is made before the first update.  One encoding o
 example is too few: discriminators memorise the pool.
 """
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -45,12 +46,16 @@ def pool(
       progress: whether to show how far it is.
     """
     model = parallel.replicate(mesh, model)
-    batches = list(datasets.padded_batches(stored, batch_size))
+    passes = (datasets.padded_batches(stored, batch_size) for _ in range(num_passes))
+    looks: dict[str, Any] = {
+        "total": num_passes * -(-len(stored) // batch_size),
+        "disable": not progress,
+        "mininterval": 10,
+        "unit": "batch",
+    }
     rows = []
-    steps = range(num_passes * len(batches))
-    looks: dict[str, Any] = {"mininterval": 10, "unit": "batch"}
-    for index in tqdm.tqdm(steps, "encodings", disable=not progress, **looks):
-        examples, mask = batches[index % len(batches)]
+    batches = tqdm.tqdm(itertools.chain.from_iterable(passes), "encodings", **looks)
+    for index, (examples, mask) in enumerate(batches):
         batch_key = rng.at_step(key, index)
         u = _coordinates(mesh, prepare, model, examples, batch_key)
         rows.append(np.asarray(u)[mask])

@@ -254,7 +254,7 @@ def learn(
 
     def rest() -> tuple[GroupState, Metrics]:
         _, metrics = loss_fn(group.params)
-        return group, metrics | {"gradient_norm": jnp.zeros(())}
+        return group, metrics | {"gradient_norm": jnp.zeros_like(metrics["loss"])}
 
     if not patience:
         return work()

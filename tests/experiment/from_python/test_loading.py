@@ -1,5 +1,6 @@
 """`loading.py`: what a run of `main.py` has trained, from Python."""
 
+import json
 import shutil
 
 import jax
@@ -41,6 +42,29 @@ def test_a_run_s_prior_is_that_of_its_samples(run, monkeypatch):
         images, z = saved["images"], saved["latents_0"][:, 0]
     decoded = prior.vae.decode(prior.vae.absorb(0, 0, prior.vae.root(len(z)), z)).mean
     np.testing.assert_allclose(decoded, images, atol=1e-5)
+
+
+def test_a_training_that_is_at_work_in_the_folder_is_left_alone(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / ".lock").unlink()
+    for stage in ("vae", "ncp"):
+        path = copy / stage / "checkpoints" / "90.orbax-checkpoint-tmp"
+        path.mkdir()
+        (path / "half").write_text("written by another process")
+    before = contents(copy)
+    ncp_jax.load(copy)
+    assert contents(copy) == before
+
+
+def test_a_run_from_before_a_setting_came_is_loaded(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    path = copy / "config.json"
+    content = json.loads(path.read_text())
+    del content["vaebm"], content["ncp"]["select_by"]
+    path.write_text(json.dumps(content))
+    ncp_jax.load(copy)
 
 
 def test_the_vae_alone_can_be_compared(run):
