@@ -255,6 +255,26 @@ def test_a_stopped_fit_goes_on_to_the_same_bits(fitted, tmp_path, monkeypatch):
             fit(workdir=tmp_path, **changed)
 
 
+def test_prepares_of_other_values_are_told_apart():
+    """By the class's name alone, the second call returned the first one's weights."""
+
+    def scaled(key, stored, scale):
+        return scale * stored
+
+    def by(scale):
+        return lambda key, stored: scale * stored
+
+    names = [
+        preparation.named(prepare)
+        for scale in (1.0, 2.0)
+        for prepare in (functools.partial(scaled, scale=scale), by(scale))
+    ]
+    assert len(set(names)) == 4
+    assert (
+        preparation.named(ncp_jax.binarize) == "binarize"
+    )  # as runs were known before
+
+
 def test_keys_of_the_old_kind_give_the_same_prior(fitted):
     assert_same(fit(key=jax.random.PRNGKey(0)).params, fitted.params)
 

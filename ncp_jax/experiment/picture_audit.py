@@ -8,7 +8,6 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.data import datasets, pixels
-from ncp_jax.errors import InputError
 from ncp_jax.evaluation import audit, diagnostics
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.experiment import chosen_rows
@@ -75,11 +74,6 @@ def _decoded(
     settings, train = experiment.config.evaluate, experiment.dataset.train
     num_groups = sum(block.num_groups for block in vae.blocks)
     groups = audit.groups_of_curve(num_groups, tuple(settings.audit_groups))
-    if groups[-1] >= num_groups:
-        raise InputError(
-            f"config.evaluate.audit_groups = {tuple(settings.audit_groups)}: the model "
-            f"has the groups 0 to {num_groups - 1}"
-        )
     rows = chosen_rows.rows(experiment, "train", settings.audit_num_images)
     size = min(settings.batch_size, len(rows))
 

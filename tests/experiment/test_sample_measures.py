@@ -439,9 +439,3 @@ def test_the_audit_sees_what_is_no_digit_and_is_the_same_again(opened):
     )
     assert first == again
     assert first["audit_jsd_sir"].value > 0.2
-
-
-def test_an_audit_of_groups_that_the_model_has_not_is_refused(opened):
-    run = opened(**AUDIT, **{"evaluate.audit_groups": (0, 1)})
-    with pytest.raises(InputError, match=r"audit_groups = \(0, 1\): .* groups 0 to 0"):
-        picture_audit.measure(run, run.load_vae(), {})

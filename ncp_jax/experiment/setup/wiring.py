@@ -397,6 +397,11 @@ def check_networks(config: ConfigDict) -> None:
         variables = jax.eval_shape(network.init, key, z, context)
         budget.check_parameters(config, "ncp", variables, num_groups)
     check_groups(config, module.blocks)
+    if config.sample.num_readjust_iterations and config.vae.model.name != "nvae":
+        raise InputError(
+            "config.sample.num_readjust_iterations is for the batch norm of the model "
+            f"'nvae', not for {config.vae.model.name!r}"
+        )
     if config.vae.penalty_weight and config.vae.model.name != "nvae":
         raise InputError(
             "config.vae.penalty_weight is for the convolutions of the model 'nvae': "
@@ -446,11 +451,15 @@ def check_groups(config: ConfigDict, blocks: tuple[Block, ...]) -> None:
       InputError: naming the setting.
     """
     num_groups = sum(block.num_groups for block in blocks)
-    if any(k >= num_groups for k in config.sample.groups):
-        raise InputError(
-            f"config.sample.groups = {tuple(config.sample.groups)}: the model has the "
-            f"groups 0 to {num_groups - 1}"
-        )
+    for name, groups in (
+        ("sample.groups", tuple(config.sample.groups)),
+        ("evaluate.audit_groups", tuple(config.evaluate.audit_groups)),
+    ):
+        if any(k >= num_groups for k in groups):
+            raise InputError(
+                f"config.{name} = {groups}: the model has the groups 0 to "
+                f"{num_groups - 1}"
+            )
     directions = config.ncp.directions
     if directions.cap and directions.is_joint:
         if config.sample.groups:

@@ -97,7 +97,8 @@ def fit(
       patience: validations without a lower loss after which a group rests; training
         ends when all do.  0 for no end before `num_steps`.
       workdir: folder for checkpoints and metrics; None keeps nothing.  The same call
-        again goes on where it was stopped, to the same bits.
+        again goes on where it was stopped, to the same bits.  A VAE is known by its
+        class, settings and arrays: numbers within its functions are not seen.
       mesh: the devices; None for all.
       progress: whether to show how far it is.
 
@@ -120,7 +121,7 @@ def fit(
         "vae": preparation.identity(vae, train, prepare),
         "train": fingerprint(train),
         "valid": fingerprint(valid),
-        "prepare": getattr(prepare, "__qualname__", type(prepare).__qualname__),
+        "prepare": preparation.named(prepare),
     }
     settings, found = signal.chosen(directions, vae, discriminator), None
     if settings is not None:

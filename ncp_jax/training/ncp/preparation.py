@@ -115,6 +115,16 @@ def identity(vae: LatentVariableModel, stored: np.ndarray, prepare: Prepare) -> 
     return f"{type(vae).__qualname__} {short_hash(parts)}"
 
 
+def named(prepare: Prepare) -> str:
+    """What tells a `prepare` from others: its name, with the values that it carries."""
+    name = getattr(prepare, "__qualname__", None)
+    if name is None:  # a partial, or an object that is called
+        return described(prepare)
+    cells = getattr(prepare, "__closure__", None) or ()
+    held = [described(cell.cell_contents) for cell in cells]
+    return f"{name} {held}" if held else name
+
+
 def described(thing: object) -> str:
     """`repr` on one line, without where functions lie in memory."""
     return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(thing).split()))
