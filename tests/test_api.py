@@ -270,9 +270,7 @@ def test_prepares_of_other_values_are_told_apart():
         for prepare in (functools.partial(scaled, scale=scale), by(scale))
     ]
     assert len(set(names)) == 4
-    assert (
-        preparation.named(ncp_jax.binarize) == "binarize"
-    )  # as runs were known before
+    assert preparation.named(ncp_jax.binarize) == "binarize"  # as it ever was
 
 
 def test_keys_of_the_old_kind_give_the_same_prior(fitted):
