@@ -25,6 +25,7 @@ from ncp_jax.experiment import (
     evaluate_stage,
     export_stage,
     import_stage,
+    picture_scores,
     sample_stage,
     train_stage,
 )
@@ -112,6 +113,8 @@ def run(
         is_compared = stage == "compare" or (stage == "all" and config.compare.names)
         if is_compared:
             compare_stage.check(experiment)
+        elif stage == "all" and not folder.is_done("evaluate"):
+            picture_scores.load_net(experiment)  # or an error, before hours of training
         if config.vae.pretrained and stage != "benchmark":
             weights_import.take(experiment)
         elif stage == "import" or (stage == "all" and config.vae.checkpoint):

@@ -379,6 +379,14 @@ def test_weights_that_are_missing_stop_the_stage_before_it_writes(workdir):
     assert {p: p.read_bytes() for p in (workdir / "samples").iterdir()} == before
 
 
+def test_weights_that_are_missing_stop_a_whole_run_before_it_trains(tmp_path):
+    absent = {"feature_net": "lenet5", "feature_weights": "absent.npz"}
+    config = small(**{f"evaluate.{name}": value for name, value in absent.items()})
+    with pytest.raises(InputError, match=r"absent.npz: no such file"):
+        stages.run(config, tmp_path, "all")
+    assert not (tmp_path / "vae").exists()
+
+
 # ---- pictures at several temperatures, which the stage before draws
 
 
