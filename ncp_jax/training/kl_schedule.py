@@ -1,5 +1,6 @@
 """Warm-up and balancing of NVAE's KL terms (its Sec. 3.3 and appendix)."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
@@ -32,18 +33,19 @@ def kl_coefficient(
     return jnp.clip(risen / (warmup_fraction * num_steps), MIN_COEFFICIENT, 1.0)
 
 
-def group_alphas(groups_per_scale: Sequence[int]) -> np.ndarray:
+def group_alphas(sizes: Sequence[int]) -> np.ndarray:
     """Returns how much KL balancing expects of each group, relative to the least: [K].
 
-    A scale twice as fine has four times the latent variables, shared by its groups:
-    alpha = 4**scale / groups of the scale.
+    A scale is the groups of one size, and they share what it holds: alpha = size /
+    groups of that size.  Of NVAE, where a scale twice as fine has four times the latent
+    variables, that is its 4**scale / groups of the scale.
 
     Args:
-      groups_per_scale: coarse to fine.
+      sizes: latent variables of each of the K groups.
     """
-    alphas = [np.full(n, 4.0**scale / n) for scale, n in enumerate(groups_per_scale)]
-    flat = np.concatenate(alphas)
-    return np.asarray(flat / flat.min(), np.float32)
+    counts = Counter(sizes)
+    alphas = np.array([size / counts[size] for size in sizes])
+    return np.asarray(alphas / alphas.min(), np.float32)
 
 
 def balance_kl(kl: Array, coefficient: Array, alphas: Array | np.ndarray) -> Array:

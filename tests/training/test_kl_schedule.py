@@ -15,8 +15,14 @@ def test_coefficient_waits_rises_and_stays():
 
 def test_alphas_by_hand():
     # 4**0 / 5 at the top and 4**1 / 10 below.
-    np.testing.assert_allclose(group_alphas((5, 10)), [1.0] * 5 + [2.0] * 10)
-    np.testing.assert_allclose(group_alphas((30,)), np.ones(30))
+    sizes = [320] * 5 + [1280] * 10
+    np.testing.assert_allclose(group_alphas(sizes), [1.0] * 5 + [2.0] * 10)
+    np.testing.assert_allclose(group_alphas([320] * 30), np.ones(30))
+
+
+def test_balancing_goes_by_the_sizes_of_vectors():
+    np.testing.assert_allclose(group_alphas((16, 16, 16)), np.ones(3))
+    np.testing.assert_allclose(group_alphas((4, 8, 16)), [1.0, 2.0, 4.0])
 
 
 def test_balanced_weights_by_hand():

@@ -1,5 +1,6 @@
 """From settings to networks and to what trains them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ncp_jax.models import stacks
 from ncp_jax.models.base import Block
 from ncp_jax.models.conv_hvae import ConvHVAE
 from ncp_jax.models.discriminator import MLPDiscriminator
@@ -95,8 +95,8 @@ def build_warmup(settings: Settings, blocks: tuple[Block, ...]) -> KLWarmup:
     """Returns how the section "vae" weighs the KL terms."""
     alphas = None
     if settings["is_kl_balanced"]:
-        scales = [stack.num_groups for stack in stacks.stack_blocks(blocks)]
-        alphas = kl_schedule.group_alphas(scales)
+        sizes = [math.prod(b.latent_shape) for b in blocks for _ in range(b.num_groups)]
+        alphas = kl_schedule.group_alphas(sizes)
     return KLWarmup(
         settings["num_steps"],
         settings["kl_warmup_fraction"],
