@@ -90,14 +90,56 @@ def remarks(config: Settings, results: Settings) -> Iterator[str]:
             f"The samples shown are not those that were measured ({other}): run "
             "--stage=evaluate."
         )
+    if line := of_earlier_weights(results, "ncp", *MEASURING):
+        yield line
+
+
+def of_earlier_weights(results: Settings, *stages: str) -> str:
+    """A sentence on what was made before a stage that it reads was trained again.
+
+    Args:
+      results: the content of `results.json`.
+      *stages: that are looked at, in the order in which they run.
+
+    Returns:
+      Which to run again; "" where there are none. Stages that were begun again, and
+      old records that do not name their weights, are passed over.
+    """
+    earlier = {stage: _retrained(results, stage) for stage in stages}
+    again = [stage for stage in stages if earlier[stage]]
+    if not again:
+        return ""
+    newer = dict.fromkeys(name for names in earlier.values() for name in names)
+    return (
+        f"The results of {' and '.join(again)} are of earlier weights of "
+        f"{' and '.join(newer)}: run "
+        f"{', then '.join(f'--stage={stage}' for stage in again)}."
+    )
+
+
+def _retrained(results: Settings, stage: str) -> list[str]:
+    """Stages whose own records name other weights than those that `stage` read."""
+    record = _part(results, "run", "stages", stage)
+    if "fingerprint" not in record:
+        return []
+    return [
+        name
+        for name, weights in _part(record, "weights").items()
+        if _part(results, "run", "stages", name, "weights").get(name, weights)
+        != weights
+    ]
 
 
 def _recorded(stage: str, results: Settings) -> Settings:
     """The settings in a stage's record; empty without any."""
-    part: Any = results
-    for name in ("run", "stages", stage, "config"):
-        part = part.get(name, {}) if isinstance(part, Mapping) else {}
-    return part if isinstance(part, Mapping) else {}
+    return _part(results, "run", "stages", stage, "config")
+
+
+def _part(content: Any, *names: str) -> Settings:
+    """A section within sections; empty without any."""
+    for name in names:
+        content = content.get(name, {}) if isinstance(content, Mapping) else {}
+    return content if isinstance(content, Mapping) else {}
 
 
 def _differences(first: Settings, second: Settings, sections: tuple[str, ...]) -> str:

@@ -108,6 +108,53 @@ def test_a_stage_that_did_not_end_is_named(tmp_path):
         assert f"Run --stage={stage}." in text
 
 
+def with_weights(**read):
+    """Records of stages that each read the weights of these versions."""
+    records = results()
+    for stage, versions in read.items():
+        record = records["run"]["stages"].setdefault(stage, {"fingerprint": "0123"})
+        record["weights"] = {
+            name: {"step": 9, "fingerprint": version}
+            for name, version in zip(("vae", "ncp"), versions, strict=False)
+        }
+    return records
+
+
+@pytest.mark.parametrize(
+    ("vae", "ncp", "sample", "evaluate", "remark"),
+    [
+        ("a", "ab", "ab", "ab", None),
+        ("a", "", "ab", "ab", None),  # an old record
+        (
+            *("a", "ac", "ab", "ab"),
+            "sample and evaluate are of earlier weights of ncp: run --stage=sample, "
+            "then --stage=evaluate.",
+        ),
+        (
+            *("a", "ac", "ac", "ab"),
+            "results of evaluate are of earlier weights of ncp: run --stage=evaluate.",
+        ),
+        (
+            *("d", "dc", "ab", "ab"),
+            "sample and evaluate are of earlier weights of vae and ncp: run --st",
+        ),
+        (
+            *("d", "ab", "ab", "ab"),
+            "ncp and sample and evaluate are of earlier weights of vae: run --stage=nc",
+        ),
+    ],
+)
+def test_numbers_of_earlier_weights_are_named(
+    tmp_path, vae, ncp, sample, evaluate, remark
+):
+    records = with_weights(vae=vae, ncp=ncp, sample=sample, evaluate=evaluate)
+    text = text_of(tmp_path, BEFORE, records)
+    if remark:
+        assert remark in text
+    else:
+        assert "earlier weights" not in text
+
+
 def test_numbers_of_the_validation_set_are_not_called_test(tmp_path):
     chosen = changed(BEFORE, evaluate__split="valid")
     text = text_of(tmp_path, BEFORE, results(evaluate=chosen))
