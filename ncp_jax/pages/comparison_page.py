@@ -37,9 +37,20 @@ def write(workdirs: Sequence[str | Path], folder: str | Path) -> Path:
     runs = {str(path): run_page.read_run(path) for path in paths}
     html = page.document(
         "NCP-VAE: runs side by side",
-        [LEAD, _measures(runs), _differences(runs), *_samples(paths)],
+        [
+            LEAD,
+            page.remarks(_remarks(runs)),
+            _measures(runs),
+            _differences(runs),
+            *_samples(paths),
+        ],
     )
     return run_page.replace_page(Path(folder) / "report" / "comparison.html", html)
+
+
+def _remarks(runs: Mapping[str, Run]) -> Iterator[str]:
+    for name, run in runs.items():
+        yield from (f"{name}: {line}" for line in stage_settings.remarks(*run))
 
 
 def _measures(runs: Mapping[str, Run]) -> str:

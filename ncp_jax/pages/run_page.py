@@ -114,7 +114,7 @@ def write(workdir: str | Path) -> Path:
             LEAD,
             _headline(results, str(arrays.get("note_likelihood", ""))),
             _byline(run, environments.values()),
-            _remarks(config, results),
+            page.remarks(stage_settings.remarks(config, results)),
             summary.measures(metrics, measured, notes),
             *galleries.sections(workdir / "samples", arrays, measured),
             tables.numbers(results),
@@ -231,11 +231,6 @@ def _byline(run: Mapping[str, Any], environments: Iterable[Mapping[str, Any]]) -
     facts += [f"commit {commit}" for commit in sorted(commits)]
     line = page.escape(" · ".join(facts))
     return f'<p class="byline soft">{line}</p>\n' if facts else ""
-
-
-def _remarks(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    lines = stage_settings.remarks(config, results)
-    return "".join(f'<p class="note">{page.escape(line)}</p>\n' for line in lines)
 
 
 def _figures(

@@ -180,5 +180,17 @@ def test_runs_are_compared_by_what_their_numbers_are_of(tmp_path):
         written(tmp_path / "b", few, results(evaluate=few)),
     ]
     html = comparison_page.write(runs, tmp_path / "out").read_text()
-    assert "7777" not in html
+    assert "<td>7777<" not in html and "20 -&gt; 7777." in html
     assert "<td>20</td><td>5</td>" in html
+
+
+def test_runs_side_by_side_keep_their_remarks(tmp_path):
+    asked = changed(BEFORE, evaluate__num_importance_samples=7)
+    paths = [
+        written(tmp_path / "a", BEFORE, results()),
+        written(tmp_path / "b", asked, results(is_done=False)),
+    ]
+    text = Page(comparison_page.write(paths, tmp_path).read_text()).text
+    for remark in ("Stage sample was begun again", "Later asked for"):
+        assert f"{paths[1]}: {remark}" in text
+        assert f"{paths[0]}: {remark}" not in text

@@ -119,6 +119,11 @@ def document(title: str, parts: Iterable[str]) -> str:
 """
 
 
+def remarks(lines: Iterable[str]) -> str:
+    """Paragraphs on what a reader must know before the numbers."""
+    return "".join(f'<p class="note">{escape(line)}</p>\n' for line in lines)
+
+
 def section(heading: str, note: str, body: str) -> str:
     """A heading, a sentence on what to look for (or none), and the content."""
     lead = f'<p class="soft">{escape(note)}</p>\n' if note else ""
