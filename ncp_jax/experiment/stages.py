@@ -67,8 +67,8 @@ def run(
     validation.check_stage(config, stage)
     if stage == "report":  # needs files only: neither the data nor the workdir's lock
         if config.report.workdirs:
-            names = config.report.workdirs.split(",")
-            workdirs = [local_path("report.workdirs", name.strip()) for name in names]
+            names = [name.strip() for name in config.report.workdirs.split(",")]
+            workdirs = [local_path("report.workdirs", name) for name in names if name]
             print(f"report: {comparison_page.write(workdirs, workdir)}")
         else:
             report(workdir)

@@ -19,14 +19,14 @@ def write(workdirs: Sequence[str | Path], folder: str | Path) -> Path:
     """Writes `folder/report/comparison.html` from the artefacts of several runs.
 
     Args:
-      workdirs: two runs or more, each a finished workdir; they lend their names.
+      workdirs: two runs or more, each of them evaluated; they lend their names.
       folder: where the page goes; made if missing.
 
     Returns:
       Path of the page.
 
     Raises:
-      InputError: there are fewer than two, or one is not a finished run.
+      InputError: there are fewer than two, or one was not evaluated.
     """
     paths = [Path(workdir) for workdir in workdirs]
     if len({path.resolve() for path in paths}) < max(len(paths), 2):
@@ -34,7 +34,7 @@ def write(workdirs: Sequence[str | Path], folder: str | Path) -> Path:
             "config.report.workdirs takes two different workdirs or more, divided by "
             f"commas; got {[str(path) for path in paths]}"
         )
-    runs = {str(path): run_page.read_run(path) for path in paths}
+    runs = {str(path): _evaluated(path) for path in paths}
     html = page.document(
         "NCP-VAE: runs side by side",
         [
@@ -46,6 +46,17 @@ def write(workdirs: Sequence[str | Path], folder: str | Path) -> Path:
         ],
     )
     return run_page.replace_page(Path(folder) / "report" / "comparison.html", html)
+
+
+def _evaluated(path: Path) -> Run:
+    """The records of a run, which has numbers to compare."""
+    config, results = run_page.read_run(path)
+    if "evaluate" not in results.get("run", {}).get("stages", {}):
+        raise InputError(
+            f"config.report.workdirs: {path} has not been evaluated: run "
+            f"--stage=evaluate with --workdir={path} first"
+        )
+    return config, results
 
 
 def _remarks(runs: Mapping[str, Run]) -> Iterator[str]:

@@ -23,7 +23,7 @@ def finished(path, gain, *, seed, names=("sir",), **more):
         for name, value in metrics.items()
     }
     estimates["unsure"] = {"value": 7.5, "stderr": None, "n": 1, "unit": "nats"}
-    results = {"metrics": estimates, "run": {}}
+    results = {"metrics": estimates, "run": {"stages": {"evaluate": {}}}}
     (path / "results.json").write_text(json.dumps(results))
     for name in names:
         Image.new("L", (8, 8)).save(path / "samples" / f"{name}.png")
@@ -80,6 +80,22 @@ def test_a_run_that_is_not_finished_is_named(runs, tmp_path):
     (runs[1] / "results.json").unlink()
     with pytest.raises(InputError, match=r"b/results\.json: run main\.py"):
         comparison_page.write(runs, tmp_path)
+
+
+@pytest.mark.parametrize("run", [{}, {"stages": {"vae": {}}}])
+def test_a_run_that_was_not_evaluated_is_named(runs, tmp_path, run):
+    (runs[1] / "results.json").write_text(json.dumps({"metrics": {}, "run": run}))
+    with pytest.raises(InputError, match=r"/b has not been evaluated: run --stage=ev"):
+        comparison_page.write(runs, tmp_path)
+
+
+def test_a_name_that_is_left_empty_is_no_run(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished(tmp_path / "here", 3.0, seed=2))
+    config = config_lib.default()
+    config.report.workdirs = ",".join(map(str, runs)) + ", "
+    stages.run(config, tmp_path / "out", "report")
+    html = (tmp_path / "out" / "report" / "comparison.html").read_text()
+    assert len(rows_of(html, "gain_nats")) == 2
 
 
 def test_the_report_stage_compares_if_it_is_told_to(runs, tmp_path, capsys):
