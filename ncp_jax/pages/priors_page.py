@@ -1,14 +1,14 @@
 """One self-contained HTML page that sets priors side by side; imports no JAX."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 from ncp_jax.errors import InputError
-from ncp_jax.pages import galleries, run_page
+from ncp_jax.pages import galleries, run_page, stage_settings
 from ncp_jax.pages.parts import page, plots, quantities
 from ncp_jax.records import run_records
 
@@ -59,6 +59,7 @@ def write(folder: str | Path) -> Path:
         "Priors side by side",
         [
             _lead(results[KEY], results.get("run", {})),
+            page.remarks(_remarks(results)),
             *_sections(results[KEY]),
             *_samples(folder / "priors", ranked(results[KEY]["priors"])),
             _settings(results[KEY]["about"]),
@@ -131,6 +132,18 @@ def _lead(compared: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         )
         + "</ul>\n"
     )
+
+
+def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
+    """Where pictures, numbers and stage 1 are not of one call."""
+    record = results.get("run", {}).get("stages", {}).get("compare")
+    if record is not None and "fingerprint" not in record:  # none of `ncp_jax.compare`
+        yield (
+            "Stage compare was begun again and has not ended: the numbers are of the "
+            "call before, and pictures may be of the later one. Run --stage=compare."
+        )
+    if line := stage_settings.of_earlier_weights(results, "compare"):
+        yield line
 
 
 def _of_what(compared: Mapping[str, Any]) -> str:

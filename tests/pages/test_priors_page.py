@@ -103,6 +103,32 @@ def test_it_says_of_what_the_numbers_are(html):
     assert "<code>num_samples</code>" in html
 
 
+def page_of(folder, path, **stages):
+    """The page of the same comparison with records of stages."""
+    results = json.loads((folder / "results.json").read_text())
+    results["run"]["stages"] = stages
+    (path / "results.json").write_text(json.dumps(results))
+    return priors_page.write(path).read_text()
+
+
+def test_a_comparison_that_was_begun_again_is_named(folder, tmp_path, html):
+    begun = "Stage compare was begun again and has not ended"
+    assert begun in page_of(folder, tmp_path, compare={})
+    assert begun not in page_of(folder, tmp_path, compare={"fingerprint": "01"})
+    assert begun not in html  # of `ncp_jax.compare`, which records no stages
+
+
+def test_a_comparison_on_an_earlier_stage_1_is_named(folder, tmp_path):
+    def record(version):
+        weights = {"vae": {"step": 9, "fingerprint": version}}
+        return {"fingerprint": "01", "weights": weights}
+
+    earlier = "compare are of earlier weights of vae: run --stage=compare."
+    compare = record("a")
+    assert earlier in page_of(folder, tmp_path, vae=record("b"), compare=compare)
+    assert earlier not in page_of(folder, tmp_path, vae=record("a"), compare=compare)
+
+
 def test_no_gain_with_an_interval_means_no_plot(folder, tmp_path):
     results = json.loads((folder / "results.json").read_text())
     for name in ("low", "bounded"):
