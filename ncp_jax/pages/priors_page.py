@@ -120,7 +120,9 @@ def markdown(compared: Mapping[str, Any], *names: str) -> str:
 
 
 def _lead(compared: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    facts = [run[name] for name in ("device", "git_commit") if name in run]
+    record = run.get("stages", {}).get("compare", {})
+    there = record.get("environment", run)  # run: of the last call, whatever it did
+    facts = [there[name] for name in ("device", "git_commit") if name in there]
     byline = page.escape(" · ".join(map(str, facts)))
     return (
         f"<p>{page.escape(_of_what(compared))}</p>\n"

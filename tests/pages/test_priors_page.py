@@ -111,6 +111,12 @@ def page_of(folder, path, **stages):
     return priors_page.write(path).read_text()
 
 
+def test_it_names_the_machine_that_compared_not_that_of_a_later_call(folder, tmp_path):
+    there = {"device": "its device", "git_commit": "def"}
+    html = page_of(folder, tmp_path, compare={"environment": there})
+    assert "its device · def" in html and "a device · abc" not in html
+
+
 def test_a_comparison_that_was_begun_again_is_named(folder, tmp_path, html):
     begun = "Stage compare was begun again and has not ended"
     assert begun in page_of(folder, tmp_path, compare={})
