@@ -160,9 +160,9 @@ def _reweight(experiment: Experiment, stage: str, command: str) -> None:
 
 def report(workdir: Path) -> None:
     """Writes the pages of a run from its files."""
-    print(f"report: {run_page.write(workdir)}")
-    if priors_page.is_compared(workdir):
+    if priors_page.is_compared(workdir):  # before the page that links to it
         print(f"report: {priors_page.write(workdir)}")
+    print(f"report: {run_page.write(workdir)}")
 
 
 def compare(experiment: Experiment) -> None:

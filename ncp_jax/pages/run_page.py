@@ -28,10 +28,10 @@ from ncp_jax.pages.parts import (
 )
 from ncp_jax.records import array_files, log_lines, run_records, whole_file
 
-LEAD = """<p>One frozen VAE under two priors: its own base prior p(z), and the
-noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z, drawn from by resampling
-(SIR) and by Langevin dynamics.</p>
-"""
+PRIORS = """ under two priors: its own base prior p(z), and the
+noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z"""
+OF_NCP = "NCP by "  # what the names of its samplers begin with
+BESIDE = ' <a href="priors.html">Priors fitted to it, side by side</a>.'
 RESOLUTION = 1e-5  # nats; a smaller gain is float32's rounding, as where r = 1
 FIGURES = (  # heading, what to look for, panels
     (
@@ -111,7 +111,7 @@ def write(workdir: str | Path) -> Path:
     html = page.document(
         title,
         [
-            LEAD,
+            _lead(stages, (workdir / "report" / "priors.html").exists()),
             _headline(results, str(arrays.get("note_likelihood", ""))),
             _byline(run, environments.values()),
             page.remarks(stage_settings.remarks(config, results)),
@@ -174,6 +174,22 @@ def summary_table(results: Mapping[str, Any]) -> str:
     if hidden := quantities.without_interval(results):
         lines.append(f"(too few for an interval, so in results.json: {hidden})")
     return "\n".join(lines)
+
+
+def _lead(stages: Mapping[str, Any], has_comparison: bool) -> str:
+    """What the page is about: one VAE, and as much of stage 2 as the run has had.
+
+    Args:
+      stages: their records; without any the page is of an older run, of both stages.
+      has_comparison: of priors, on a page beside this one.
+    """
+    text = "One frozen VAE"
+    if not stages or stages.keys() & {"ncp", "sample"}:
+        sampled = stages.get("sample", {}).get("config", {}).get("sample", {})
+        names = (quantities.SAMPLERS.get(n, "") for n in sampled.get("samplers", ()))
+        by = [f"by {n.removeprefix(OF_NCP)}" for n in names if n.startswith(OF_NCP)]
+        text += PRIORS + (f", drawn from {' and '.join(by)}" if by else "")
+    return f"<p>{text}.{BESIDE if has_comparison else ''}</p>\n"
 
 
 def _headline(results: Mapping[str, Any], why_none: str = "") -> str:

@@ -49,6 +49,8 @@ def test_names_make_the_whole_run_a_comparison(compared):
     assert found["priors"]["about"]["split"] == "test"
     for page in ("priors.html", "index.html"):
         assert "<html" in (compared / "report" / page).read_text()
+    lead = 'One frozen VAE. <a href="priors.html">'
+    assert lead in (compared / "report" / "index.html").read_text()
     assert {p.name for p in (compared / "priors").iterdir()} == {
         *("gaussian.png", "gaussian-0", "measured")
     }

@@ -281,6 +281,30 @@ def test_a_minimal_run_has_no_pictures_and_its_settings(minimal):
         assert absent not in page.text
 
 
+def lead_of(workdir, **run):
+    save_results(workdir, METRICS, **run)
+    _, page = page_of(workdir)
+    return " ".join(page.text.partition("One frozen VAE")[2].split(".")[0].split())
+
+
+def test_the_lead_says_which_samplers_were_run(minimal):
+    both = "under two priors: its own base prior p(z), and the noise contrastive prior"
+    both += " pNCP(z) = r(z) p(z) / Z"
+    assert lead_of(minimal) == lead_of(minimal, stages={"ncp": {}}) == both
+    samplers = ["langevin", "sirmala", "vaebm", "unknown"]
+    stages = {"sample": {"config": {"sample": {"samplers": samplers}}}}
+    drawn = "drawn from by Langevin and by SIR, then MALA"
+    assert lead_of(minimal, stages=stages) == f"{both}, {drawn}"
+    assert lead_of(minimal, stages={"vae": {}, "compare": {}}) == ""
+
+
+def test_the_lead_links_to_priors_side_by_side(minimal):
+    link = {"href": "priors.html"}
+    assert link not in page_of(minimal)[1].all("a")
+    (minimal / "report" / "priors.html").touch()
+    assert link in page_of(minimal)[1].all("a")
+
+
 def test_a_full_run_has_every_picture_once(full):
     _, page = page_of(full)
     # Three grids, reconstructions, histogram, log Z, two of Langevin, two losses.
