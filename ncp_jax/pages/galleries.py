@@ -12,7 +12,7 @@ from ncp_jax.pages.parts import distance_plots, page, quantities
 from ncp_jax.pages.parts.plots import Arrays, Panel
 
 REMEDY = "run main.py on this workdir first, without --stage or with --stage=evaluate"
-TEMPERATURE = re.compile(r"base_at_([0-9.]+)\.png")
+TEMPERATURE = re.compile(r"base_at_([0-9.]+(?:e[+-][0-9]+)?)\.png")  # of f"{t:g}"
 
 
 def sections(folder: Path, arrays: Arrays, config: Mapping[str, Any]) -> Iterable[str]:

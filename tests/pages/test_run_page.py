@@ -330,13 +330,13 @@ def test_draws_of_the_base_prior_stand_in_for_its_density(minimal):
 
 
 def test_temperatures_are_shown_in_their_order(full):
-    for temperature in ("1", "0.7", "0.85"):
+    for temperature in ("1", "0.7", "0.85", f"{1e-5:g}"):
         save_png(full / "samples" / f"base_at_{temperature}.png")
     save_png(full / "samples" / "base_at_home.png")  # not one of ours
     text = page_of(full)[1].text
-    shown = re.findall(r"Temperature ([0-9.]+)", text)
-    assert shown == ["0.7", "0.85", "1"]
-    assert len(page_of(full)[1].all("img")) == 13
+    shown = re.findall(r"Temperature ([0-9.e-]+)", text)
+    assert shown == ["1e-05", "0.7", "0.85", "1"]
+    assert len(page_of(full)[1].all("img")) == 14
 
 
 def test_neighbours_stand_beside_their_distances(full):
