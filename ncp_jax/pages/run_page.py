@@ -26,7 +26,7 @@ from ncp_jax.pages.parts import (
     quantities,
     signal_plots,
 )
-from ncp_jax.records import array_files, log_lines, run_records, whole_file
+from ncp_jax.records import array_files, run_records, whole_file
 
 PRIORS = """ under two priors: its own base prior p(z), and the
 noise contrastive prior p<sub>NCP</sub>(z) = r(z) p(z) / Z"""
@@ -292,21 +292,13 @@ def _negative_weight(config: Mapping[str, Any]) -> float:
 
 
 def read_losses(path: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """{stage: {split: [n, 2] step and loss}}; a line cut short by a kill is skipped.
-
-    A resumed run repeats steps: the last word on a step counts.
-    """
-    curves: dict[str, dict[str, dict[int, float]]] = {}
-    for row in log_lines.read(path):
-        if "loss" in row:
-            of_split = curves.setdefault(row["stage"], {}).setdefault(row["split"], {})
-            of_split[row["step"]] = float(np.mean(row["loss"]))  # over the groups
+    """{stage: {split: [n, 2] step and loss}}, the mean over the groups."""
     return {
         stage: {
-            split: np.array(sorted(points.items()), np.float64)
+            split: np.array([(step, np.mean(loss)) for step, loss in points.items()])
             for split, points in splits.items()
         }
-        for stage, splits in curves.items()
+        for stage, splits in group_curves.by_step(path, "loss").items()
     }
 
 
