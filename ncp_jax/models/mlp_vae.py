@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ncp_jax.errors import InputError
 from ncp_jax.models.base import Carry, GaussianVAE
 from ncp_jax.models.distributions import Bernoulli, Likelihood, Normal
 
 Array = jax.Array
 
+LIKELIHOODS = ("bernoulli", "normal")
 MIN_STD = 1e-5  # of normals that a network parametrises
 MEAN_CLIP = 1e-4  # keeps the logit of an always-black pixel finite
 
@@ -91,7 +93,12 @@ def likelihood_around(
       data_mean: [*data_shape] mean of the training set.
       likelihood: "bernoulli" for x in {0, 1}, "normal" for real x.
       likelihood_std: standard deviation of the "normal" likelihood.
+
+    Raises:
+      InputError: another likelihood.
     """
+    if likelihood not in LIKELIHOODS:
+        raise InputError(f"likelihood must be one of {LIKELIHOODS}, got {likelihood!r}")
     mean = data_mean[None]
     if likelihood == "bernoulli":
         clipped = jnp.clip(mean, MEAN_CLIP, 1.0 - MEAN_CLIP)

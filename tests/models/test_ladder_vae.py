@@ -177,3 +177,10 @@ def test_points_are_refused_with_a_model_that_takes_them():
         jax.eval_shape(
             ConvHVAE((2,)).init, jax.random.key(0), jnp.zeros((1, 2)), jax.random.key(0)
         )
+
+
+@pytest.mark.parametrize("name", ["free", "conv"])
+def test_a_likelihood_that_is_none_is_named(name, key):
+    module = MODELS[name].clone(likelihood="gausian")
+    with pytest.raises(InputError, match=r"\('bernoulli', 'normal'\), got 'gausian'"):
+        jax.eval_shape(module.init, key, example(module), key)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ncp_jax.errors import InputError
 from ncp_jax.models.base import Block, Carry, ElboTerms, Encoding, GroupPrior
 from ncp_jax.models.distributions import (
     WHITE,
@@ -104,11 +105,16 @@ class NVAE(nn.Module):
     @property
     def _num_outputs(self) -> int:
         """Parameters of p(x | z) per pixel; the mixture's are for RGB."""
-        return {
+        numbers = {
             "bernoulli": self.data_shape[-1],
             "normal": 2 * self.data_shape[-1],
             "logistic_mixture": 10 * self.num_mixtures,
-        }[self.likelihood]
+        }
+        if self.likelihood not in numbers:
+            raise InputError(
+                f"likelihood must be one of {tuple(numbers)}, got {self.likelihood!r}"
+            )
+        return numbers[self.likelihood]
 
     def setup(self) -> None:
         """Builds the submodules."""

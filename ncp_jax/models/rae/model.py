@@ -75,6 +75,14 @@ class Autoencoder(OneVectorVAE):
     likelihood_std: float = 0.4
     is_std_learned: bool = False
 
+    def __post_init__(self) -> None:
+        """Checks the settings that are names, before anything is built."""
+        if self.kind not in KINDS:
+            raise InputError(f"kind must be one of {KINDS}, got {self.kind!r}")
+        if self.likelihood != "normal":
+            raise InputError(f"likelihood must be 'normal', got {self.likelihood!r}")
+        super().__post_init__()
+
     def setup(self) -> None:
         """Builds both networks."""
         shape = self._padded_shape()

@@ -349,6 +349,12 @@ def test_pictures_must_divide_into_the_coarsest_latents(key):
         jax.eval_shape(module.init, key, jnp.zeros((1, 10, 8, 3)), key)
 
 
+def test_a_likelihood_that_is_none_is_named(key):
+    module = SMALL.clone(likelihood="gausian")
+    with pytest.raises(InputError, match=r"'logistic_mixture'\), got 'gausian'"):
+        jax.eval_shape(module.init, key, picture(module), key)
+
+
 @pytest.mark.slow
 def test_rematerialisation_changes_no_gradient(key):
     variables, x = generic(SMALL), picture(SMALL)

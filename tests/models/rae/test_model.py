@@ -411,3 +411,15 @@ def test_shapes_that_cannot_be_are_named(changes, message):
     x = jax.ShapeDtypeStruct((1, *module.data_shape), jnp.float32)
     with pytest.raises(InputError, match=message):
         jax.eval_shape(module.init, jax.random.key(0), x, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("WAE", {}, r"kind must be one of .*'wae'.*, got 'WAE'"),
+        ("vae", {"likelihood": "gausian"}, "must be 'normal', got 'gausian'"),
+    ],
+)
+def test_names_that_are_none_are_refused(kind, changes, message):
+    with pytest.raises(InputError, match=message):
+        model.of_kind(kind, **changes, **TINY)
