@@ -1,11 +1,16 @@
-"""The one exception that a person at the keyboard can mend; paths and permissions."""
+"""The one exception that a person at the keyboard can mend; what often raises it."""
 
 import errno
+import operator
 import os
 import pwd
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+Range = tuple[Callable[[Any], Any], str]  # kind and interval of `number`
 
 
 class InputError(Exception):
@@ -39,6 +44,33 @@ def local_path(setting: str, path: str) -> str:
         f"{setting}={path} is an address, and only files of this machine are read and "
         "written: mount it as a folder (gcsfuse, s3fs) or copy it, and give that path"
     )
+
+
+def number(setting: str, value: Any, kind: Callable[[Any], Any], interval: str) -> Any:
+    """Returns a setting as a number of Python's own, NumPy's scalars included.
+
+    Args:
+      setting: its name, for the error.
+      value: as a user gives it.
+      kind: `operator.index` for integers, or `float`.
+      interval: of what is allowed, such as "[0, 1)" or "(0, inf)".
+
+    Raises:
+      InputError: it is another number, or none.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    try:
+        found = kind(value)
+        is_in = low < found < high
+        is_in |= (found == low and interval[0] == "[") or (
+            found == high and interval[-1] == "]"
+        )
+    except (TypeError, ValueError, OverflowError):
+        is_in = False
+    if not is_in:
+        what = "an integer" if kind is operator.index else "a number"
+        raise InputError(f"{setting} must be {what} in {interval}, got {value!r}")
+    return found
 
 
 def explained(error: OSError) -> str:

@@ -160,8 +160,9 @@ def fit_directions(
       prepare: (key, stored) -> x; hashable, and of one example at a time.
       key: PRNG key; consumed here.
       share: of the signal, in (0, 1].
-      floor: the smallest eigenvalue that counts, in units of the prior's variance.
-      cap: the largest width.
+      floor: the smallest eigenvalue that counts, in units of the prior's variance; 0
+        or more.
+      cap: the largest width, at least 1.
       max_exact_dim: groups of more latent variables D never have their [D, D]
         covariance formed: a randomised range finder (Halko et al., 2011) takes its
         place.
@@ -178,14 +179,9 @@ def fit_directions(
       size.
 
     Raises:
-      InputError: settings out of range, fewer than two examples, a base prior that is
+      InputError: too few passes or draws, fewer than two examples, a base prior that is
         not `Normal`, or encodings that are not finite.
     """
-    if not 0 < share <= 1 or cap < 1 or floor < 0:
-        raise InputError(
-            f"share = {share}, cap = {cap}, floor = {floor}: expected a share in "
-            "(0, 1], a cap of at least 1 and a floor of at least 0"
-        )
     spectra = signal_covariance.leading(
         vae,
         batches,

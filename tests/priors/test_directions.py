@@ -218,10 +218,6 @@ def test_directions_of_other_groups_are_refused(fitted):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"share": 0.0}, "share = 0.0"),
-        ({"share": 1.1}, "share = 1.1"),
-        ({"cap": 0}, "cap = 0"),
-        ({"floor": -0.1}, "floor = -0.1"),
         ({"num_passes": 1}, "num_passes = 1"),
         ({"num_draws": 1, "use_means": False}, "num_draws = 1"),
         ({"num": 1}, "1 examples"),

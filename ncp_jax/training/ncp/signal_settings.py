@@ -1,11 +1,12 @@
 """Which signal directions stage 2 reads, what beside them, and by which network."""
 
 import dataclasses
+import operator
 from typing import Any
 
 import flax.linen as nn
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, Range, number
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.direction_discriminator import DirectionDiscriminator
 from ncp_jax.models.discriminator import MLPDiscriminator
@@ -14,13 +15,16 @@ from ncp_jax.models.discriminator_choice import (
     HIDDEN_DIMS,
     discriminator_for,
 )
+from ncp_jax.models.residual_discriminator import ResidualDiscriminator
 
-LEAST = {
-    "cap": 1,
-    "context_size": 0,
-    "num_examples": 2,
-    "num_encodings": 1,
-    "map_channels": 2,
+NUMBERS: dict[str, Range] = {
+    "cap": (operator.index, "[1, inf)"),
+    "share": (float, "(0, 1]"),
+    "floor": (float, "[0, inf)"),
+    "context_size": (operator.index, "[0, inf)"),
+    "num_examples": (operator.index, "[2, inf)"),
+    "num_encodings": (operator.index, "[1, inf)"),
+    "map_channels": (operator.index, "[2, inf)"),
 }
 CONTEXTS = ("coordinates", "features", "none")
 # Settings that came later: at their defaults they do not tell a training from one that
@@ -77,12 +81,9 @@ class SignalSettings:
 
     def __post_init__(self) -> None:
         """Looks at the values."""
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"signal directions: {name} must be at least {least}, got "
-                    f"{getattr(self, name)}"
-                )
+        for name, bounds in NUMBERS.items():
+            value = number(f"signal directions: {name}", getattr(self, name), *bounds)
+            object.__setattr__(self, name, value)
         if fault := self._fault():
             raise InputError(f"signal directions: {fault}")
 
@@ -100,7 +101,7 @@ class SignalSettings:
         return f"{type(self).__name__}({values})"
 
     def _fault(self) -> str:
-        """What excludes each other, and what to do; "" if nothing does."""
+        """What is no name, or excludes each other, and what to do; "" if nothing."""
         if self.context not in CONTEXTS:
             return f"context must be one of {CONTEXTS}, got {self.context!r}"
         if self.is_joint and self.is_whole:
@@ -119,6 +120,11 @@ class SignalSettings:
                 "context='features' needs a context_size of 1 or more; for none of the "
                 "feature give context='none'"
             )
+        if self.with_maps:
+            try:
+                ResidualDiscriminator(self.map_channels, self.map_blocks)
+            except InputError as error:
+                return f"map_{error}"
         return ""
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import signal as signals
 
@@ -36,6 +37,7 @@ FEW = {
     "discriminator": ncp_jax.MLPDiscriminator((8,)),
     "progress": False,
 }
+MAPS = {"context": "none", "with_maps": True}
 
 
 def fit(vae=VAE, **settings):
@@ -275,10 +277,16 @@ def test_auto_is_for_hierarchies_and_maps_with_a_normal_prior():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cap": 0}, "cap must be at least 1, got 0"),
-        ({"num_encodings": 0}, "num_encodings must be at least 1"),
-        ({"num_examples": 1}, "num_examples must be at least 2"),
-        ({"context_size": -1}, "context_size must be at least 0"),
+        ({"cap": 0}, r"cap must be an integer in \[1, inf\), got 0"),
+        ({"cap": 2.5}, "cap must be an integer .* got 2.5"),
+        ({"num_encodings": 0}, r"num_encodings must be an integer in \[1, inf\)"),
+        ({"num_encodings": 1.5}, "num_encodings must be an integer .* got 1.5"),
+        ({"num_examples": 1}, r"num_examples must be an integer in \[2, inf\)"),
+        ({"context_size": -1}, r"context_size must be an integer in \[0, inf\)"),
+        *(({"share": s}, r"share .* in \(0, 1\], got") for s in (-1, 0, 1.5, math.nan)),
+        ({"floor": -1}, r"floor must be a number in \[0, inf\), got -1"),
+        ({**MAPS, "map_channels": 3}, "map_channels must be even and positive, got 3"),
+        ({**MAPS, "map_blocks": "XYZ"}, "map_blocks must be a word .* got 'XYZ'"),
         ({"context": "all"}, "context must be one of .*'features'.*got 'all'"),
         ({"context": "features", "context_size": 0}, "needs a context_size of 1"),
         ({"context": "features", "is_joint": True}, "is_joint is one ratio"),
@@ -288,6 +296,12 @@ def test_auto_is_for_hierarchies_and_maps_with_a_normal_prior():
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ncp_jax.InputError, match=message):
         SignalSettings(**settings)
+
+
+def test_settings_are_numbers_of_python_s_own():
+    given = SignalSettings(cap=np.int64(4), share=np.float32(0.5), floor=0)
+    assert str(given) == str(SignalSettings(cap=4, share=0.5, floor=0.0))
+    assert SignalSettings(share=1).share == 1.0
 
 
 def test_settings_that_came_later_leave_older_trainings_their_names():
@@ -304,11 +318,9 @@ def test_what_cannot_be_is_refused_with_the_way_out():
         fit(directions="on")
     with pytest.raises(ncp_jax.InputError, match=r"Bernoulli.*directions=None of fit"):
         fit(NOT_NORMAL)
-    with pytest.raises(ncp_jax.InputError, match=r"share = 2"):
-        fit(directions=SignalSettings(share=2.0))
     with pytest.raises(ncp_jax.InputError, match="this VAE offers none: give context="):
         fit(directions=MORE)
-    maps = SignalSettings(context="none", with_maps=True, num_examples=50)
+    maps = SignalSettings(**MAPS, num_examples=50)
     with pytest.raises(ncp_jax.InputError, match=r"one of shape \(2, 4\)"):
         fit(directions=maps)
     network = ncp_jax.MLPDiscriminator((8,))
