@@ -332,16 +332,40 @@ def pictures(n):
         ({"train": np.array(["a"])}, "train must be an array"),
         ({"train": np.ones((9, 3), np.int64)}, "type int64 need prepare="),
         ({"valid": points(9)[:, :2]}, r"valid holds examples of shape \(2,\)"),
-        ({"num_steps": 0}, "num_steps must be at least 1"),
-        ({"steps_per_eval": 0}, "steps_per_eval must be at least 1"),
-        ({"ranking_weight": -1.0}, "ranking_weight must be 0 or more"),
-        ({"negative_weight": 0.5}, "negative_weight must be 1"),
+        ({"num_steps": 0}, r"num_steps must be an integer in \[1, inf\), got 0"),
+        ({"num_steps": 40.0}, "num_steps must be an integer .* got 40.0"),
+        ({"steps_per_eval": 0}, "steps_per_eval must be an integer in .* got 0"),
+        ({"steps_per_eval": 2.5}, "steps_per_eval must be an integer in .* got 2.5"),
+        ({"batch_size": 0}, "batch_size must be an integer in .* got 0"),
+        ({"batch_size": 32.0}, "batch_size must be an integer in .* got 32.0"),
+        ({"learning_rate": 0}, r"learning_rate must be a number in \(0, inf\), got 0"),
+        ({"learning_rate": np.nan}, "learning_rate must be a number .* got nan"),
+        ({"learning_rate": np.inf}, "learning_rate must be a number .* got inf"),
+        ({"weight_decay": -1}, r"weight_decay must be a number in \[0, inf\), got -1"),
+        ({"weight_decay": None}, "weight_decay must be a number .* got None"),
+        ({"ema_decay": 1}, r"ema_decay must be a number in \[0, 1\), got 1"),
+        ({"num_negatives": 0}, "num_negatives must be an integer in .* got 0"),
+        ({"num_passes": 0}, "num_passes must be an integer in .* got 0"),
+        ({"patience": -1}, r"patience must be an integer in \[0, inf\), got -1"),
+        ({"ranking_weight": -1.0}, r"ranking_weight must be a number in \[0, inf\)"),
+        ({"negative_weight": 0.5}, r"negative_weight must be a number in \[1, inf\)"),
         ({"select_by": "luck"}, "select_by must be one of"),
     ],
 )
 def test_what_cannot_be_fitted_is_said(settings, message):
     with pytest.raises(ncp_jax.InputError, match=message):
         fit(**settings)
+
+
+def test_numbers_may_be_numpy_s(tmp_path):
+    """A checkpoint, whose record is JSON, names them."""
+    settings = {"num_steps": 10, "num_negatives": 2, "patience": 3, "batch_size": 32}
+    rates = {"learning_rate": 0.25, "weight_decay": 0.5, "ema_decay": 0.75}
+    of_numpy = {name: np.int64(value) for name, value in settings.items()}
+    of_numpy |= {name: np.float32(value) for name, value in rates.items()}
+    found = fit(workdir=tmp_path, **of_numpy)
+    assert_same(fit(**settings, **rates).params, found.params)
+    assert_same(fit(workdir=tmp_path, **settings, **rates).params, found.params)
 
 
 def test_pictures_for_a_binary_likelihood_have_to_be_binarised():

@@ -1,6 +1,7 @@
 """Stage 2 for a VAE of one's own: from a frozen model to its NCP prior."""
 
 import contextlib
+import operator
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
-from ncp_jax.errors import InputError, local_path
+from ncp_jax.errors import InputError, Range, local_path, number
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check_discriminator
 from ncp_jax.priors.ncp_prior import NCPPrior
@@ -29,6 +30,19 @@ Array = jax.Array
 
 STEPS_PER_DISPATCH = 50  # of one compiled call, between two moves of the bar
 HELD_OUT_SHARE = 10  # one in so many, where there is no validation set
+NUMBERS: dict[str, Range] = {  # arguments of `fit`
+    "num_steps": (operator.index, "[1, inf)"),
+    "steps_per_eval": (operator.index, "[1, inf)"),
+    "batch_size": (operator.index, "[1, inf)"),
+    "learning_rate": (float, "(0, inf)"),
+    "weight_decay": (float, "[0, inf)"),
+    "ema_decay": (float, "[0, 1)"),
+    "num_negatives": (operator.index, "[1, inf)"),
+    "ranking_weight": (float, "[0, inf)"),
+    "negative_weight": (float, "[1, inf)"),
+    "num_passes": (operator.index, "[1, inf)"),
+    "patience": (operator.index, "[0, inf)"),
+}
 
 
 class Length(NamedTuple):
@@ -107,15 +121,32 @@ def fit(
         `workdir` holds another training; or a loss is not finite.
     """
     key, mesh = rng.typed(key), mesh or parallel.mesh_of()
+    numbers = _numbers(
+        num_steps=num_steps,
+        steps_per_eval=steps_per_eval,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        ema_decay=ema_decay,
+        num_negatives=num_negatives,
+        ranking_weight=ranking_weight,
+        negative_weight=negative_weight,
+        num_passes=num_passes,
+        patience=patience,
+    )
+    length = Length(*(numbers.pop(name) for name in Length._fields))
+    of_optimizer = {n: numbers.pop(n) for n in ("learning_rate", "weight_decay")}
+    if select_by not in held_out.SELECT_BY:
+        raise InputError(
+            f"select_by must be one of {held_out.SELECT_BY}, got {select_by!r}"
+        )
     if workdir is not None:
         workdir = local_path("workdir", str(workdir))
     train, valid = _split(train, valid, rng.stream(key, "held out"))
     prepare = preparation.checked(vae, train, prepare)
-    batch_size = min(batch_size, len(train))
+    batch_size = numbers["batch_size"] = min(numbers["batch_size"], len(train))
     parallel.check_batch_size(mesh, "batch_size", batch_size)
-    length = _length(num_steps, steps_per_eval)
-    _check_loss(ranking_weight, negative_weight, select_by)
-    given = Given(vae, train, valid, prepare, num_passes, progress)
+    given = Given(vae, train, valid, prepare, numbers["num_passes"], progress)
     named = {
         "key": jax.random.key_data(key).tolist(),
         "vae": preparation.identity(vae, train, prepare),
@@ -131,27 +162,18 @@ def fit(
     model = signal.trained(given.vae)
     network = signal_settings.network(settings, model, discriminator)
     check_discriminator(model, network)
-    schedule = optimizers.schedule("cosine", learning_rate, num_steps)
-    stage = StageTwo(
-        network,
-        optimizers.optimizer("adam", schedule, weight_decay),
-        batch_size=batch_size,
-        num_negatives=num_negatives,
-        ranking_weight=ranking_weight,
-        negative_weight=negative_weight,
-        select_by=select_by,
-        ema_decay=ema_decay,
-        num_passes=num_passes,
-        patience=patience,
+    schedule = optimizers.schedule(
+        "cosine", of_optimizer["learning_rate"], length.num_steps
     )
+    optimizer = optimizers.optimizer("adam", schedule, of_optimizer["weight_decay"])
+    stage = StageTwo(network, optimizer, select_by=select_by, **numbers)
     metadata = {
         **named,
         "directions": found,
         "discriminator": preparation.described(network),
         **length._asdict(),
         **{name: getattr(stage, name) for name in SETTINGS},
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
+        **of_optimizer,
     }
     make_task = partial(given.task, stage, key, settings, mesh)
     state = stage.initial(model, key)
@@ -161,6 +183,11 @@ def fit(
             state = _trained(make_task, state, saved, length, workdir, progress)
     params = jax.device_put(state.best_params(model.blocks))
     return signal.prior(given.vae, network, params)
+
+
+def _numbers(**values: Any) -> dict[str, Any]:
+    """The arguments in `NUMBERS` as numbers of Python's own, which JSON can hold."""
+    return {name: number(name, values[name], *NUMBERS[name]) for name in values}
 
 
 def _directions_file(
@@ -188,27 +215,6 @@ def _split(train: Any, valid: Any, key: Array) -> tuple[np.ndarray, np.ndarray]:
     rows = np.random.default_rng(rng.numpy_seed(key)).permutation(len(train))
     num_valid = max(len(train) // HELD_OUT_SHARE, 1)
     return train[rows[num_valid:]], train[rows[:num_valid]]
-
-
-def _length(num_steps: int, steps_per_eval: int) -> Length:
-    for name, value in (("num_steps", num_steps), ("steps_per_eval", steps_per_eval)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
-    return Length(num_steps, steps_per_eval)
-
-
-def _check_loss(ranking_weight: float, negative_weight: float, select_by: str) -> None:
-    if ranking_weight < 0:
-        raise InputError(f"ranking_weight must be 0 or more, got {ranking_weight}")
-    if negative_weight < 1:
-        raise InputError(
-            "negative_weight must be 1 (the paper's loss) or more, got "
-            f"{negative_weight}"
-        )
-    if select_by not in held_out.SELECT_BY:
-        raise InputError(
-            f"select_by must be one of {held_out.SELECT_BY}, got {select_by!r}"
-        )
 
 
 def _trained(
