@@ -16,6 +16,7 @@ import ncp_jax
 from ncp_jax.models.discriminator_choice import MixedDiscriminator
 from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.training import run_log
+from ncp_jax.training.ncp import fit as stage_two_fit
 from ncp_jax.training.ncp import preparation
 from tests.oracles import ThreeGroupVAE
 from tests.statistics import assert_mean
@@ -355,6 +356,18 @@ def pictures(n):
 def test_what_cannot_be_fitted_is_said(settings, message):
     with pytest.raises(ncp_jax.InputError, match=message):
         fit(**settings)
+
+
+def test_a_batch_of_all_examples_is_one_that_the_devices_share():
+    class Mesh:
+        size = 8
+
+    size = functools.partial(stage_two_fit._batch_size, mesh=Mesh)
+    assert [size(256, n) for n in (8, 90, 255, 300)] == [8, 88, 248, 256]
+    with pytest.raises(ncp_jax.InputError, match="batch_size = 90 is not a multiple"):
+        size(90, 90)
+    with pytest.raises(ncp_jax.InputError, match="7 examples, fewer than the 8 dev"):
+        size(256, 7)
 
 
 def test_numbers_may_be_numpy_s(tmp_path):

@@ -98,7 +98,8 @@ def fit(
         where the VAE has several groups or one that is a map, its base priors are
         `Normal`, and no `discriminator` is given; else None.
       num_steps: updates, at most.
-      batch_size: examples of an update, or all where there are fewer.
+      batch_size: examples of an update, a multiple of the devices; where there are
+        fewer, as many as the devices can share.
       learning_rate: the peak.
       weight_decay: decoupled; 0 for none.
       ema_decay: of the running average of the weights; 0 for none.
@@ -144,8 +145,8 @@ def fit(
         workdir = local_path("workdir", str(workdir))
     train, valid = _split(train, valid, rng.stream(key, "held out"))
     prepare = preparation.checked(vae, train, prepare)
-    batch_size = numbers["batch_size"] = min(numbers["batch_size"], len(train))
-    parallel.check_batch_size(mesh, "batch_size", batch_size)
+    batch_size = _batch_size(numbers["batch_size"], len(train), mesh)
+    numbers["batch_size"] = batch_size
     given = Given(vae, train, valid, prepare, numbers["num_passes"], progress)
     named = {
         "key": jax.random.key_data(key).tolist(),
@@ -188,6 +189,19 @@ def fit(
 def _numbers(**values: Any) -> dict[str, Any]:
     """The arguments in `NUMBERS` as numbers of Python's own, which JSON can hold."""
     return {name: number(name, values[name], *NUMBERS[name]) for name in values}
+
+
+def _batch_size(asked: int, num_examples: int, mesh: Mesh) -> int:
+    """That asked for, or the largest that examples and devices allow."""
+    if asked <= num_examples:
+        parallel.check_batch_size(mesh, "batch_size", asked)
+        return asked
+    if num_examples < mesh.size:
+        raise InputError(
+            f"train holds {num_examples} examples, fewer than the {mesh.size} devices: "
+            "give a mesh of fewer"
+        )
+    return num_examples // mesh.size * mesh.size
 
 
 def _directions_file(
