@@ -283,6 +283,13 @@ def test_training_ends_when_no_group_gets_better(capsys):
     assert "step 4000/4000" in capsys.readouterr().out  # at once, not after all of them
 
 
+def test_a_fit_without_progress_shows_none_and_keeps_its_metrics(tmp_path, capsys):
+    fit(workdir=tmp_path, progress=False)
+    shown = capsys.readouterr()
+    assert not shown.out + shown.err
+    assert run_log.read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 40
+
+
 def test_what_is_held_out_is_a_tenth_and_not_trained_on(monkeypatch):
     """Validation sees 20 of 200 examples, training the 180 others."""
     seen = []

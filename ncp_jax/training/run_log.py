@@ -29,15 +29,19 @@ class Progress:
       stage: name of the stage, "vae" or "ncp".
       first_step: steps already done.
       num_steps: steps in all.
+      is_shown: False to show nothing.
     """
 
-    def __init__(self, stage: str, first_step: int, num_steps: int):
+    def __init__(
+        self, stage: str, first_step: int, num_steps: int, is_shown: bool = True
+    ):
         self._stage = stage
         self._num_steps = num_steps
         self._start = (time.monotonic(), first_step)
         self._last_line = 0.0
+        self._is_shown = is_shown
         self._bar = None
-        if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        if is_shown and (sys.stderr.isatty() or "ipykernel" in sys.modules):
             self._bar = tqdm.tqdm(
                 total=num_steps, initial=first_step, desc=stage, unit="step"
             )
@@ -47,6 +51,8 @@ class Progress:
 
     def progress(self, step: int, train_loss: float, valid_loss: float | None) -> None:
         """Moves the bar on a terminal, else prints a line now and then."""
+        if not self._is_shown:
+            return
         losses = f"loss {train_loss:.4f}"
         if valid_loss is not None:
             losses += f" valid {valid_loss:.4f}"
@@ -85,9 +91,17 @@ class RunLog(Progress):
       stage: name of the stage, "vae" or "ncp".
       first_step: steps already done; later records of an interrupted run are dropped.
       num_steps: steps in all.
+      is_shown: False to show no progress.
     """
 
-    def __init__(self, workdir: Path, stage: str, first_step: int, num_steps: int):
+    def __init__(
+        self,
+        workdir: Path,
+        stage: str,
+        first_step: int,
+        num_steps: int,
+        is_shown: bool = True,
+    ):
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             _rewrite(self._path, _kept(self._path, stage, first_step))
@@ -98,7 +112,7 @@ class RunLog(Progress):
         self._board = EventsWriter(str(board / "events"), f".{time.time_ns()}")
         start = SessionLog(status=SessionLog.START)  # hides the later events before it
         self._board.write_event(Event(step=first_step + 1, session_log=start))
-        super().__init__(stage, first_step, num_steps)
+        super().__init__(stage, first_step, num_steps, is_shown)
 
     def write(self, step: int, split: str, metrics: Metrics) -> None:
         """Records metrics, each a float or the [K] values of the groups."""

@@ -134,6 +134,14 @@ def test_without_a_terminal_lines_come_now_and_then(tmp_path, capsys, monkeypatc
     assert [line.split()[2] for line in lines] == ["10/40", "30/40", "40/40"]
 
 
+def test_a_log_that_is_not_shown_shows_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(run_log.sys.modules, "ipykernel", None)  # there is a bar
+    with contextlib.closing(RunLog(tmp_path, "vae", 0, 20, is_shown=False)) as log:
+        log.progress(20, 1.5, None)
+    shown = capsys.readouterr()
+    assert not shown.out + shown.err
+
+
 def test_the_last_step_is_told_however_fast(tmp_path, capsys, monkeypatch):
     show(tmp_path, 0.001, monkeypatch)
     assert capsys.readouterr().out.splitlines()[-1].startswith("vae step 40/40 ")

@@ -249,7 +249,7 @@ def _trained(
     task = make_task()  # encodings take their time: not before they are needed
     log: Progress = SilentLog()
     if workdir is not None and parallel.is_writer():
-        log = RunLog(Path(workdir), task.name, first_step, length.num_steps)
+        log = RunLog(Path(workdir), task.name, first_step, length.num_steps, progress)
     elif progress and parallel.is_writer():
         log = Progress(task.name, first_step, length.num_steps)
     try:
