@@ -331,6 +331,12 @@ def pictures(n):
     return np.zeros((n, 4, 4, 1), np.uint8)
 
 
+def with_nan(n):
+    x = points(n)
+    x[-2, 1] = np.nan
+    return x
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -339,6 +345,8 @@ def pictures(n):
         ({"train": points(0)}, r"at least one example; got shape \(0, 3\)"),
         ({"train": np.array(["a"])}, "train must be an array"),
         ({"train": np.ones((9, 3), np.int64)}, "type int64 need prepare="),
+        ({"train": with_nan(600)}, r"train\[598\] holds numbers that are not finite"),
+        ({"valid": with_nan(9)}, r"valid\[7\] holds numbers that are not finite"),
         ({"valid": points(9)[:, :2]}, r"valid holds examples of shape \(2,\)"),
         ({"num_steps": 0}, r"num_steps must be an integer in \[1, inf\), got 0"),
         ({"num_steps": 40.0}, "num_steps must be an integer .* got 40.0"),
@@ -363,6 +371,24 @@ def pictures(n):
 def test_what_cannot_be_fitted_is_said(settings, message):
     with pytest.raises(ncp_jax.InputError, match=message):
         fit(**settings)
+
+
+def test_a_loss_that_is_not_finite_blames_an_argument():
+    """There is neither a config nor, without a workdir, a checkpoint."""
+    with pytest.raises(ncp_jax.InputError, match="is nan at step 0") as stopped:
+        fit(prepare=lambda key, stored: stored.at[0].set(jnp.nan), valid=points(9))
+    assert str(stopped.value).endswith("\nLower the learning rate (learning_rate).")
+
+
+@pytest.mark.parametrize(
+    ("weight_decay", "remedy"),
+    [(0.0, "more num_steps or another learning_rate"), (0.1, "lower weight_decay")],
+)
+def test_a_constant_ratio_is_told_with_arguments(weight_decay, remedy, capsys):
+    fit(num_steps=10, learning_rate=1e-9, weight_decay=weight_decay)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "log r of group 2 is constant" in line and remedy in line
+    assert "config" not in line
 
 
 def test_a_batch_of_all_examples_is_one_that_the_devices_share():

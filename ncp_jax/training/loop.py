@@ -390,10 +390,14 @@ def _blown_up(
     if i:
         last_finite = {n: value[i - 1] for n, value in metrics.items()}
     shown = {n: np.round(value, 4).tolist() for n, value in last_finite.items()}
-    setting = task.learning_rate or f"config.{task.name}.learning_rate"
+    remedy = f"Lower the learning rate ({task.learning_rate})."
+    if not task.learning_rate:  # a stage, which has a workdir and a schedule
+        remedy = (
+            "Checkpoints so far are kept. Lower the learning rate (config."
+            f"{task.name}.learning_rate) or lengthen its warm-up, in a new workdir."
+        )
     return InputError(
         f"{task.kind} {task.name}: the {name.replace('_', ' ')} is "
         f"{values[i, *group]} at {where}.\nLast finite metrics: {shown or 'none'}.\n"
-        "Checkpoints so far are kept. Lower the learning rate "
-        f"({setting}) or lengthen its warm-up, in a new workdir."
+        f"{remedy}"
     )

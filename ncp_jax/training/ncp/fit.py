@@ -1,6 +1,7 @@
 """Stage 2 for a VAE of one's own: from a frozen model to its NCP prior."""
 
 import contextlib
+import dataclasses
 import operator
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +31,7 @@ Array = jax.Array
 
 STEPS_PER_DISPATCH = 50  # of one compiled call, between two moves of the bar
 HELD_OUT_SHARE = 10  # one in so many, where there is no validation set
+NUM_CHECKED = 512  # examples that are looked at together
 NUMBERS: dict[str, Range] = {  # arguments of `fit`
     "num_steps": (operator.index, "[1, inf)"),
     "steps_per_eval": (operator.index, "[1, inf)"),
@@ -176,7 +178,11 @@ def fit(
         **{name: getattr(stage, name) for name in SETTINGS},
         **of_optimizer,
     }
-    make_task = partial(given.task, stage, key, settings, mesh)
+
+    def make_task() -> Task:
+        task = given.task(stage, key, settings, mesh)
+        return _in_own_words(task, bool(of_optimizer["weight_decay"]))
+
     state = stage.initial(model, key)
     if settings is None or any(given.vae.directions.widths):
         folder = Path(workdir) / "ncp" / "checkpoints" if workdir else None
@@ -189,6 +195,15 @@ def fit(
 def _numbers(**values: Any) -> dict[str, Any]:
     """The arguments in `NUMBERS` as numbers of Python's own, which JSON can hold."""
     return {name: number(name, values[name], *NUMBERS[name]) for name in values}
+
+
+def _check_finite(name: str, examples: np.ndarray) -> None:
+    """Refuses NaN and infinity; a part at a time, to need little memory."""
+    for first in range(0, len(examples), NUM_CHECKED):
+        is_finite = np.isfinite(examples[first : first + NUM_CHECKED])
+        if not is_finite.all():
+            row = first + int(np.argwhere(~is_finite)[0, 0])
+            raise InputError(f"{name}[{row}] holds numbers that are not finite")
 
 
 def _batch_size(asked: int, num_examples: int, mesh: Mesh) -> int:
@@ -216,8 +231,10 @@ def _directions_file(
 def _split(train: Any, valid: Any, key: Array) -> tuple[np.ndarray, np.ndarray]:
     """Training and held-out examples; without the latter, a tenth of the former."""
     train = preparation.examples("train", train)
+    _check_finite("train", train)
     if valid is not None:
         valid = preparation.examples("valid", valid)
+        _check_finite("valid", valid)
         if (valid.shape[1:], valid.dtype) != (train.shape[1:], train.dtype):
             raise InputError(
                 f"valid holds examples of shape {valid.shape[1:]} and type "
@@ -229,6 +246,17 @@ def _split(train: Any, valid: Any, key: Array) -> tuple[np.ndarray, np.ndarray]:
     rows = np.random.default_rng(rng.numpy_seed(key)).permutation(len(train))
     num_valid = max(len(train) // HELD_OUT_SHARE, 1)
     return train[rows[num_valid:]], train[rows[:num_valid]]
+
+
+def _in_own_words(task: Task, has_decay: bool) -> Task:
+    """The same task, whose messages name arguments of `fit`, not fields of a config."""
+    remedy = "more num_steps or another learning_rate may help"
+    if has_decay:
+        remedy = "weight decay may be why: lower weight_decay"
+    remarks: Any = task.remarks  # those of `held_out`
+    return dataclasses.replace(
+        task, learning_rate="learning_rate", remarks=partial(remarks, remedy=remedy)
+    )
 
 
 def _trained(

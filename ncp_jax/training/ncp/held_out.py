@@ -13,6 +13,10 @@ Array = jax.Array
 
 SELECT_BY = ("loss", "gain")  # what decides on a group's best weights and its end
 CONSTANT_STD = 1e-3  # nats; a log r that varies less has learned nothing
+REMEDY = (  # of a stage that a config describes
+    "weight decay may be why: lower config.ncp.weight_decay, or this group's alone by "
+    "config.ncp.weight_decays"
+)
 
 
 class Sums(NamedTuple):
@@ -97,18 +101,20 @@ def mean_of_steps(metrics: Recorded) -> Recorded:
     return means | {"gain": means["log_r_q"] - means["log_z"]}
 
 
-def remarks(metrics: Recorded, groups: Collection[int] | None = None) -> Sequence[str]:
+def remarks(
+    metrics: Recorded, groups: Collection[int] | None = None, remedy: str = REMEDY
+) -> Sequence[str]:
     """A line for each group whose held-out log r is constant.
 
     Args:
       metrics: of the last validation, values [K].
       groups: the numbers of those that have something to read; None for all.
+      remedy: what may help.
     """
     return [
         f"stage ncp: log r of group {k} is constant on held-out draws (standard "
         f"deviation {std:.2g} nats): its discriminator has learned nothing. If q and p "
-        "differ there, weight decay may be why: lower config.ncp.weight_decay, or "
-        "this group's alone by config.ncp.weight_decays"
+        f"differ there, {remedy}"
         for k, std in enumerate(metrics["log_r_std"])
         if std < CONSTANT_STD and (groups is None or k in groups)
     ]
