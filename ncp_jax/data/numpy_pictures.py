@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ncp_jax.data.picture_files import CACHE_FOLDER
+from ncp_jax.data.picture_files import is_hidden
 from ncp_jax.data.picture_folder import SPLIT_WORDS, split_of
 from ncp_jax.data.splits import complete
 from ncp_jax.errors import InputError, explained
@@ -161,8 +161,7 @@ def _files(path: Path) -> list[Path]:
         for file in sorted(path.rglob("*"))
         if file.suffix.lower() in SUFFIXES
         and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and CACHE_FOLDER not in file.relative_to(path).parts
+        and not any(map(is_hidden, file.relative_to(path).parts))
     ]
 
 

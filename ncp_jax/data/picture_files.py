@@ -173,12 +173,13 @@ def _hint(seen: Iterable[str]) -> str:
 
 def is_picture(name: str) -> bool:
     """Tells a picture by its name, relative to the folder or archive it is in."""
-    is_hidden = any(map(_is_hidden, name.split("/")))
-    return not is_hidden and name.lower().endswith(SUFFIXES)
+    is_kept = not any(map(is_hidden, name.split("/")))
+    return is_kept and name.lower().endswith(SUFFIXES)
 
 
-def _is_hidden(part: str) -> bool:
-    return part.startswith(".") or part == "__MACOSX"
+def is_hidden(part: str) -> bool:
+    """Whether a name in a path is of no data of the user's."""
+    return part.startswith(".") or part in ("__MACOSX", CACHE_FOLDER)
 
 
 def check_shape(name: str, shape: tuple[int, ...]) -> None:
@@ -261,8 +262,7 @@ def _in_folder(path: Path, seen_suffixes: Counter[str]) -> dict[str, str]:
                 continue
             seen.add(_identity(folder.stat()))
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-                is_ours = entry.name == CACHE_FOLDER
-                if not _is_hidden(entry.name) and not is_ours and _is_folder(entry):
+                if not is_hidden(entry.name) and _is_folder(entry):
                     found = links if entry.is_symlink() else folders
                     found.append((f"{prefix}{entry.name}/", Path(entry.path)))
                 elif is_picture(entry.name):
@@ -272,7 +272,7 @@ def _in_folder(path: Path, seen_suffixes: Counter[str]) -> dict[str, str]:
                         stamps[prefix + entry.name] = stamp
                     else:
                         skipped.append(f"{entry.path} (no regular file)")
-                elif not _is_hidden(entry.name):
+                elif not is_hidden(entry.name):
                     seen_suffixes[Path(entry.name).suffix.lower()] += 1
     except OSError as error:
         where = error.filename or path
@@ -309,8 +309,8 @@ def _in_zip(path: Path, seen_suffixes: Counter[str]) -> dict[str, str]:
         ) from error
     pictures = [member for member in members if is_picture(member.filename)]
     for member in members:
-        is_hidden = any(map(_is_hidden, member.filename.split("/")))
-        if not (member.is_dir() or is_hidden or is_picture(member.filename)):
+        is_seen = not any(map(is_hidden, member.filename.split("/")))
+        if is_seen and not (member.is_dir() or is_picture(member.filename)):
             seen_suffixes[Path(member.filename).suffix.lower()] += 1
     for member in pictures:
         if reason := _unreadable(member):

@@ -127,10 +127,9 @@ def _identity(experiment: Experiment) -> dict[str, Any]:
     config = json.loads(experiment.config.to_json())
     sampler = config["export"]["sampler"]
     names, dynamics = (*OF_ALL, *OF_SAMPLER[sampler]), {}
-    if sampler in ENERGIES:
-        dynamics = {f"config.vaebm.{n}": config["vaebm"][n] for n in OF_DYNAMICS}
     weights = experiment.workdir.weights("sample")
     if sampler in ENERGIES:  # whether or not config.sample.samplers names it
+        dynamics = {f"config.vaebm.{n}": config["vaebm"][n] for n in OF_DYNAMICS}
         best = best_weights(experiment.path / sampler / "checkpoints")
         weights |= {sampler: best._asdict()} if best else {}
     return {

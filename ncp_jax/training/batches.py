@@ -72,6 +72,6 @@ def by_step(
         )
         if is_train_there:
             return parallel.replicate(mesh, indices)
-        return parallel.replicate(mesh, train[np.asarray(indices)])
+        return parallel.replicate(mesh, train[indices])
 
     return inputs

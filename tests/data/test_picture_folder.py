@@ -212,6 +212,17 @@ def test_a_folder_without_pictures_is_named(tmp_path):
         datasets.load("folder", SHAPE, str(tmp_path))
 
 
+def test_the_cache_of_a_folder_is_none_of_its_files(tmp_path, capsys):
+    """Of 20 pictures and the cache it said "skipped 1 .npy; convert them to .png"."""
+    (tmp_path / "ncp_jax_cache").mkdir()
+    np.save(tmp_path / "ncp_jax_cache" / "decoded.npy", np.zeros(3))
+    with pytest.raises(InputError, match=r"no picture.*found nothing$"):
+        datasets.load("folder", SHAPE, str(tmp_path))
+    write(tmp_path, dict.fromkeys(names(("train", 4), ("valid", 2), ("test", 1)), PNG))
+    datasets.load("folder", SHAPE, str(tmp_path))
+    assert "skipped" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("cache", [True, False])
 def test_a_zip_may_be_given_itself(tmp_path, cache):
     contents = dict.fromkeys(names(("train", 4), ("valid", 2), ("test", 1)), PNG)

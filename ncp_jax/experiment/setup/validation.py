@@ -12,6 +12,7 @@ from ncp_jax.experiment.setup import schema
 from ncp_jax.experiment.setup.config import DISCRIMINATORS, VAES
 from ncp_jax.experiment.setup.workdir import ENERGIES
 from ncp_jax.models import stacks
+from ncp_jax.models.mlp_vae import LIKELIHOODS
 from ncp_jax.models.rae.model import KINDS
 from ncp_jax.nested import flatten
 from ncp_jax.pages.parts.quantities import SAMPLERS
@@ -484,7 +485,7 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
         "sample.dtype": DTYPES,
         "vae.prior": ("gaussian", "snis", "lars", "vamp"),
         "vae.prior_settings.activation": ACTIVATIONS,
-        "vae.model.likelihood": ("bernoulli", "normal"),
+        "vae.model.likelihood": LIKELIHOODS,
         # Its fields come with it, so it is the experiment's file that chooses.
         "vae.model.name": tuple(
             n for n in VAES if VAES[n].keys() < set(config.vae.model)

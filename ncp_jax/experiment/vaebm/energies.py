@@ -55,7 +55,8 @@ def train(experiment: Experiment) -> None:
             partial(_log, experiment.path, name, num_steps),
             experiment.mesh,
         )
-        newest = checked_record(folder / str(max(saved_steps(folder))))
+        steps = saved_steps(folder)
+        newest = checked_record(steps[max(steps)])
         experiment.workdir.add_results(name, {}, newest["wall_seconds"])
 
 

@@ -147,8 +147,7 @@ def fit(
         workdir = local_path("workdir", str(workdir))
     train, valid = _split(train, valid, rng.stream(key, "held out"))
     prepare = preparation.checked(vae, train, prepare)
-    batch_size = _batch_size(numbers["batch_size"], len(train), mesh)
-    numbers["batch_size"] = batch_size
+    batch_size = _batch_size(numbers.pop("batch_size"), len(train), mesh)
     given = Given(vae, train, valid, prepare, numbers["num_passes"], progress)
     named = {
         "key": jax.random.key_data(key).tolist(),
@@ -169,7 +168,9 @@ def fit(
         "cosine", of_optimizer["learning_rate"], length.num_steps
     )
     optimizer = optimizers.optimizer("adam", schedule, of_optimizer["weight_decay"])
-    stage = StageTwo(network, optimizer, select_by=select_by, **numbers)
+    stage = StageTwo(
+        network, optimizer, batch_size=batch_size, select_by=select_by, **numbers
+    )
     metadata = {
         **named,
         "directions": found,
