@@ -131,7 +131,7 @@ def _identity(experiment: Experiment) -> dict[str, Any]:
     if sampler in ENERGIES:  # whether or not config.sample.samplers names it
         dynamics = {f"config.vaebm.{n}": config["vaebm"][n] for n in OF_DYNAMICS}
         best = best_weights(experiment.path / sampler / "checkpoints")
-        weights |= {sampler: best._asdict()} if best else {}
+        weights = weights | ({sampler: best._asdict()} if best else {})
     return {
         **{f"config.export.{k}": v for k, v in config["export"].items() if k != "file"},
         **{f"config.sample.{name}": config["sample"][name] for name in names},

@@ -23,6 +23,7 @@ from ncp_jax.models.discriminator import MLPDiscriminator
 from ncp_jax.models.mlp_vae import MLPVAE
 from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import generation, ncp_prior
+from ncp_jax.training.checkpoint_records import Weights
 from ncp_jax.training.ncp import ncp_state
 
 NUM, BATCH = 11, 4  # the last batch is not full
@@ -285,3 +286,20 @@ def test_an_archive_is_read_by_other_programs(prior, tmp_path):
             assert entry.compress_type == zipfile.ZIP_STORED
             assert entry.date_time == (1980, 1, 1, 0, 0, 0)
     shutil.rmtree(folder)
+
+
+def test_pictures_of_an_energy_are_known_by_its_weights(tmp_path, monkeypatch):
+    """Also where `sample.samplers` does not name it: others were "complete"."""
+    run, asked = Run(tmp_path, None, **{"export.sampler": "vaebm"}), []
+    found = []
+    for version in ("a", "b"):
+
+        def best(folder, version=version):
+            asked.append(folder)
+            return Weights(9, version)
+
+        monkeypatch.setattr(export_stage, "best_weights", best)
+        found.append(export_stage._identity(run))
+    assert asked == [tmp_path / "vaebm" / "checkpoints"] * 2
+    changed = {name for name in found[0] if found[0][name] != found[1][name]}
+    assert changed == {"weights.vaebm.fingerprint"}

@@ -93,3 +93,6 @@ def test_a_run_with_energies(tmp_path):
     weights = results["run"]["stages"]["sample"]["weights"]
     assert set(weights) == {"vae", "ncp", "vaebm", "sirvaebm"}
     assert "NCP by SIR, then VAEBM" in (tmp_path / "report/index.html").read_text()
+    stages.run(config, tmp_path, "vaebm")  # there is nothing left to train
+    again = json.loads((tmp_path / "results.json").read_text())["run"]["wall_seconds"]
+    assert again == results["run"]["wall_seconds"]
