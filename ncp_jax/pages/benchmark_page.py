@@ -164,7 +164,7 @@ def _table(rows: Sequence[Row]) -> str:
         + "</tr>\n"
         for row in cells
     )
-    return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
+    return page.table(f"<tr>{head}</tr>\n{body}")
 
 
 def _cells(row: Row) -> list[tuple[str, str]]:

@@ -117,6 +117,4 @@ def _samples(paths: Sequence[Path]) -> Iterator[str]:
 
 
 def _table(runs: Mapping[str, Run], corner: str, rows: Sequence[str]) -> str:
-    head = "".join(f"<th>{page.escape(name)}</th>" for name in runs)
-    body = f'<tr class="head"><th>{corner}</th>{head}</tr>\n{"".join(rows)}'
-    return f'<div class="scroll"><table>{body}</table></div>'
+    return page.table(page.head(corner, runs) + "".join(rows))

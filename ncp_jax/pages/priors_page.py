@@ -196,7 +196,7 @@ def _sections(compared: Mapping[str, Any]) -> Iterable[str]:
         )
         with_floor = {**priors, FLOOR: {"density": "", "metrics": floor, "spreads": {}}}
         table = _table(with_floor, [*names, FLOOR], measures)
-        yield page.section("Samples", text, table + _paragraph(about.get("note", "")))
+        yield page.section("Samples", text, table + page.notes([about.get("note", "")]))
 
 
 def _table(
@@ -214,20 +214,16 @@ def _table(
         f"<th>{page.escape(label)}<br><small>{page.escape(text)}</small></th>"
         for label, text in found.values()
     )
-    body = ""
+    labels, body = {key: label for key, (label, _) in found.items()}, ""
     for rank, name in enumerate(names, 1):
         each = priors[name]
         title = name if name == FLOOR else f"{rank}. {name}"
-        cells = "".join(
-            f'<td data-label="{page.escape(found[key][0])}">{_cell(each, key)}</td>'
-            for key in found
-        )
+        cells = page.labelled_cells(labels, {key: _cell(each, key) for key in found})
         body += (
             f"<tr><td>{page.escape(title)}<small>{page.escape(each['density'])}"
             f"</small></td>{cells}</tr>\n"
         )
-    table = f'<tr class="head"><th>Prior</th>{head}</tr>\n{body}'
-    return f'<div class="scroll"><table class="summary">{table}</table></div>'
+    return page.table(f'<tr class="head"><th>Prior</th>{head}</tr>\n{body}', "summary")
 
 
 def _cell(prior: Prior, name: str) -> str:
@@ -303,15 +299,5 @@ def _samples(folder: Path, names: Sequence[str]) -> Iterable[str]:
 
 
 def _settings(about: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td><code>{page.escape(name)}</code></td><td>{page.escape(value)}</td>"
-        "</tr>\n"
-        for name, value in about.items()
-        if name != "note"
-    )
-    table = f'<div class="scroll"><table>{rows}</table></div>'
-    return page.section("How it was measured", "", table)
-
-
-def _paragraph(text: str) -> str:
-    return f'<p class="note soft">{page.escape(text)}</p>\n' if text else ""
+    values = ((name, value) for name, value in about.items() if name != "note")
+    return page.section("How it was measured", "", page.named_values(values))

@@ -305,16 +305,8 @@ def read_losses(path: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
 def _settings(**tables: Mapping[str, Any]) -> str:
     body = ""
     for heading, table in tables.items():
-        rows = "".join(
-            f"<tr><td><code>{page.escape(key)}</code></td>"
-            f"<td>{page.escape(value)}</td></tr>\n"
-            for key, value in flatten(table)
-        )
-        if rows:
-            body += (
-                f"<details><summary>{heading}</summary>"
-                f'<div class="scroll"><table>{rows}</table></div></details>\n'
-            )
+        if values := page.named_values(flatten(table)):
+            body += f"<details><summary>{heading}</summary>{values}</details>\n"
     return page.section("Settings", "", body) if body else ""
 
 

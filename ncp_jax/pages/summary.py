@@ -62,20 +62,19 @@ def measures(metrics: Metrics, config: Mapping[str, Any], notes: list[str]) -> s
             f"{paper.base:.2f} → {paper.ncp:.2f}"
             f"<small>base → NCP, {page.escape(paper.protocol)}</small>"
         )
-    head = "".join(f"<th>{page.escape(label)}</th>" for label in columns.values())
     body = "".join(
         f"<tr><td>{page.escape(rows[row][0])}"
         f"<small>{page.escape(rows[row][1])}</small></td>"
-        + _row(columns, of_row)
+        + page.labelled_cells(columns, of_row)
         + "</tr>\n"
         for row, of_row in cells.items()
     )
-    table = f'<tr class="head"><th>Measure</th>{head}</tr>\n{body}'
+    table = page.table(page.head("Measure", columns.values()) + body, "summary")
     lead = (
         "Value ± half a 95 % interval, and n. Floor: decoded posterior draws, which "
         "stage 2 cannot beat."
     )
-    return page.section("Summary", lead, _table(table) + _paragraphs(notes))
+    return page.section("Summary", lead, table + page.notes(notes))
 
 
 def mmd(metrics: Metrics, arrays: Mapping[str, Any], note: str) -> str:
@@ -107,15 +106,15 @@ def mmd(metrics: Metrics, arrays: Mapping[str, Any], note: str) -> str:
                     of_row[name] = _cell(metrics[name + suffix], has_n=False)
             of_row[f"null_{source}"] = _pair(arrays, f"mmd_null_{source}", k)
         of_row["kernel"] = _pair(arrays, "mmd_kernel", k)
-        body += f"<tr><td>Group {k}</td>{_row(columns, of_row)}</tr>\n"
-    head = "".join(f"<th>{page.escape(label)}</th>" for label in columns.values())
+        cells = page.labelled_cells(columns, of_row)
+        body += f"<tr><td>Group {k}</td>{cells}</tr>\n"
     lead = (
         "MMD² of the aggregate posterior q from each prior; where the two are equal, "
         "95 % of values lie in the interval beside it. Floor: encodings of training "
         "examples in the place of draws. Kernel: bandwidth, share of the variance kept."
     )
-    table = _table(f'<tr class="head"><th>Group</th>{head}</tr>\n{body}', "mmd")
-    return page.section("Latent groups: MMD", lead, table + _paragraphs([note]))
+    table = page.table(page.head("Group", columns.values()) + body, "summary mmd")
+    return page.section("Latent groups: MMD", lead, table + page.notes([note]))
 
 
 def _keys(metrics: Metrics, name: str) -> list[str]:
@@ -139,19 +138,3 @@ def _cell(metric: Mapping[str, Any], has_n: bool = True) -> str:
 def _pair(arrays: Mapping[str, Any], name: str, k: int) -> str:
     rows = arrays.get(name, ())
     return ", ".join(f"{v:.2g}" for v in rows[k]) if k < len(rows) else ""
-
-
-def _row(columns: Mapping[str, str], cells: Mapping[str, str]) -> str:
-    """A cell of each column; narrow screens show the column's label in it."""
-    return "".join(
-        f'<td data-label="{page.escape(label)}">{cells.get(column, "")}</td>'
-        for column, label in columns.items()
-    )
-
-
-def _table(rows: str, style: str = "") -> str:
-    return f'<div class="scroll"><table class="summary {style}">{rows}</table></div>'
-
-
-def _paragraphs(notes: list[str]) -> str:
-    return "".join(f'<p class="note soft">{page.escape(n)}</p>\n' for n in notes if n)

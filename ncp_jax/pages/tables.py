@@ -41,7 +41,7 @@ def numbers(results: Mapping[str, Any]) -> str:
     return page.section(
         "Numbers",
         f"Value ± half a 95 % interval (1.96 standard errors).{omitted}",
-        f'<div class="scroll"><table class="numbers">{head}{rows}</table></div>',
+        page.table(head + rows, "numbers"),
     )
 
 
@@ -79,5 +79,5 @@ def per_group(results: Mapping[str, Any]) -> str:
     return page.section(
         "Groups",
         text,
-        f'<div class="scroll"><table class="groups">{rows}</tr></table></div>',
+        page.table(f"{rows}</tr>", "groups"),
     )

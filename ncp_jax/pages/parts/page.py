@@ -7,7 +7,7 @@ Every argument that ends up between tags is escaped here, but for `body`, `figur
 import base64
 import html
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from PIL import Image
@@ -124,10 +124,48 @@ def remarks(lines: Iterable[str]) -> str:
     return "".join(f'<p class="note">{escape(line)}</p>\n' for line in lines)
 
 
+def notes(lines: Iterable[str]) -> str:
+    """Paragraphs, in a softer voice, on how something was measured; "" has none."""
+    return "".join(f'<p class="note soft">{escape(n)}</p>\n' for n in lines if n)
+
+
 def section(heading: str, note: str, body: str) -> str:
     """A heading, a sentence on what to look for (or none), and the content."""
     lead = f'<p class="soft">{escape(note)}</p>\n' if note else ""
     return f"<section>\n<h2>{escape(heading)}</h2>\n{lead}{body}\n</section>\n"
+
+
+def table(rows: str, style: str = "") -> str:
+    """Rows of HTML as a table, which scrolls by itself on a narrow screen."""
+    return f'<div class="scroll"><table class="{style}">{rows}</table></div>'
+
+
+def head(corner: str, labels: Iterable[str]) -> str:
+    """The first row of a table, which stays in sight."""
+    cells = "".join(f"<th>{escape(label)}</th>" for label in labels)
+    return f'<tr class="head"><th>{escape(corner)}</th>{cells}</tr>\n'
+
+
+def labelled_cells(labels: Mapping[str, str], cells: Mapping[str, str]) -> str:
+    """A cell of each column; narrow screens show the column's label in it.
+
+    Args:
+      labels: of the columns, as text.
+      cells: HTML by column; an absent one is empty.
+    """
+    return "".join(
+        f'<td data-label="{escape(label)}">{cells.get(column, "")}</td>'
+        for column, label in labels.items()
+    )
+
+
+def named_values(values: Iterable[tuple[str, Any]]) -> str:
+    """A table of names and values; "" without any."""
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code></td><td>{escape(value)}</td></tr>\n"
+        for name, value in values
+    )
+    return table(rows) if rows else ""
 
 
 def grid(figures: Iterable[str], style: str = "") -> str:
