@@ -108,6 +108,7 @@ def _shrink(config: ConfigDict) -> None:
     config.vae.warmup_steps = min(config.vae.warmup_steps, 10)
     config.ncp.update(small, batch_size=min(config.ncp.batch_size, 64))
     config.ncp.num_passes = 1
+    config.ncp.directions.num_encodings = 1  # of each of perhaps 50,000 examples
     config.vaebm.update(
         channels=tuple(min(n, 8) for n in config.vaebm.channels),
         num_langevin_steps=2,
@@ -217,7 +218,7 @@ def _shrink_nvae(config: ConfigDict) -> None:
         config.ncp.discriminator.update(channels=8, blocks=blocks, dtype="float32")
     if config.ncp.directions.cap:
         config.ncp.discriminator.hidden_dims = (16, 16)
-        config.ncp.directions.update(cap=4, context_size=2, num_encodings=1)
+        config.ncp.directions.update(cap=4, context_size=2)
     config.sample.update(
         num_images=4,
         batch_size=4,

@@ -39,6 +39,7 @@ def test_smoke_shrinks_and_adds_nothing(names):
     bounds = ("compare.max_draws", "compare.max_steps")  # 0 is none
     assert all(small[n] <= v for n, v in numbers.items() if n not in bounds)
     assert all(full[name] == 0 < small[name] for name in bounds)
+    assert small["ncp.directions.num_encodings"] == 1
 
 
 @pytest.mark.parametrize("variant", ["ranking", "deep"])
