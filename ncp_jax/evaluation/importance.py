@@ -5,18 +5,14 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.special
+
+from ncp_jax.samplers.resampling import log_mean_exp
 
 Array = jax.Array
 
 MIN_ESS = 100.0  # effective draws; with fewer the error of a weighted mean is a guess
-
-
-def log_mean_exp(log_w: Array, axis: int = 0) -> Array:
-    """log of the mean of exp(log_w) over `axis`, without overflow."""
-    return jax.nn.logsumexp(log_w, axis) - jnp.log(log_w.shape[axis])
 
 
 def importance_weighted_bound(log_w: Array) -> Array:

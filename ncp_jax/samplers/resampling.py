@@ -212,14 +212,14 @@ def iterated_sir(
         z = chains.where(chosen > 0, new, z)
         log_w_of_z = jnp.take_along_axis(log_w, chosen[None], axis=0)[0]
         kept = z if keep_trajectory else None
-        return (z, log_w_of_z), (info.ess, _log_mean_exp(fresh), chosen > 0, kept)
+        return (z, log_w_of_z), (info.ess, log_mean_exp(fresh), chosen > 0, kept)
 
     start = initial, _without_nan(log_r(initial))
     (z, _), (ess, log_z, has_moved, trajectory) = jax.lax.scan(
         step, start, jnp.arange(num_steps)
     )
     return z, IteratedSIRInfo(
-        jnp.mean(ess, 0), _log_mean_exp(log_z), jnp.mean(has_moved, 0), trajectory
+        jnp.mean(ess, 0), log_mean_exp(log_z), jnp.mean(has_moved, 0), trajectory
     )
 
 
@@ -265,8 +265,9 @@ def _choose(keys: Array, log_w: Array) -> tuple[Array, SIRInfo]:
     return jax.lax.map(of_chain, chains_and_keys, batch_size=num_chains)
 
 
-def _log_mean_exp(log_w: Array) -> Array:
-    return jax.nn.logsumexp(log_w, axis=0) - jnp.log(log_w.shape[0])
+def log_mean_exp(log_w: Array, axis: int = 0) -> Array:
+    """log of the mean of exp(log_w) over `axis`, without overflow."""
+    return jax.nn.logsumexp(log_w, axis) - jnp.log(log_w.shape[axis])
 
 
 def _without_nan(log_w: Array) -> Array:

@@ -20,16 +20,6 @@ def lognormal(seed, *shape):
     return SIGMA * np.random.default_rng(seed).standard_normal(shape)
 
 
-def test_log_mean_exp_does_not_overflow():
-    log_w = jnp.array([[0.0, 1_000.0], [np.log(3.0), 1_000.0]])
-    np.testing.assert_allclose(
-        importance.log_mean_exp(log_w), [np.log(2.0), 1_000.0], rtol=1e-6
-    )
-    np.testing.assert_allclose(
-        importance.log_mean_exp(log_w, axis=1)[0], 1_000 - np.log(2), rtol=1e-6
-    )
-
-
 def test_mean_estimate():
     values = np.array([1.0, 2.0, 4.0, 9.0])
     assert importance.mean_estimate(values, "nats") == Estimate(

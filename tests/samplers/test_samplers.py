@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ncp_jax import rng, samplers
+from ncp_jax.samplers import resampling
 from tests.statistics import assert_mean
 
 # Base prior N(0, 1) and log r(z) = A z.  Completing the square: r p / Z = N(A, 1)
@@ -32,6 +33,16 @@ def tilted():
         num_chains=CHAINS,
         num_proposals=M,
         chunk_size=32,
+    )
+
+
+def test_log_mean_exp_does_not_overflow():
+    log_w = jnp.array([[0.0, 1_000.0], [np.log(3.0), 1_000.0]])
+    np.testing.assert_allclose(
+        resampling.log_mean_exp(log_w), [np.log(2.0), 1_000.0], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        resampling.log_mean_exp(log_w, axis=1)[0], 1_000 - np.log(2), rtol=1e-6
     )
 
 

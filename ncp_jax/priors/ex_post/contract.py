@@ -140,8 +140,3 @@ def over_base(
 
     starts = jnp.arange(0, num_draws, size)
     return jax.lax.map(weigh, starts).reshape(-1)
-
-
-def log_mean_exp(log_w: Array) -> Array:
-    """log of the mean of exp(log_w) over the first axis."""
-    return jax.nn.logsumexp(log_w, 0) - jnp.log(log_w.shape[0])

@@ -22,11 +22,11 @@ from ncp_jax.priors.ex_post.contract import (
     Fit,
     LatentPrior,
     Training,
-    log_mean_exp,
     over_base,
     with_base,
 )
 from ncp_jax.priors.ex_post.fitting import Loss, minimise
+from ncp_jax.samplers.resampling import log_mean_exp
 from ncp_jax.training.loop import PyTree
 from ncp_jax.training.ncp import nce
 

@@ -21,11 +21,11 @@ from ncp_jax.priors.ex_post.contract import (
     Fit,
     LatentPrior,
     Training,
-    log_mean_exp,
     with_base,
 )
 from ncp_jax.priors.ex_post.fitting import minimise
 from ncp_jax.priors.ex_post.ncp import resampled
+from ncp_jax.samplers.resampling import log_mean_exp
 from ncp_jax.training.loop import PyTree
 from ncp_jax.training.ncp.nce import ranking_losses
 

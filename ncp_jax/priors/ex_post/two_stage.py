@@ -14,6 +14,7 @@ from ncp_jax.models.mlp_vae import normal_of
 from ncp_jax.priors.ex_post import fitting, gaussian
 from ncp_jax.priors.ex_post.contract import Density, Encodings, Training
 from ncp_jax.priors.ex_post.gaussian import Gaussian
+from ncp_jax.samplers.resampling import log_mean_exp
 
 Array = jax.Array
 PyTree = Any
@@ -132,8 +133,7 @@ class TwoStage:
             ),
             keys,
         )  # [S, B]
-        log_mean = jax.nn.logsumexp(log_weights, axis=0) - jnp.log(number)
-        return log_mean - self.moments.log_volume()
+        return log_mean_exp(log_weights) - self.moments.log_volume()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from ncp_jax.models.discriminator import RatioMLP
 from ncp_jax.models.distributions import Normal, standard_normal
 from ncp_jax.priors.ex_post import rejection
-from ncp_jax.priors.ex_post.contract import log_mean_exp, over_base
+from ncp_jax.priors.ex_post.contract import over_base
 from ncp_jax.priors.joint.learned import STATE, LearnedPriorVAE
+from ncp_jax.samplers.resampling import log_mean_exp
 
 Array = jax.Array
 

@@ -20,11 +20,11 @@ from ncp_jax.priors.ex_post.contract import (
     LatentPrior,
     Training,
     Unnormalised,
-    log_mean_exp,
     with_base,
 )
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 from ncp_jax.priors.ex_post.ncp import Reweighted, Sampling
+from ncp_jax.samplers.resampling import log_mean_exp
 from tests.priors.ex_post import suite
 from tests.statistics import assert_mean
 
