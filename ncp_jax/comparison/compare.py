@@ -176,15 +176,22 @@ def _says_posterior(
 
 def _without_vamp(how: dict[str, Fit], is_default: bool) -> None:
     """Leaves out, or refuses, the mixture of q(z | x) that the VAE does not say."""
-    if not isinstance(how.get("vamp"), type(ex_post.settings_of("vamp"))):
-        return
-    if not is_default:
+    vamp = type(ex_post.settings_of("vamp"))
+    asking = [n for n, fit in how.items() if isinstance(_innermost(fit), vamp)]
+    if asking and not is_default:
         raise InputError(
-            "vamp is a mixture of q(z | x): give your VAE a method posterior(x) -> "
-            "Normal, or leave 'vamp' out of priors"
+            f"{asking[0]} is a mixture of q(z | x), or reweights one: give your VAE a "
+            f"method posterior(x) -> Normal, or leave {asking[0]!r} out of priors"
         )
-    del how["vamp"]
-    print("compare: vamp is left out, since the VAE has no posterior(x)")
+    for name in asking:
+        del how[name]
+        print(f"compare: {name} is left out, since the VAE has no posterior(x)")
+
+
+def _innermost(fit: Fit) -> Fit:
+    """What is fitted first of priors over one another."""
+    base = getattr(fit, "base", None)
+    return fit if base is None else _innermost(base)
 
 
 def has_pictures(examples: np.ndarray) -> bool:

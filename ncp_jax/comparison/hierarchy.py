@@ -36,7 +36,7 @@ from ncp_jax.training.ncp.signal import SignalSettings
 
 Array = jax.Array
 
-NAMES = tuple(name for name in ex_post.NAMES if name != "vamp")  # it needs q(z | x)
+NAMES = tuple(n for n in ex_post.NAMES if not ex_post.needs_posterior(n))
 MAX_BATCH = 1_000  # examples at a time, while directions are looked for
 
 
@@ -290,7 +290,7 @@ def check_names(names: Sequence[str]) -> None:
     Raises:
       InputError: naming the prior.
     """
-    if "vamp" in names:
+    if any(map(ex_post.needs_posterior, names)):
         raise InputError(
             "vamp is a mixture of q(z | x) of one latent vector, which a VAE of "
             "several groups does not say of its signal coordinates: leave vamp out "

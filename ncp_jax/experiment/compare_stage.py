@@ -37,7 +37,9 @@ def check(experiment: Experiment) -> None:
     names = experiment.config.compare.names or ex_post.NAMES
     if _is_hierarchy(experiment):
         hierarchy.check_names(experiment.config.compare.names)
-    elif "vamp" in names and not hasattr(experiment.vae_module, "posterior"):
+    elif any(map(ex_post.needs_posterior, names)) and not hasattr(
+        experiment.vae_module, "posterior"
+    ):
         raise InputError(
             "config.compare.names: 'vamp' is a mixture of q(z | x), which the model "
             f"{experiment.config.vae.model.name!r} of this kind does not have: name "

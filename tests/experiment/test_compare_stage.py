@@ -1,5 +1,6 @@
 """`--stage=compare` on one small run: what it writes, and what it leaves alone."""
 
+import dataclasses
 import json
 
 import pytest
@@ -101,8 +102,11 @@ def test_what_builds_on_what():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"names": ("gausian",)}, r"config\.compare\.names must hold some of"),
-        ({"names": ("ncp", "ncp")}, r"each once"),
+        ({"names": ("gausian",)}, r"compare\.names: .*'gausian'.*mean 'gaussian'"),
+        ({"names": (3,)}, r"compare\.names: there is no prior 3"),
+        ({"names": ("gmm_over_flow",)}, r"names: .*gmm reweights no other prior"),
+        ({"names": ("ncp_over_trs",)}, r"no prior 'ncp_over_trs'.* over gmm, vamp"),
+        ({"names": ("ncp", "ncp")}, r"names must hold each prior once"),
         ({"split": "train"}, r"config\.compare\.split must be one of"),
         ({"num_mmd_samples": 2}, r"num_mmd_samples must be 3 or more"),
         ({"num_samples": 0}, r"config\.compare\.num_samples must be finite and pos"),
@@ -178,6 +182,17 @@ def test_a_prior_over_another_holds_how_that_is_fitted():
     of_changed = ex_post.settings_of("ncp_over_gmm", None, others)
     assert of_changed.base == ex_post.settings_of("gmm", others["gmm"])
     assert of_changed.num_negatives == found.num_negatives
+
+
+def test_any_prior_that_reweights_may_stand_over_any_exact_one():
+    config = tiny.config(compare={"names": ("snis_over_flow", "lars_over_gmm")})
+    validation.validate(config)
+    for own in ("ncp_ranking", "lars", "trs", "snis", "his", "ebm", "multistage"):
+        for base in ex_post.BASES:
+            found = ex_post.settings_of(f"{own}_over_{base}", {}, {base: {}})
+            assert found.base == ex_post.settings_of(base)
+            plain = dataclasses.replace(found, base=None)
+            assert plain == ex_post.settings_of(own)
 
 
 @pytest.mark.parametrize("variant", ["", "fashion", "smoke"])

@@ -443,10 +443,13 @@ def _require_samplers(name: str, values: Sequence[Any]) -> None:
 
 
 def _require_priors(name: str, values: Sequence[Any]) -> None:
-    if not set(values) <= set(ex_post.NAMES) or len(set(values)) < len(values):
-        raise InputError(
-            f"config.{name} must hold some of {ex_post.NAMES}, each once, got {values}"
-        )
+    if len(set(values)) < len(values):
+        raise InputError(f"config.{name} must hold each prior once, got {values}")
+    for prior in values:
+        try:
+            ex_post.settings_of(prior)
+        except InputError as error:
+            raise InputError(f"config.{name}: {error}") from None
 
 
 def _require_parts(name: str, values: Sequence[Any]) -> None:

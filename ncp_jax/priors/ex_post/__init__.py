@@ -26,7 +26,6 @@ class Known(NamedTuple):
     module: str
     settings: str = "Settings"
     fields: Mapping[str, Any] = types.MappingProxyType({})
-    base: str = ""  # the prior that is reweighted, fitted first; "": the VAE's own
 
 
 DEEP = {  # the larger ratio of `mnist_mlp.py:deep`, chosen on validation pictures
@@ -55,14 +54,16 @@ PRIORS = {
     "implicit": Known("ncp", fields={"hidden_dims": (500, 500, 500), "dropout": 0.5}),
     "two_stage": Known("two_stage"),
     "diffusion": Known("diffusion"),
-    "ncp_over_gmm": Known("ncp", base="gmm"),
-    "ncp_over_flow": Known("ncp", base="flow"),
-    "ncp_deep_over_gmm": Known("ncp", fields=DEEP, base="gmm"),
-    "ncp_ensemble_over_gmm": Known(
-        "ncp", "EnsembleSettings", {"member": DEEP}, base="gmm"
-    ),
 }
-NAMES = tuple(PRIORS)
+OVER = "_over_"  # "ncp_over_gmm": the first reweights the second, which is fitted first
+BASES = ("gmm", "vamp", "flow", "autoregressive", "lars", "diffusion")  # exact ones
+NAMES = (  # of a whole comparison; others over others may be named
+    *PRIORS,
+    "ncp_over_gmm",
+    "ncp_over_flow",
+    "ncp_deep_over_gmm",
+    "ncp_ensemble_over_gmm",
+)
 SHARES = (".dropout", ".acceptance")  # settings below 1
 ABOVE_0 = (".acceptance", ".learning_rate", ".step_size")
 LEAST = {  # else 1 of whole numbers that are not 0: the first that fits the name
@@ -82,7 +83,7 @@ def settings_of(
     """Returns how a prior is fitted: a frozen dataclass, a `contract.Fit`.
 
     Args:
-      name: one of `NAMES`.
+      name: of `PRIORS`, or A_over_B: A in the place of whose base stands B of `BASES`.
       changes: of its fields; those of a field that holds settings are a mapping again,
         e.g. {"training": {"num_steps": 100}}.  Or what fits a prior of one's own, of
         any name, which is returned.
@@ -94,19 +95,28 @@ def settings_of(
     """
     if callable(changes):
         return changes
-    if name not in PRIORS:
-        close = difflib.get_close_matches(name, NAMES, n=1)
+    own, over, base = str(name).partition(OVER)
+    if own not in PRIORS or (over and base not in BASES):
+        close = difflib.get_close_matches(str(name), NAMES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise InputError(
-            f"there is no prior {name!r}.{hint} There are {', '.join(NAMES)}"
+            f"there is no prior {name!r}.{hint} There are {', '.join(PRIORS)}; and "
+            f"those that reweight another, over {', '.join(BASES)}: 'ncp_over_gmm'"
         )
-    known = PRIORS[name]
+    known = PRIORS[own]
     module = importlib.import_module(f"{__name__}.{known.module}")
-    fields = dict(known.fields)
-    if known.base:
-        fields["base"] = settings_of(known.base, (others or {}).get(known.base))
-    settings = changed(name, getattr(module, known.settings)(), fields)
+    settings = changed(name, getattr(module, known.settings)(), known.fields)
+    if over:
+        if not hasattr(settings, "base"):
+            raise InputError(f"prior {name!r}: {own} reweights no other prior")
+        of_base = settings_of(base, (others or {}).get(base))
+        settings = dataclasses.replace(settings, base=of_base)
     return changed(name, settings, changes or {})
+
+
+def needs_posterior(name: str) -> bool:
+    """Whether a prior, or the one that it reweights, is made of q(z | x) itself."""
+    return name.rpartition(OVER)[2] == "vamp"
 
 
 def shortened(settings: Any, max_steps: int, max_draws: int) -> Any:
