@@ -166,6 +166,8 @@ def test_another_page_may_replace_it_and_other_runs_are_safe(finished, tmp_path)
         again(tmp_path / "a", settings={"sample.proposals": 3})
     with pytest.raises(ncp_jax.InputError, match=r"config\.sample\.samplers must"):
         again(tmp_path / "a", samplers=("hmc",))
+    with pytest.raises(ncp_jax.InputError, match=r"test holds .* float32, train of .*"):
+        again(tmp_path / "a", test=finished["test"] / 255)
     assert not (tmp_path / "a").exists()
     of_main = {"vae": {"model": {"name": "mlp"}}}
     (tmp_path / "config.json").write_text(json.dumps(of_main))

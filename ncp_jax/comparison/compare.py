@@ -87,10 +87,7 @@ def compare(
         hierarchy.check_names(list(priors))
     how = fits_of(priors, is_grouped=not is_one)
     place = None if folder is None else _folder(Path(folder))
-    found = {
-        name: preparation.examples(name, array)
-        for name, array in {"train": train, "valid": valid, "test": test}.items()
-    }
+    found = preparation.splits(train=train, valid=valid, test=test)
     prepare = preparation.checked(vae, found["test"], prepare)
     if is_one and not _says_posterior(vae, prepare, found["test"]):
         _without_vamp(how, is_default=priors == ex_post.NAMES)

@@ -268,6 +268,15 @@ def test_how_much_is_measured_is_checked(settings, message):
         compared(num_fits=0)
 
 
+def test_examples_of_all_splits_must_be_alike():
+    """One `prepare` reads them all: grey values are no numbers from 0 to 1."""
+    train, valid, test = data()
+    with pytest.raises(InputError, match=r"test holds .* float32, train of .* uint8"):
+        ncp_jax.compare(VAE, train, valid, test / 255, key=jax.random.key(0))
+    with pytest.raises(InputError, match=r"valid holds examples of shape \(2, 2\)"):
+        ncp_jax.compare(VAE, train, valid[..., 0], test, key=jax.random.key(0))
+
+
 def test_a_prior_is_built_on_the_one_that_is_compared():
     """NCP over another mixture than the one beside it would compare the mixtures."""
     for how in ({"num_components": (3,)}, Moments(50)):

@@ -88,3 +88,10 @@ def test_keys_of_the_old_kind_are_taken_and_others_refused():
     assert old == new
     with pytest.raises(InputError, match="key must be one PRNG key"):
         held_out.evaluate(NCP, x, key=3, **SMALL)
+
+
+def test_examples_that_are_not_finite_are_refused(key):
+    x = np.asarray(draw_x(600)).copy()
+    x[555, 0] = np.nan
+    with pytest.raises(InputError, match=r"test\[555\] holds numbers .* not finite"):
+        held_out.evaluate(NCP, x, key=key, **SMALL)

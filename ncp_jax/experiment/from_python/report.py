@@ -69,8 +69,8 @@ def report(
     from ncp_jax.experiment.from_python import given
     from ncp_jax.pages import run_page
 
-    arrays = {"train": train, "valid": test if valid is None else valid, "test": test}
-    found = {split: preparation.examples(split, a) for split, a in arrays.items()}
+    valid = test if valid is None else valid
+    found = preparation.splits(train=train, test=test, valid=valid)
     prepare = preparation.checked(itself(ncp.vae), found["test"], prepare)
     experiment = given.open_folder(
         ncp,

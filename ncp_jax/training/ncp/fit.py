@@ -31,7 +31,6 @@ Array = jax.Array
 
 STEPS_PER_DISPATCH = 50  # of one compiled call, between two moves of the bar
 HELD_OUT_SHARE = 10  # one in so many, where there is no validation set
-NUM_CHECKED = 512  # examples that are looked at together
 NUMBERS: dict[str, Range] = {  # arguments of `fit`
     "num_steps": (operator.index, "[1, inf)"),
     "steps_per_eval": (operator.index, "[1, inf)"),
@@ -198,15 +197,6 @@ def _numbers(**values: Any) -> dict[str, Any]:
     return {name: number(name, values[name], *NUMBERS[name]) for name in values}
 
 
-def _check_finite(name: str, examples: np.ndarray) -> None:
-    """Refuses NaN and infinity; a part at a time, to need little memory."""
-    for first in range(0, len(examples), NUM_CHECKED):
-        is_finite = np.isfinite(examples[first : first + NUM_CHECKED])
-        if not is_finite.all():
-            row = first + int(np.argwhere(~is_finite)[0, 0])
-            raise InputError(f"{name}[{row}] holds numbers that are not finite")
-
-
 def _batch_size(asked: int, num_examples: int, mesh: Mesh) -> int:
     """That asked for, or the largest that examples and devices allow."""
     if asked <= num_examples:
@@ -231,17 +221,10 @@ def _directions_file(
 
 def _split(train: Any, valid: Any, key: Array) -> tuple[np.ndarray, np.ndarray]:
     """Training and held-out examples; without the latter, a tenth of the former."""
-    train = preparation.examples("train", train)
-    _check_finite("train", train)
     if valid is not None:
-        valid = preparation.examples("valid", valid)
-        _check_finite("valid", valid)
-        if (valid.shape[1:], valid.dtype) != (train.shape[1:], train.dtype):
-            raise InputError(
-                f"valid holds examples of shape {valid.shape[1:]} and type "
-                f"{valid.dtype}, train of {train.shape[1:]} and {train.dtype}"
-            )
-        return train, valid
+        found = preparation.splits(train=train, valid=valid)
+        return found["train"], found["valid"]
+    train = preparation.examples("train", train)
     if len(train) < 2:
         raise InputError("train holds one example: none is left to be held out")
     rows = np.random.default_rng(rng.numpy_seed(key)).permutation(len(train))

@@ -20,6 +20,7 @@ from ncp_jax.training.loop import Prepare
 Array = jax.Array
 
 NUM_CHECKED = 64  # examples whose values are looked at
+ROWS_AT_A_TIME = 512  # where all are
 
 
 def as_stored(key: Array, stored: Array) -> Array:
@@ -80,7 +81,8 @@ def examples(name: str, array: np.ndarray | Array) -> np.ndarray:
     """Returns examples as a NumPy array [N, ...].
 
     Raises:
-      InputError: there are none, or they are no numbers that a model can read.
+      InputError: there are none, or they are no numbers that a model can read, or not
+        finite.
     """
     found = np.asarray(array)
     if found.dtype == np.float64:  # NumPy's default is not JAX's
@@ -91,6 +93,29 @@ def examples(name: str, array: np.ndarray | Array) -> np.ndarray:
             f"{name} must be an array [N, *data_shape] of at least one example; got "
             f"shape {found.shape} and type {found.dtype}"
         )
+    for first in range(0, len(found), ROWS_AT_A_TIME):
+        is_finite = np.isfinite(found[first : first + ROWS_AT_A_TIME])
+        if not is_finite.all():
+            row = first + int(np.argwhere(~is_finite)[0, 0])
+            raise InputError(f"{name}[{row}] holds numbers that are not finite")
+    return found
+
+
+def splits(**arrays: np.ndarray | Array) -> dict[str, np.ndarray]:
+    """Returns the examples of several splits, which one `prepare` is to read.
+
+    Raises:
+      InputError: as of `examples`, or they are of different shapes or types.
+    """
+    found = {name: examples(name, array) for name, array in arrays.items()}
+    first, *others = found
+    shape, dtype = found[first].shape[1:], found[first].dtype
+    for name in others:
+        if (found[name].shape[1:], found[name].dtype) != (shape, dtype):
+            raise InputError(
+                f"{name} holds examples of shape {found[name].shape[1:]} and type "
+                f"{found[name].dtype}, {first} of {shape} and {dtype}"
+            )
     return found
 
 
