@@ -1,6 +1,7 @@
 """Priors side by side for a VAE of one's own: from a frozen model to one page."""
 
 import dataclasses
+import operator
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ncp_jax.comparison.examples import Examples, Scores
 from ncp_jax.comparison.one_vector import Compared, OneVector
 from ncp_jax.comparison.results import Comparison
 from ncp_jax.comparison.settings import ComparisonSettings
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, explained, local_path, number
 from ncp_jax.evaluation.metrics import feature_scores
 from ncp_jax.evaluation.metrics.feature_scores import KID_PICTURES
 from ncp_jax.models.base import LatentVariableModel
@@ -79,14 +80,13 @@ def compare(
       InputError: the VAE, the examples or the settings are not as they should be.
     """
     key, settings = rng.typed(key), settings or ComparisonSettings()
-    if num_fits < 1:
-        raise InputError(f"num_fits must be 1 or more, got {num_fits}")
+    num_fits = number("num_fits", num_fits, operator.index, "[1, inf)")
     is_one = sum(block.num_groups for block in vae.blocks) == 1
     if not is_one:
         priors = hierarchy.NAMES if priors == ex_post.NAMES else priors
         hierarchy.check_names(list(priors))
     how = fits_of(priors, is_grouped=not is_one)
-    place = None if folder is None else _folder(Path(folder))
+    place = None if folder is None else _folder(folder)
     found = preparation.splits(train=train, valid=valid, test=test)
     prepare = preparation.checked(vae, found["test"], prepare)
     if is_one and not _says_posterior(vae, prepare, found["test"]):
@@ -232,9 +232,13 @@ def _scores(
     return Scores(net, reference, rng.numpy_seed(rng.stream(key, "kid")))
 
 
-def _folder(path: Path) -> Path:
+def _folder(folder: str | Path) -> Path:
     """The folder, which no other kind of run may have written to."""
+    path = Path(local_path("folder", str(folder)))
     if (path / "config.json").exists():
         raise InputError(f"{path} holds a run of another kind: give another folder")
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {explained(error)}") from error
     return path

@@ -1,8 +1,9 @@
 """How much a comparison draws and measures."""
 
 import dataclasses
+import operator
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import number
 
 CAN_BE_0 = ("max_examples", "num_mmd_samples", "num_permutations")
 
@@ -24,12 +25,12 @@ class ComparisonSettings:
       num_samples: draws of each prior that are decoded.
       sample_batch_size: at a time.
       num_mmd_samples: of these and of encodings, for the MMD; 0 for none.
-      num_permutations: of its test.
+      num_permutations: of its test; 0 for no MMD.
       num_neighbour_queries: draws and held-out pictures whose nearest training picture
         is looked for.
 
     Raises:
-      InputError: a number is too small.
+      InputError: a number is too small or no integer.
     """
 
     num_encodings: int = 10
@@ -49,5 +50,5 @@ class ComparisonSettings:
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             least = int(name not in CAN_BE_0)
-            if value < least:
-                raise InputError(f"{name} must be {least} or more, got {value}")
+            found = number(name, value, operator.index, f"[{least}, inf)")
+            object.__setattr__(self, name, found)  # Python's own, which JSON can hold

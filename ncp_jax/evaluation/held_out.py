@@ -1,5 +1,6 @@
 """All that is measured of an NCP prior on held-out examples alone."""
 
+import operator
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
 from ncp_jax.data import datasets
+from ncp_jax.errors import number
 from ncp_jax.evaluation import diagnostics, likelihood, signal
 from ncp_jax.evaluation.diagnostics import Batches
 from ncp_jax.evaluation.importance import Estimate
@@ -68,7 +70,22 @@ def evaluate(
       where there are several groups; with signal directions `num_directions` and
       `signal_total` of each group, too.  Of a model whose z is a function of x the
       first six are left out.
+
+    Raises:
+      InputError: the examples or the settings are not as they should be.
     """
+    sizes = {
+        "num_passes": num_passes,
+        "num_importance_samples": num_importance_samples,
+        "num_snis_samples": num_snis_samples,
+        "num_snis_proposals": num_snis_proposals,
+        "num_log_z_draws": num_log_z_draws,
+        "chunk_size": chunk_size,
+        "log_z_batch_size": log_z_batch_size,
+        "num_binarizations": num_binarizations,
+    }
+    of_measure: dict[str, Any] = {n: _count(n, size) for n, size in sizes.items()}
+    batch_size = _count("batch_size", batch_size)
     test = preparation.examples("test", test)
     prepare = preparation.checked(itself(ncp.vae), test, prepare)
     estimates, _ = measure(
@@ -76,18 +93,17 @@ def evaluate(
         list(datasets.padded_batches(test, min(batch_size, len(test)))),
         prepare,
         rng.typed(key),
-        num_passes=num_passes,
-        num_importance_samples=num_importance_samples,
-        num_snis_samples=num_snis_samples,
-        num_snis_proposals=num_snis_proposals,
-        num_log_z_draws=num_log_z_draws,
-        chunk_size=chunk_size,
-        log_z_batch_size=log_z_batch_size,
-        num_binarizations=num_binarizations,
-        max_log_z_stderr=max_log_z_stderr,
+        max_log_z_stderr=number(
+            "max_log_z_stderr", max_log_z_stderr, float, "[0, inf)"
+        ),
         mesh=mesh or parallel.mesh_of(),
+        **of_measure,
     )
     return estimates
+
+
+def _count(name: str, value: Any) -> int:
+    return number(name, value, operator.index, "[1, inf)")
 
 
 def measure(

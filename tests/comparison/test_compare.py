@@ -257,15 +257,21 @@ def test_settings_are_checked_before_directions_are_looked_for():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_samples": 0}, "num_samples must be 1 or more, got 0"),
-        ({"max_examples": -1}, "max_examples must be 0 or more, got -1"),
+        ({"num_samples": 0}, r"num_samples must be an integer in \[1, inf\), got 0"),
+        ({"num_samples": 1e4}, "num_samples must be an integer in .* got 10000.0"),
+        ({"max_examples": -1}, r"max_examples must be .* in \[0, inf\), got -1"),
     ],
 )
 def test_how_much_is_measured_is_checked(settings, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(SETTINGS, **settings)
-    with pytest.raises(InputError, match="num_fits must be 1 or more, got 0"):
+    with pytest.raises(InputError, match=r"num_fits must be .* \[1, inf\), got 0"):
         compared(num_fits=0)
+
+
+def test_numbers_may_be_numpy_s():
+    found = dataclasses.replace(SETTINGS, num_samples=np.int64(100))
+    assert json.dumps(dataclasses.asdict(found)) and found == SETTINGS
 
 
 def test_examples_of_all_splits_must_be_alike():
@@ -275,6 +281,16 @@ def test_examples_of_all_splits_must_be_alike():
         ncp_jax.compare(VAE, train, valid, test / 255, key=jax.random.key(0))
     with pytest.raises(InputError, match=r"valid holds examples of shape \(2, 2\)"):
         ncp_jax.compare(VAE, train, valid[..., 0], test, key=jax.random.key(0))
+
+
+def test_a_folder_that_cannot_be_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="folder=gs://a/b is an address"):
+        compared("gs://a/b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write to .*/file: .*File exists"):
+        compared(tmp_path / "file")
 
 
 def test_a_prior_is_built_on_the_one_that_is_compared():

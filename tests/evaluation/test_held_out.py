@@ -90,6 +90,22 @@ def test_keys_of_the_old_kind_are_taken_and_others_refused():
         held_out.evaluate(NCP, x, key=3, **SMALL)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_importance_samples": 0}, r"num_importance_samples .* in \[1, inf\)"),
+        ({"num_snis_proposals": 0}, "num_snis_proposals must be an integer"),
+        ({"num_log_z_draws": 1e5}, "num_log_z_draws must be an integer .* got 100000"),
+        ({"batch_size": 0}, "batch_size must be an integer"),
+        ({"num_passes": 0}, "num_passes must be an integer"),
+        ({"max_log_z_stderr": np.nan}, r"max_log_z_stderr .* number in \[0, inf\)"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(key, settings, message):
+    with pytest.raises(InputError, match=message):
+        held_out.evaluate(NCP, np.asarray(draw_x(4)), key=key, **SMALL | settings)
+
+
 def test_examples_that_are_not_finite_are_refused(key):
     x = np.asarray(draw_x(600)).copy()
     x[555, 0] = np.nan
