@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ncp_jax.errors import InputError
 from ncp_jax.priors.ex_post.contract import (
@@ -21,6 +22,8 @@ from ncp_jax.training.checkpoint_records import short_hash
 from ncp_jax.training.checkpoints import fingerprint
 
 Array = jax.Array
+
+ARRAYS = (jax.Array, np.ndarray, np.generic, float, int)  # leaves of a prior
 
 
 class Fitted(NamedTuple):
@@ -104,6 +107,12 @@ def _check(name: str, prior: Any) -> None:
             f"prior {name!r}: {kind} is known up to log Z, so it must have "
             "`log_z_weights(keys)`, log of unbiased estimates of Z: without Z its "
             "gain would be off by log Z"
+        )
+    if not all(isinstance(leaf, ARRAYS) for leaf in jax.tree.leaves(prior)):
+        raise InputError(
+            f"prior {name!r}: {kind} must be a pytree of arrays, since it goes through "
+            "compiled functions: make it a dataclass under "
+            "@jax.tree_util.register_dataclass"
         )
 
 

@@ -265,7 +265,8 @@ def fits_of(
       priors: by name changes of its settings, or what fits it to all of u.
 
     Raises:
-      InputError: there is no such prior or setting, or it needs q(z | x).
+      InputError: there is no such prior or setting, it needs q(z | x), or two rows have
+        one name.
     """
     top, *later = groups.widths
     found: dict[str, Fit] = {}
@@ -279,8 +280,14 @@ def fits_of(
             found[name] = ex_post.settings_of(name, how)
         else:
             check_names([name])
+            row = f"{name}_top"
+            if row in priors:
+                raise InputError(
+                    f"priors: the row of {name!r} is called {row!r}, as another prior "
+                    "is: give that one another name"
+                )
             fit = ex_post.settings_of(name, how, of_one)
-            found[f"{name}_top"] = OnTop(fit, top, sum(later))
+            found[row] = OnTop(fit, top, sum(later))
     return found
 
 

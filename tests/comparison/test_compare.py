@@ -326,6 +326,21 @@ def test_a_density_is_what_it_says(density, message):
         compared(priors={"mine": how})
 
 
+def test_a_prior_that_compiled_functions_cannot_take_is_named(key):
+    class Mine:
+        density = "exact"
+
+        def sample(self, keys):
+            return jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys)
+
+        def log_prob(self, z, key=None):
+            return -jnp.sum(z**2, 1)
+
+    encodings = Encodings(jnp.ones((3, 2, 2)), jnp.ones((1, 1, 2)), None)
+    with pytest.raises(InputError, match="'mine': Mine must be a pytree of arrays"):
+        fits.fit("mine", lambda *given: Mine(), key, encodings)
+
+
 def test_a_mixture_of_posteriors_of_several_groups_is_refused():
     with pytest.raises(InputError, match="vamp is a mixture"):
         ncp_jax.compare(

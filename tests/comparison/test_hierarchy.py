@@ -88,6 +88,8 @@ def test_rows_say_which_groups_they_are_of():
     assert (found["gmm_top"].width, found["gmm_top"].num_rest) == (2, 3)
     with pytest.raises(InputError, match="vamp is a mixture"):
         hierarchy.fits_of(Groups((2,)), {"vamp": {}})
+    with pytest.raises(InputError, match="the row of 'gmm' is called 'gmm_top'"):
+        hierarchy.fits_of(Groups((2,)), {"gmm": {}, "gmm_top": lambda *given: None})
     with pytest.raises(InputError, match="no setting 'num_bin'"):
         hierarchy.fits_of(Groups((2,)), {"flow": {"num_bin": 5}})
 
