@@ -69,7 +69,12 @@ def of(
         posterior = np.asarray(model.learned(jnp.asarray(posterior)))
     of_base = draws.draw(encodings.base, rng.stream(key, "base"), max(num, 3), 1_000)
     seed = rng.numpy_seed(rng.stream(key, "kernel"))
-    kernel = gaussian_kernel.fit(np.concatenate([posterior, of_base]), seed=seed)
+    of_q = posterior
+    if of_q.shape[1] > gaussian_kernel.NUM_COMPONENTS:
+        # Axes of largest variance in the held-out encodings would tell these from any
+        # other draws, also of the same distribution.
+        of_q = np.asarray(encodings.valid[:num, 0])
+    kernel = gaussian_kernel.fit(np.concatenate([of_q, of_base]), seed=seed)
     of_pictures = None
     if examples.has_pictures:
         queries = examples.held_out[: settings.num_neighbour_queries]

@@ -10,6 +10,7 @@ from ncp_jax.errors import InputError
 
 ROWS_AT_A_TIME = 1024  # of the kernel matrix: 82 MB for 2 x 5,000 samples
 POINTS_FOR_MEDIAN = 2_000  # two million distances
+NUM_COMPONENTS = 500  # axes that are kept, the paper's d
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +60,15 @@ class Kernel:
         return products, totals
 
 
-def fit(points: np.ndarray, *, seed: int, num_components: int = 500) -> Kernel:
+def fit(
+    points: np.ndarray, *, seed: int, num_components: int = NUM_COMPONENTS
+) -> Kernel:
     """Chooses axes by PCA and the bandwidth by the median distance, on `points`.
 
     Fit it once on all samples that are to be compared, pooled: then every comparison
     is in the same unit, and because the kernel does not know which sample a point is
-    of, the permutation test stays exact.
+    of, the permutation test stays exact.  Or on others: axes that are fitted to one of
+    two samples alone find more variance in it than in the other.
 
     Args:
       points: [N, D].
