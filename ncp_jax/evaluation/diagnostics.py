@@ -94,7 +94,7 @@ def contrast_on_held_out(
         of_group = gains.held_out_gain(*pairs[row])
         mark = f"/{k}" if len(pairs) > 1 else ""
         estimates |= {name + mark: found for name, found in of_group.items()}
-    arrays = {"groups": np.array(list(rows)), "nce_loss": as_rows(losses.values())}
+    arrays = {"groups": np.array(list(rows), int), "nce_loss": as_rows(losses.values())}
     firsts = [(pairs[row][0][:, 0], pairs[row][1][:, 0]) for row in rows.values()]
     return estimates, arrays | _curves(firsts)
 

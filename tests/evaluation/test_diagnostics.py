@@ -112,6 +112,8 @@ def test_only_groups_that_are_reweighted_are_reported_under_their_numbers(key):
         )
 
     (every, arrays), (part, part_arrays) = held_out(None), held_out((1,))
+    none, none_arrays = held_out(())  # as `fit` returns where no group has signal
+    assert not none and none_arrays["groups"].dtype.kind == "i"
     kinds = ["nce_loss", "jsd", "calibration_error"]
     kinds += ["nce_gain", "nce_log_r_q", "nce_log_z"]
     assert part.keys() == {f"{kind}/1" for kind in kinds}
