@@ -46,7 +46,7 @@ def join_processes(seconds: float = rendezvous.SECONDS) -> None:
     if not any(values):
         return
     address, *numbers = values
-    if not address or not all(number.isdigit() for number in numbers):
+    if not address or not all(number.isdecimal() for number in numbers):
         raise InputError(
             f"several processes need {COORDINATOR}=HOST:PORT, {NUM_PROCESSES}=N and "
             f"{PROCESS_ID}=0..N-1 each; got {values}"

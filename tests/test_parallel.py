@@ -159,6 +159,11 @@ def test_a_batch_that_devices_cannot_share_is_refused():
             "NCP_JAX_NUM_PROCESSES": "two",
             "NCP_JAX_PROCESS_ID": "0",
         },
+        {
+            "NCP_JAX_COORDINATOR": "localhost:1",
+            "NCP_JAX_NUM_PROCESSES": "\N{SUPERSCRIPT TWO}",
+            "NCP_JAX_PROCESS_ID": "0",
+        },
     ],
 )
 def test_half_told_processes_are_refused(monkeypatch, values):

@@ -28,8 +28,8 @@ def keep() -> Path | None:
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return None
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(home).expanduser() / "ncp_jax" / "compiled" / _machine()
     try:
+        folder = Path(home).expanduser() / "ncp_jax" / "compiled" / _machine()
         folder.mkdir(parents=True, exist_ok=True)
         _drop_old(folder)
     except (OSError, RuntimeError):  # read-only, or there is no home at all

@@ -56,6 +56,17 @@ def test_where_nothing_can_be_written_nothing_is_kept(home, monkeypatch):
     assert jax.config.jax_compilation_cache_dir is None
 
 
+def test_without_a_home_nothing_is_kept(home, monkeypatch):
+    """As in a container whose user is a number without a name."""
+
+    def expanduser(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(compiled.Path, "expanduser", expanduser)
+    assert compiled.keep() is None
+    assert jax.config.jax_compilation_cache_dir is None
+
+
 def test_another_processor_has_another_folder(home):
     here = compiled.keep()
     jax.config.update("jax_compilation_cache_dir", None)
