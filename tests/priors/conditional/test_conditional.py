@@ -13,7 +13,7 @@ from ncp_jax.priors import conditional
 from ncp_jax.priors.conditional import flow, ratios
 from ncp_jax.priors.conditional.groups import Groups
 from ncp_jax.priors.ex_post import shortened
-from ncp_jax.priors.ex_post.contract import Encodings
+from ncp_jax.priors.ex_post.contract import Encodings, Training
 from tests.statistics import assert_mean
 
 GROUPS = Groups((1, 2), context_size=1)
@@ -94,6 +94,17 @@ def test_a_conditional_flow_integrates_to_one(some_flow):
         assert np.exp(of_grid).sum() * 0.15**2 == pytest.approx(1.0, abs=5e-3)
         sums.append(of_grid)
     assert np.abs(sums[0] - sums[1]).max() > 0.1  # the context is read
+
+
+def test_one_coordinate_without_a_context_has_a_flow(key):
+    groups, axis = Groups((1,)), np.linspace(-12, 12, 961, dtype=np.float32)
+    u = 0.5 * jax.random.normal(key, (200, 1, 1))
+    short = Training(num_steps=60, batch_size=64, learning_rate=2e-2, steps_per_eval=20)
+    settings = flow.Settings(groups, 2, (8,), 4, short)
+    fitted = settings(key, Encodings(u, u, groups.base))
+    log_p = np.asarray(fitted.log_prob(jnp.asarray(axis)[:, None]), np.float64)
+    assert np.exp(log_p).sum() * 0.025 == pytest.approx(1.0, abs=2e-3)
+    assert np.mean(fitted.log_prob(u[:, 0]) - groups.base.log_prob(u[:, 0])) > 0.1
 
 
 def test_draws_of_a_conditional_flow_are_those_of_its_density(some_flow, key):
