@@ -306,12 +306,16 @@ class Nowhere(Checkpoints):
 
 
 @contextlib.contextmanager
-def opened(directory: Path | None, metadata: dict[str, Any]) -> Iterator[Checkpoints]:
-    """The checkpoints in a folder; `Nowhere` without one."""
+def opened(
+    directory: Path | None,
+    metadata: dict[str, Any],
+    also: Mapping[str, Collection[Any]] | None = None,
+) -> Iterator[Checkpoints]:
+    """The checkpoints in a folder, as of `Checkpoints`; `Nowhere` without one."""
     if directory is None:
         yield Nowhere()
         return
-    with Checkpoints(directory, metadata) as saved:
+    with Checkpoints(directory, metadata, also=also) as saved:
         yield saved
 
 

@@ -34,6 +34,8 @@ Array = jax.Array
 STARTS_AT_A_TIME = 500  # chains, while a pool of starts is drawn
 # Settings that a trained energy does not depend on.
 OF_THE_COURSE = ("num_steps", "steps_per_dispatch")
+NUM_KNOWN_BY = 1_000  # training pictures: their mean and std are the network's
+NOT_SAID = {"groups": (None,), "pictures": (None,)}  # by folders of earlier versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Fit:
             raise InputError(f"{len(valid)} held-out pictures judge nothing: give more")
         contrast = self._contrast(key, mesh)
         whole = self._of(prior, train)
-        with opened(folder, self._metadata(prior, key)) as saved:
+        with opened(folder, self._metadata(prior, train, key), NOT_SAID) as saved:
             state = jax.jit(contrast.initial)(whole, self._one(train))
             restored = saved.restore_latest(state)
             if restored is not None:
@@ -142,7 +144,7 @@ class Fit:
         contrast = self._contrast(key, mesh or parallel.mesh_of())
         whole = self._of(prior, train)
         like = jax.eval_shape(partial(contrast.initial, whole), self._one(train))
-        with opened(folder, self._metadata(prior, key)) as saved:
+        with opened(folder, self._metadata(prior, train, key), NOT_SAID) as saved:
             if saved.latest_step() != self.settings.num_steps:
                 raise InputError(
                     f"the energy {self.name!r} has not reached its "
@@ -164,7 +166,9 @@ class Fit:
     def _of(self, prior: NCPPrior, train: np.ndarray) -> PixelEnergyPrior:
         """The prior with a network that knows how bright pictures are."""
         settings = self.settings
-        few = self.prepare_held_out(jax.random.key(0), jnp.asarray(train[:1_000]))
+        few = self.prepare_held_out(
+            jax.random.key(0), jnp.asarray(train[:NUM_KNOWN_BY])
+        )
         mean, std = float(jnp.mean(few)), float(jnp.std(few))
         network = EnergyNet(
             settings.channels, settings.hidden_dims, mean, std if std > 0 else 1.0
@@ -201,7 +205,9 @@ class Fit:
         parts = [some(prior, first + jnp.arange(size)) for first in firsts]
         return jnp.concatenate(parts)
 
-    def _metadata(self, prior: NCPPrior, key: Array) -> dict[str, Any]:
+    def _metadata(
+        self, prior: NCPPrior, train: np.ndarray, key: Array
+    ) -> dict[str, Any]:
         """What a checkpoint must agree with."""
         settings = dataclasses.asdict(self.settings)
         return {
@@ -212,4 +218,6 @@ class Fit:
             "pool": repr(self.pool),
             "key": jax.random.key_data(key).tolist(),
             "prior": fingerprint((prior.vae, prior.params)),
+            "groups": repr(prior.groups),
+            "pictures": [len(train), fingerprint(train[:NUM_KNOWN_BY])],
         }

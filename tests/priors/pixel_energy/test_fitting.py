@@ -132,8 +132,26 @@ def test_a_stopped_fit_goes_on_to_the_same_bits(finished):
 def test_another_fit_is_refused(finished):
     how, ncp, folder, _ = finished
     other = dataclasses.replace(how.settings, step_size=0.1)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="another settings"):
         fit(other, how.pool, "sirvaebm")(ncp, TRAIN, VALID, KEY, folder)
+    with pytest.raises(InputError, match="another pictures"):
+        how(ncp, TRAIN + 1, VALID, KEY, folder)
+    with pytest.raises(InputError, match="another groups"):
+        how.restored(dataclasses.replace(ncp, groups=()), TRAIN, KEY, folder)
+
+
+def test_a_folder_that_does_not_say_its_pictures_is_still_read(monkeypatch, tmp_path):
+    whole = fitting.Fit._metadata
+
+    def earlier(self, *args):
+        said = whole(self, *args)
+        return {name: said[name] for name in said if name not in fitting.NOT_SAID}
+
+    with monkeypatch.context() as before:
+        before.setattr(fitting.Fit, "_metadata", earlier)
+        prior = fit()(PLAIN, TRAIN, VALID, KEY, tmp_path)
+    found = fit().restored(PLAIN, TRAIN, KEY, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, found, prior)
 
 
 def test_an_explosion_ends_the_training_and_spoils_nothing(tmp_path):
