@@ -66,18 +66,20 @@ def sample(
       ratios the sampler's info, leaves [num_groups, N, ...].
 
     Raises:
-      InputError: the VAE is not as it should be, step sizes are not one for each
-        group, or the sampler leaves the finite numbers.
+      InputError: the VAE is not as it should be, there is nothing to draw, step sizes
+        are not one for each group, or the sampler leaves the finite numbers.
     """
+    if min(num, batch_size) < 1:
+        raise InputError(f"num = {num}, batch_size = {batch_size}: expected 1 or more")
     _check_once(ncp.vae)
     _check_step_sizes(ncp, sampler)
     mesh = mesh or parallel.mesh_of()
     out = generate(ncp, rng.typed(key), num, batch_size, sampler, mesh)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out)):
-        raise InputError(
-            f"{sampler} left the finite numbers: lower its step size, or draw by SIR, "
-            "which has none"
-        )
+        remedy = "look for NaN or infinity in the weights of the ratios"
+        if hasattr(sampler, "step_size"):
+            remedy = "lower its step size, or draw by SIR, which has none"
+        raise InputError(f"{sampler} left the finite numbers: {remedy}")
     return out
 
 

@@ -5,7 +5,9 @@ called with (keys [B], target) and returns (z_k [B, *latent_shape], info).
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,24 +30,40 @@ class Base:
     Attributes:
       temperature: its standard deviation is multiplied by it; other than 1 needs a base
         prior with the method `tempered`.
+
+    Raises:
+      InputError: the base prior has no such method.
     """
 
     temperature: float = 1.0
 
     def __call__(self, keys: Array, target: Target) -> tuple[Array, None]:
         """Draws from p(z_k | z_<k)."""
-        base = target.base
+        base: Any = target.base
         if self.temperature != 1.0:
-            base = base.tempered(self.temperature)  # type: ignore[attr-defined]
+            if not hasattr(base, "tempered"):
+                raise InputError(
+                    f"{self}: the base prior is a {type(base).__name__} without a "
+                    "method tempered(temperature): draw at temperature 1"
+                )
+            base = base.tempered(self.temperature)
         return sample_each(keys, base), None
 
 
 @dataclasses.dataclass(frozen=True)
 class SIR:
-    """Sampling-importance-resampling; see `samplers.sir` for the settings."""
+    """Sampling-importance-resampling; see `samplers.sir` for the settings.
+
+    Raises:
+      InputError: there is no proposal.
+    """
 
     num_proposals: int = 5_000
     chunk_size: int = 500
+
+    def __post_init__(self) -> None:
+        """Looks at the numbers of proposals."""
+        _check_numbers(self, num_proposals=1, chunk_size=1)
 
     def __call__(self, keys: Array, target: Target) -> tuple[Array, samplers.SIRInfo]:
         """Keeps one of the proposals from p(z_k | z_<k)."""
@@ -66,11 +84,18 @@ class AdaptiveSIR:
       tolerance: of the bias, chi^2 / M.
       max_proposals: M at most.
       min_proposals: M at least, and by how much it grows.
+
+    Raises:
+      InputError: there is no proposal.
     """
 
     tolerance: float = 3e-3
     max_proposals: int = 5_000
     min_proposals: int = 64
+
+    def __post_init__(self) -> None:
+        """Looks at the numbers of proposals."""
+        _check_numbers(self, max_proposals=1, min_proposals=1)
 
     def __call__(
         self, keys: Array, target: Target
@@ -105,6 +130,7 @@ class IteratedSIR:
                 f"{self}: num_proposals, the current z among them, must be 2 or more, "
                 "and num_steps 1 or more"
             )
+        _check_numbers(self, chunk_size=1)
 
     def __call__(
         self, keys: Array, target: Target
@@ -131,11 +157,19 @@ class Langevin:
       in_noise: moves e in z = mean + std * e instead of z, so that one step size suits
         groups of any scale; needs a `Standardizable` base prior, such as `Normal`.
         The paper moves z.
+
+    Raises:
+      InputError: a step size is not above 0, or num_steps is below 0.
     """
 
     step_size: StepSize = 1e-2
     num_steps: int = 1_000
     in_noise: bool = False
+
+    def __post_init__(self) -> None:
+        """Looks at the steps."""
+        _check_numbers(self, num_steps=0)
+        _check_step_size(self)
 
     def __call__(
         self, keys: Array, target: Target
@@ -164,7 +198,7 @@ class MALA:
       in_noise: as of `Langevin`.
 
     Raises:
-      InputError: no step is left after the adaptation.
+      InputError: no step is left after the adaptation, or a step size is not above 0.
     """
 
     step_size: StepSize = 1e-1
@@ -205,7 +239,8 @@ class SIRThenMALA:
     in_noise: bool = True
 
     def __post_init__(self) -> None:
-        """Looks at the numbers of steps."""
+        """Looks at the numbers of proposals and of steps."""
+        _check_numbers(self, num_proposals=1, chunk_size=1)
         _check_steps(self)
 
     def __call__(
@@ -262,7 +297,24 @@ class _Moved:
         return self.base.log_prob(at) + self.log_r(self.to_z(at))
 
 
+def _check_numbers(sampler: Any, **fewest: int) -> None:
+    for name, least in fewest.items():
+        if getattr(sampler, name) < least:
+            raise InputError(f"{sampler}: {name} must be {least} or more")
+
+
+def _check_step_size(sampler: Langevin | MALA | SIRThenMALA) -> None:
+    sizes = sampler.step_size
+    each = sizes if isinstance(sizes, tuple) else (sizes,)
+    if not all(isinstance(size, numbers.Real) and size > 0 for size in each):
+        raise InputError(
+            f"{sampler}: step_size must be a number above 0, or a tuple of one for "
+            "each group"
+        )
+
+
 def _check_steps(sampler: MALA | SIRThenMALA) -> None:
+    _check_step_size(sampler)
     if not 0 <= _num_adapting(sampler, 2) < sampler.num_steps:
         raise InputError(
             f"{sampler}: the first num_adapt_steps of num_steps find the step size, so "

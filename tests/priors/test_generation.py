@@ -168,6 +168,22 @@ def test_step_sizes_are_one_for_each_group(ncp, key, sizes):
         generation.sample(ncp, key, 2, Langevin(sizes, 3))
 
 
+@pytest.mark.parametrize("number", [{"num": 0}, {"num": 2, "batch_size": 0}])
+def test_no_picture_is_no_sample(ncp, key, number):
+    with pytest.raises(InputError, match="expected 1 or more"):
+        generation.sample(ncp, key, **number, sampler=Base())
+
+
+def test_what_to_do_about_draws_that_are_not_finite_fits_the_sampler(ncp, key):
+    lost = dataclasses.replace(
+        ncp, params=jax.tree.map(lambda leaf: jnp.nan * leaf, ncp.params)
+    )
+    with pytest.raises(InputError, match="NaN or infinity in the weights"):
+        generation.sample(lost, key, 2, SIR(4, 4))
+    with pytest.raises(InputError, match="lower its step size"):
+        generation.sample(lost, key, 2, Langevin(0.1, 2))
+
+
 @pytest.mark.parametrize("groups", [(7,), (0, 3), (-1,)])
 def test_groups_that_the_model_lacks_are_refused(ncp, groups):
     with pytest.raises(InputError, match="has the groups 0 to 2; name some of them"):

@@ -14,6 +14,7 @@ from ncp_jax.priors.group_samplers import (
     MALA,
     SIR,
     AdaptiveSIR,
+    Base,
     IteratedSIR,
     Langevin,
     SIRThenMALA,
@@ -187,3 +188,29 @@ def test_what_can_be_standardised_says_so():
         np.testing.assert_array_equal(mean, base.mean)
         np.testing.assert_array_equal(std, base.std)
     assert not isinstance(two_modes(), Standardizable)
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (lambda: SIR(0), "num_proposals must be 1"),
+        (lambda: SIR(10, 0), "chunk_size must be 1"),
+        (lambda: AdaptiveSIR(max_proposals=0), "max_proposals must be 1"),
+        (lambda: AdaptiveSIR(min_proposals=0), "min_proposals must be 1"),
+        (lambda: IteratedSIR(chunk_size=0), "chunk_size must be 1"),
+        (lambda: SIRThenMALA(0), "num_proposals must be 1"),
+        (lambda: Langevin(0.1, -1), "num_steps must be 0"),
+        (lambda: Langevin(-0.1), "step_size must be a number above 0"),
+        (lambda: Langevin((0.1, 0.0)), "step_size must be a number above 0"),
+        (lambda: Langevin([0.1, 0.2]), "step_size .* or a tuple"),
+        (lambda: MALA(0.0), "step_size must be a number above 0"),
+    ],
+)
+def test_settings_that_draw_nothing_are_refused(make, hint):
+    with pytest.raises(InputError, match=hint):
+        make()
+
+
+def test_a_base_prior_without_temperatures_is_named(key):
+    with pytest.raises(InputError, match=r"TwoModes without a method tempered"):
+        draw_from(Base(0.7), key, two_modes(), lambda z: jnp.zeros(NUM_CHAINS))
