@@ -185,8 +185,9 @@ def iterated_sir(
 
     Andrieu, Lee & Vihola, "Uniform ergodicity of the iterated conditional SMC and
     geometric ergodicity of particle Gibbs samplers" (2018): every step leaves
-    r(z) p(z) / Z exactly invariant, at any M of 2 or more, and forgets `initial` at the
-    rate of about 1 - ess / M; SIR itself has a bias of O(1/M).
+    r(z) p(z) / Z exactly invariant, at any M of 2 or more, and leaves a chain where it
+    is with a probability of about 1 / ess, so that `initial` is soon forgotten; SIR
+    itself has a bias of O(1/M).
 
     Args:
       keys: [B] PRNG keys, one per chain; consumed here.
