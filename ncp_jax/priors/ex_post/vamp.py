@@ -56,7 +56,7 @@ class DiagonalMixture:
         """`log_prob` by two products of matrices, whose gradient is fast.
 
         Squares cancel: the error is about 1e-7 of the largest |z|^2 / std^2, with z as
-        seen from the mean of all means, so it is for training alone.
+        seen from the mean of all means, so it is for fits alone, not for measures.
         """
         center = jax.lax.stop_gradient(jnp.mean(self.means, axis=0, keepdims=True))
         z, means = z - center, self.means - center
