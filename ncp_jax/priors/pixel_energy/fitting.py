@@ -145,7 +145,7 @@ class Fit:
         whole = self._of(prior, train)
         like = jax.eval_shape(partial(contrast.initial, whole), self._one(train))
         with opened(folder, self._metadata(prior, train, key), NOT_SAID) as saved:
-            if saved.latest_step() != self.settings.num_steps:
+            if (saved.latest_step() or 0) < self.settings.num_steps:
                 raise InputError(
                     f"the energy {self.name!r} has not reached its "
                     f"{self.settings.num_steps} steps in {folder}: run --stage=vaebm "

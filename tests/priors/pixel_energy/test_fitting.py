@@ -113,6 +113,14 @@ def test_a_stopped_fit_goes_on_to_the_same_bits(finished):
     assert np.abs(prior.energy(jnp.ones((1, 3)))).max() > 0  # it has learnt
     found = how.restored(ncp, TRAIN, KEY, folder)
     jax.tree.map(np.testing.assert_array_equal, found, prior)
+    fewer = dataclasses.replace(
+        how, settings=dataclasses.replace(how.settings, num_steps=2)
+    )
+    for again in (  # more steps than are asked for are enough of them
+        fewer(ncp, TRAIN, VALID, KEY, folder),
+        fewer.restored(ncp, TRAIN, KEY, folder),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, again, prior)
     shutil.rmtree(folder / "4")
     with pytest.raises(InputError, match=r"'sirvaebm' has not reached its 4 steps"):
         how.restored(ncp, TRAIN, KEY, folder)
