@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from ncp_jax import rng
+from ncp_jax.errors import InputError
 from ncp_jax.priors import conditional
 from ncp_jax.priors.conditional import flow, ratios
 from ncp_jax.priors.conditional.groups import Groups
@@ -207,3 +208,11 @@ def test_conditional_priors_find_gains_that_are_known(name, encodings, key):
     product = (draws[:, 0] * draws[:, 1]).mean()  # E = 0.9 E[u_0^2] = 0.9
     assert product == pytest.approx(0.9, abs=0.25)
     assert_mean(draws[:, 0], 0.8, std=0.8, bias=0.1)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"learned_by": "ebm"}, {"groups": {"context_size": 3}}]
+)
+def test_a_name_cannot_be_given_to_another_prior(changes):
+    with pytest.raises(InputError, match="is no setting: the name"):
+        conditional.settings_of("ncp", GROUPS, changes)
