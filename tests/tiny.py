@@ -1,8 +1,12 @@
 """Runs that cost seconds: a small model on digits, and a toy task for `fit`."""
 
+import collections
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax import monitoring
 
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import presets, wiring
@@ -59,6 +63,26 @@ class Counted:
 
     def __call__(self, *args):
         return self._call(*args)
+
+
+@contextlib.contextmanager
+def compilations():
+    """Counts by the name of its function what JAX compiles meanwhile.
+
+    For functions of the library, which `Counted` does not have; jit's own caches are
+    shared by all of a process, and a long one drops their entries.
+    """
+    counts = collections.Counter()
+
+    def listen(event, seconds, fun_name="", **kwargs):
+        if event.endswith("backend_compile_duration"):
+            counts[fun_name.removeprefix("jit(").removesuffix(")")] += 1
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield counts
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
 
 
 # --- a task without a model: two "groups" learn the mean of the rows they are given

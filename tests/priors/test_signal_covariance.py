@@ -15,6 +15,7 @@ import scipy.stats
 from ncp_jax import parallel, rng
 from ncp_jax.data.datasets import padded_batches
 from ncp_jax.priors import signal_covariance, signal_sums
+from tests import tiny
 from tests.signal_toy import D, SignalVAE, examples, planes, prepare
 from tests.statistics import FALSE_FAIL_RATE
 
@@ -176,9 +177,9 @@ def test_neither_batch_size_nor_padding_change_the_draws(many):
 
 
 def test_a_batch_compiles_once(many):
-    before = signal_sums._batch_sums._cache_size()
-    leading(two_groups(), many[:900], batch_size=90)
-    assert signal_sums._batch_sums._cache_size() == before + 1
+    with tiny.compilations() as count:
+        leading(two_groups(), many[:900], batch_size=90)
+    assert count[signal_sums._batch_sums.__name__] == 1
 
 
 def start(name, num_devices=1, **variables):
