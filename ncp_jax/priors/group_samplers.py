@@ -6,6 +6,7 @@ called with (keys [B], target) and returns (z_k [B, *latent_shape], info).
 
 import dataclasses
 import numbers
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax import rng, samplers
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, number
 from ncp_jax.models.distributions import Distribution, Normal, Standardizable
 from ncp_jax.models.shared import sample_each
 from ncp_jax.priors.ncp_prior import LogRatio, Target
@@ -299,8 +300,8 @@ class _Moved:
 
 def _check_numbers(sampler: Any, **fewest: int) -> None:
     for name, least in fewest.items():
-        if getattr(sampler, name) < least:
-            raise InputError(f"{sampler}: {name} must be {least} or more")
+        asked = getattr(sampler, name)
+        number(f"{sampler}: {name}", asked, operator.index, f"[{least}, inf)")
 
 
 def _check_step_size(sampler: Langevin | MALA | SIRThenMALA) -> None:

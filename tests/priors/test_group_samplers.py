@@ -193,13 +193,23 @@ def test_what_can_be_standardised_says_so():
 @pytest.mark.parametrize(
     ("make", "hint"),
     [
-        (lambda: SIR(0), "num_proposals must be 1"),
-        (lambda: SIR(10, 0), "chunk_size must be 1"),
-        (lambda: AdaptiveSIR(max_proposals=0), "max_proposals must be 1"),
-        (lambda: AdaptiveSIR(min_proposals=0), "min_proposals must be 1"),
-        (lambda: IteratedSIR(chunk_size=0), "chunk_size must be 1"),
-        (lambda: SIRThenMALA(0), "num_proposals must be 1"),
-        (lambda: Langevin(0.1, -1), "num_steps must be 0"),
+        (lambda: SIR(0), r"num_proposals must be an integer in \[1, inf\)"),
+        (lambda: SIR(2.5), r"num_proposals must be an integer .* got 2.5"),
+        (lambda: SIR(10, 0), r"chunk_size must be an integer in \[1, inf\)"),
+        (
+            lambda: AdaptiveSIR(max_proposals=0),
+            r"max_proposals must be an integer in \[1, inf\)",
+        ),
+        (
+            lambda: AdaptiveSIR(min_proposals=0),
+            r"min_proposals must be an integer in \[1, inf\)",
+        ),
+        (
+            lambda: IteratedSIR(chunk_size=0),
+            r"chunk_size must be an integer in \[1, inf\)",
+        ),
+        (lambda: SIRThenMALA(0), r"num_proposals must be an integer in \[1, inf\)"),
+        (lambda: Langevin(0.1, -1), r"num_steps must be an integer in \[0, inf\)"),
         (lambda: Langevin(-0.1), "step_size must be a number above 0"),
         (lambda: Langevin((0.1, 0.0)), "step_size must be a number above 0"),
         (lambda: Langevin([0.1, 0.2]), "step_size .* or a tuple"),
