@@ -23,8 +23,6 @@ from ml_collections import ConfigDict
 from ncp_jax.experiment.setup import config_files
 from ncp_jax.priors import ex_post
 
-OVER_NEAR = ("over_gmm", "over_flow")
-
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the settings; `variant` "fashion", or "smoke" for seconds."""
@@ -33,9 +31,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config = config_files.load(name, "" if is_fashion else variant)
     config.vae.num_steps = min(config.vae.num_steps, 200_000)
     config.compare.names = ex_post.NAMES
-    few = {"sampling": {"num_proposals": 200}}  # p is near q: more do no better
-    with config.unlocked():
-        config.compare.priors = {
-            name: few for name in ex_post.NAMES if name.endswith(OVER_NEAR)
-        }
     return config

@@ -96,6 +96,9 @@ def as_autoencoder(
         fid_num_images=10_000, fid_reference="test", fid_num_reference=10_000
     )
     config.compare.names = ON_AUTOENCODERS
+    of_paper = {"sampling": {"num_proposals": 5_000}}  # of its Table 1
+    with config.unlocked():
+        config.compare.priors.update({"ncp_over_gmm": of_paper})
     if config.vae.model.kind != "vae":  # every encoding of a picture is the same
         config.compare.update(num_encodings=1, num_valid_encodings=1)
     return variant(config, size)

@@ -57,6 +57,7 @@ PRIORS = {
 }
 OVER = "_over_"  # "ncp_over_gmm": the first reweights the second, which is fitted first
 BASES = ("gmm", "vamp", "flow", "autoregressive", "lars", "diffusion")  # exact ones
+PROPOSALS_OVER = 200  # of SIR: a fitted base is near q, and more do no better
 NAMES = (  # of a whole comparison; others over others may be named
     *PRIORS,
     "ncp_over_gmm",
@@ -111,6 +112,9 @@ def settings_of(
             raise InputError(f"prior {name!r}: {own} reweights no other prior")
         of_base = settings_of(base, (others or {}).get(base))
         settings = dataclasses.replace(settings, base=of_base)
+        if hasattr(settings, "sampling"):
+            fewer = {"sampling": {"num_proposals": PROPOSALS_OVER}}
+            settings = changed(name, settings, fewer)
     return changed(name, settings, changes or {})
 
 
