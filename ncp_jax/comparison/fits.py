@@ -18,7 +18,7 @@ from ncp_jax.priors.ex_post.contract import (
     Unnormalised,
 )
 from ncp_jax.records import whole_file
-from ncp_jax.training.checkpoint_records import short_hash
+from ncp_jax.training.checkpoint_records import described, short_hash
 from ncp_jax.training.checkpoints import fingerprint
 
 Array = jax.Array
@@ -148,7 +148,7 @@ def num_parameters(prior: LatentPrior) -> int:
 def _identity(settings: Any, key: Array, encodings: Encodings) -> str:
     """A hash of all that the fit depends on."""
     parts = [
-        repr(settings),
+        described(settings),
         jax.random.key_data(key).tolist(),
         fingerprint(encodings._asdict()),
     ]

@@ -2,10 +2,10 @@
 
 import contextlib
 import hashlib
-import os
 from pathlib import Path
 
 from ncp_jax.errors import InputError, explained
+from ncp_jax.records import whole_file
 
 
 def check(path: Path) -> None:
@@ -28,16 +28,10 @@ def check(path: Path) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({explained(error)})") from error
     if not sealed:  # none, or one that a kill cut short
-        _write(seal, f"{found}  {path.name}\n")
+        with contextlib.suppress(OSError):
+            whole_file.write(seal, f"{found}  {path.name}\n".encode())
     elif sealed[0] != found:
         raise InputError(
             f"{path}: a broken cache (other bytes than {seal.name} says were written); "
             f"delete it and {seal.name}, it will be made again"
         )
-
-
-def _write(seal: Path, content: str) -> None:
-    temporary = seal.with_suffix(f".{os.getpid()}.tmp")
-    with contextlib.suppress(OSError):
-        temporary.write_text(content)
-        os.replace(temporary, seal)

@@ -25,6 +25,7 @@ from ncp_jax.nested import flatten
 from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import generation
 from ncp_jax.priors.generation import Generated
+from ncp_jax.records import whole_file
 from ncp_jax.training.checkpoint_records import best_weights
 
 IMAGES = "arr_0"  # the key that evaluators of an npz read
@@ -226,8 +227,10 @@ class _Writer:
             member.unlink()
 
     def _archive(self, path: Path, members: list[Path]) -> None:
-        temporary = path.with_suffix(".tmp")
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        with (
+            whole_file.opened(path) as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+        ):
             for member in members:
                 entry = zipfile.ZipInfo(member.name, _EPOCH)
                 with (
@@ -235,7 +238,6 @@ class _Writer:
                     archive.open(entry, "w", force_zip64=True) as target,
                 ):
                     shutil.copyfileobj(source, target, 2**20)
-        os.replace(temporary, path)
 
 
 def _is_whole(path: Path) -> bool:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +71,12 @@ def short_hash(values: Any) -> str:
     """Returns a hash of JSON values, such as the hashes of arrays by their paths."""
     content = json.dumps(values, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def described(thing: object) -> str:
+    """`repr` on one line, arrays whole, without where functions lie in memory."""
+    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+        return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(thing).split()))
 
 
 def best_step(steps: Iterable[int], losses: Mapping[int, float | None]) -> int:

@@ -1,5 +1,6 @@
 """`whole_file.py`: the old file or the new one, never a part of it."""
 
+import errno
 import os
 
 import pytest
@@ -26,3 +27,13 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         whole_file.write(path, b"new")
     assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(OSError) as raised, whole_file.opened(path) as file:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert raised.value.filename == str(path)
+    assert os.listdir(tmp_path) == []

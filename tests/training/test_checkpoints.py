@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 
 from ncp_jax.errors import InputError
-from ncp_jax.training.checkpoint_records import DamagedCheckpoint, best_weights
+from ncp_jax.training.checkpoint_records import (
+    DamagedCheckpoint,
+    best_weights,
+    described,
+)
 from ncp_jax.training.checkpoints import Checkpoints, digests, fingerprint
 
 # tensorstore reports to an event loop that Orbax has closed after an error.
@@ -65,6 +69,16 @@ def test_the_newest_comes_back_bit_for_bit(tmp_path):
     assert metadata["valid_loss"] == 2.0 and metadata["config"] == "abc"
     assert metadata["sha256"] == digests(state) == digests(state_at(20))
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(state))
+
+
+def test_what_tells_settings_apart_holds_every_number_of_their_arrays():
+    x = np.zeros(5_000)
+    y = x.copy()
+    y[2_500] = 1e-12
+    for array in (np.asarray, jnp.asarray):
+        assert described((1, array(x))) != described((1, array(y)))
+    assert described((1, x)) == described((1, x.copy()))
+    assert " at 0x" not in described([lambda: 1])
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):

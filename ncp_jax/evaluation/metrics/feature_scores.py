@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from ncp_jax.evaluation.metrics import (
 from ncp_jax.evaluation.metrics.extractor import FeatureNet
 from ncp_jax.evaluation.metrics.moments import Moments
 from ncp_jax.evaluation.metrics.two_sample import kid
+from ncp_jax.records import whole_file
 
 Batches = Iterable[np.ndarray]  # pictures uint8 [B, H, W, C]
 
@@ -133,10 +133,8 @@ def reference(
 
 def _save(path: Path, features: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with open(partial, "wb") as file:
+    with whole_file.opened(path) as file:
         np.save(file, features)
-    partial.replace(path)
 
 
 def _load(path: Path) -> np.ndarray:

@@ -5,7 +5,6 @@ order in which shares merge moves the last digits only.
 """
 
 import dataclasses
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ncp_jax.errors import InputError
-from ncp_jax.records import array_files
+from ncp_jax.records import array_files, whole_file
 from ncp_jax.records.array_files import Kind
 
 ROWS_AT_A_TIME = 4096  # of features, as float64: 67 MB at 2048 features
@@ -113,10 +112,8 @@ def save(folder: Path, content: str, moments: Moments) -> Path:
     """Stores moments under a hash of their content; see `cached`.  Returns the file."""
     path = _place(folder, content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with open(partial, "wb") as file:
+    with whole_file.opened(path) as file:
         np.savez(file, **dataclasses.asdict(moments))
-    partial.replace(path)  # nobody sees half a file
     return path
 
 

@@ -17,6 +17,7 @@ from flax import struct
 from ncp_jax import rng
 from ncp_jax.priors.ex_post.contract import Encodings, Training
 from ncp_jax.training import loop, optimizers
+from ncp_jax.training.checkpoint_records import described
 from ncp_jax.training.checkpoints import fingerprint, opened
 from ncp_jax.training.loop import Metrics, PyTree, Task
 from ncp_jax.training.run_log import SilentLog
@@ -100,7 +101,7 @@ def minimise(
         **provenance(key, encodings),
     }
     if settings is not None:
-        metadata["settings"] = repr(settings)
+        metadata["settings"] = described(settings)
     if fixed:
         metadata["fixed"] = fingerprint(fixed)
     with opened(folder, metadata) as saved:

@@ -19,6 +19,7 @@ from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check_discriminator
 from ncp_jax.priors.ncp_prior import NCPPrior
 from ncp_jax.training import checkpoints, loop, optimizers
+from ncp_jax.training.checkpoint_records import described
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
 from ncp_jax.training.loop import Preempted, Prepare, Task
 from ncp_jax.training.ncp import held_out, preparation, signal, signal_settings
@@ -173,7 +174,7 @@ def fit(
     metadata = {
         **named,
         "directions": found,
-        "discriminator": preparation.described(network),
+        "discriminator": described(network),
         **length._asdict(),
         **{name: getattr(stage, name) for name in SETTINGS},
         **of_optimizer,

@@ -1,7 +1,5 @@
 """From a user's examples to the model's x, where they do not say how themselves."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check
 from ncp_jax.models.distributions import Bernoulli
 from ncp_jax.priors.latents import log_prior
-from ncp_jax.training.checkpoint_records import short_hash
+from ncp_jax.training.checkpoint_records import described, short_hash
 from ncp_jax.training.checkpoints import fingerprint
 from ncp_jax.training.loop import Prepare
 
@@ -148,11 +146,6 @@ def named(prepare: Prepare) -> str:
     cells = getattr(prepare, "__closure__", None) or ()
     held = [described(cell.cell_contents) for cell in cells]
     return f"{name} {held}" if held else name
-
-
-def described(thing: object) -> str:
-    """`repr` on one line, without where functions lie in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(thing).split()))
 
 
 def _default(stored: np.ndarray) -> Prepare:
