@@ -105,6 +105,7 @@ def test_what_builds_on_what():
         ({"names": ("gausian",)}, r"compare\.names: .*'gausian'.*mean 'gaussian'"),
         ({"names": (3,)}, r"compare\.names: there is no prior 3"),
         ({"names": ("gmm_over_flow",)}, r"names: .*gmm reweights no other prior"),
+        ({"names": ("gmm_deep",)}, r"names: .*gmm has no larger ratio"),
         ({"names": ("ncp_over_trs",)}, r"no prior 'ncp_over_trs'.* over gmm, vamp"),
         ({"names": ("ncp", "ncp")}, r"names must hold each prior once"),
         ({"split": "train"}, r"config\.compare\.split must be one of"),
@@ -149,9 +150,9 @@ def test_settings_of_priors_are_checked(names, priors, message):
 
 
 def test_a_command_line_names_some_of_the_priors_that_a_config_has_settings_for():
-    config = config_files.load("priors_mnist")
-    assert "ncp_over_flow" in config.compare.priors
-    config.compare.names = ("gmm", "ncp_over_gmm")
+    config = config_files.load("celeba64_rae")
+    assert "ncp_over_gmm" in config.compare.priors
+    config.compare.names = ("gmm", "flow")
     validation.validate(config)
 
 
@@ -182,6 +183,16 @@ def test_a_prior_over_another_holds_how_that_is_fitted():
     of_changed = ex_post.settings_of("ncp_over_gmm", None, others)
     assert of_changed.base == ex_post.settings_of("gmm", others["gmm"])
     assert of_changed.num_negatives == found.num_negatives
+
+
+def test_all_that_have_a_ratio_have_the_same_larger_one():
+    for own in ("ncp", "ncp_ranking", "snis", "lars", "trs", "his", "ebm"):
+        found = ex_post.settings_of(f"{own}_deep")
+        assert {name: getattr(found, name) for name in ex_post.DEEP} == ex_post.DEEP
+        plain = {name: getattr(ex_post.settings_of(own), name) for name in ex_post.DEEP}
+        assert dataclasses.replace(found, **plain) == ex_post.settings_of(own)
+        over = ex_post.settings_of(f"{own}_deep_over_gmm")
+        assert over.hidden_dims == found.hidden_dims and over.base is not None
 
 
 def test_any_prior_that_reweights_may_stand_over_any_exact_one():

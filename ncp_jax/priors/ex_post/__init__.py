@@ -48,18 +48,21 @@ PRIORS = {
     "ncp_several": Known("ncp", fields={"num_negatives": 8}),
     "ncp_ranking": Known("ncp", fields={"num_negatives": 8, "ranking_weight": 10.0}),
     "ncp_weighted": Known("ncp", fields={"negative_weight": 100.0}),
-    "ncp_deep": Known("ncp", fields=DEEP),
     "ncp_ensemble": Known("ncp", "EnsembleSettings", {"member": DEEP}),
     "multistage": Known("multistage"),
     "implicit": Known("ncp", fields={"hidden_dims": (500, 500, 500), "dropout": 0.5}),
     "two_stage": Known("two_stage"),
     "diffusion": Known("diffusion"),
 }
+WITH_DEEP = "_deep"  # "snis_deep": its ratio is the larger one, trained as DEEP says
 OVER = "_over_"  # "ncp_over_gmm": the first reweights the second, which is fitted first
 BASES = ("gmm", "vamp", "flow", "autoregressive", "lars", "diffusion")  # exact ones
 PROPOSALS_OVER = 200  # of SIR: a fitted base is near q, and more do no better
 NAMES = (  # of a whole comparison; others over others may be named
     *PRIORS,
+    "ncp_deep",
+    "snis_deep",
+    "lars_deep",
     "ncp_over_gmm",
     "ncp_over_flow",
     "ncp_deep_over_gmm",
@@ -84,7 +87,8 @@ def settings_of(
     """Returns how a prior is fitted: a frozen dataclass, a `contract.Fit`.
 
     Args:
-      name: of `PRIORS`, or A_over_B: A in the place of whose base stands B of `BASES`.
+      name: of `PRIORS`, with "_deep" behind it for the larger ratio; or A_over_B: A in
+        the place of whose base stands B of `BASES`.
       changes: of its fields; those of a field that holds settings are a mapping again,
         e.g. {"training": {"num_steps": 100}}.  Or what fits a prior of one's own, of
         any name, which is returned.
@@ -97,16 +101,22 @@ def settings_of(
     if callable(changes):
         return changes
     own, over, base = str(name).partition(OVER)
-    if own not in PRIORS or (over and base not in BASES):
+    kind = own.removesuffix(WITH_DEEP)
+    if kind not in PRIORS or (over and base not in BASES):
         close = difflib.get_close_matches(str(name), NAMES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise InputError(
-            f"there is no prior {name!r}.{hint} There are {', '.join(PRIORS)}; and "
-            f"those that reweight another, over {', '.join(BASES)}: 'ncp_over_gmm'"
+            f"there is no prior {name!r}.{hint} There are {', '.join(PRIORS)}; those "
+            "with a larger ratio: 'snis_deep'; and those that reweight another, over "
+            f"{', '.join(BASES)}: 'ncp_over_gmm'"
         )
-    known = PRIORS[own]
+    known = PRIORS[kind]
     module = importlib.import_module(f"{__name__}.{known.module}")
     settings = changed(name, getattr(module, known.settings)(), known.fields)
+    if kind != own:
+        if not hasattr(settings, "activation"):
+            raise InputError(f"prior {name!r}: {kind} has no larger ratio")
+        settings = changed(name, settings, DEEP)
     if over:
         if not hasattr(settings, "base"):
             raise InputError(f"prior {name!r}: {own} reweights no other prior")
