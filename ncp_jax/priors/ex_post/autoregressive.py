@@ -19,7 +19,7 @@ PyTree = Any
 
 MIN_STD = 1e-3  # of a component, in standard deviations of the encodings
 
-TRAINING = Training(num_steps=10_000, batch_size=256)
+TRAINING = Training(num_steps=10_000, batch_size=256, learning_rate=3e-3)
 
 
 class MaskedMLP(nn.Module):
@@ -139,7 +139,7 @@ class Settings:
       training: how long.
     """
 
-    hidden_dims: tuple[int, ...] = (256, 256)
+    hidden_dims: tuple[int, ...] = (512, 512)
     num_components: int = 8
     training: Training = TRAINING
 
