@@ -1,6 +1,12 @@
-"""A second VAE, of z instead of x (Dai & Wipf, 2019)."""
+"""A second VAE, of z instead of x (Dai & Wipf, 2019).
+
+It starts as the identity with noise, e -> u -> e, where u tells much of e.  From random
+weights u tells nothing of an e that is nearly normal, and it stays so: on MNIST's VAE
+that gained 0.03 nats in the place of 1.4.
+"""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,10 +26,13 @@ Array = jax.Array
 PyTree = Any
 
 TRAINING = Training(num_steps=20_000, batch_size=256)
+START_STD = 0.5  # of e given u and of u given e
 
 
 class SecondVAE(nn.Module):
     """u ~ N(0, I) and e | u ~ N(mean(u), s^2 I), both of dimension D; s is learnt.
+
+    Before training both networks are the identity.
 
     Attributes:
       dim: D.
@@ -38,11 +47,14 @@ class SecondVAE(nn.Module):
         """Makes both networks."""
         self.encoder = SkipMLP((*self.hidden_dims, 2 * self.dim))
         self.decoder = SkipMLP((*self.hidden_dims, self.dim))
-        self.log_std = self.param("log_std", nn.initializers.zeros, ())
+        start = nn.initializers.constant(math.log(START_STD))
+        self.log_std = self.param("log_std", start, ())
 
     def encode(self, e: Array) -> Normal:
         """q(u | e) of e [B, D]."""
-        return normal_of(self.encoder(e))
+        mean, raw = jnp.split(self.encoder(e), 2, axis=-1)
+        raw += math.log(math.expm1(START_STD))
+        return normal_of(jnp.concatenate([mean, raw], axis=-1))
 
     def decode(self, u: Array) -> Normal:
         """p(e | u) of u [B, D]."""
@@ -64,7 +76,10 @@ class SecondVAE(nn.Module):
 
 
 class SkipMLP(nn.Module):
-    """Dense layers, of which the last one, linear, reads the input once more."""
+    """Dense layers, of which the last one, linear, reads the input once more.
+
+    Before training the first outputs are the inputs, and all others are 0.
+    """
 
     features: tuple[int, ...]
 
@@ -74,7 +89,13 @@ class SkipMLP(nn.Module):
         h = x
         for width in self.features[:-1]:
             h = nn.relu(nn.Dense(width)(h))
-        return nn.Dense(self.features[-1])(jnp.concatenate([h, x], axis=1))
+
+        def start(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
+            del key
+            return jnp.eye(*shape, k=-h.shape[1], dtype=dtype)  # h counts for nothing
+
+        last = nn.Dense(self.features[-1], kernel_init=start)
+        return last(jnp.concatenate([h, x], axis=1))
 
 
 @jax.tree_util.register_dataclass
