@@ -21,6 +21,7 @@ def prior():
     key = jax.random.key(0)
     variables = random_variables(net, np.zeros((1, 1), np.float32), key)
     variables["params"]["log_std"] = np.float32(-0.5)
+    variables["params"]["encoder"]["Dense_1"]["bias"] += np.float32([0.0, 0.5])
     return TwoStage(MOMENTS, variables, net, num_importance_samples=5)
 
 
@@ -38,9 +39,9 @@ def exact(prior, z):
 
 def test_the_estimate_is_unbiased_and_its_log_a_lower_bound(prior):
     z = jnp.array([[-2.0], [0.3], [3.0]])
-    keys = jax.random.split(jax.random.key(1), 30_000)
+    keys = jax.random.split(jax.random.key(1), 4_000)
     many = jax.jit(jax.vmap(lambda key: prior.log_prob(z, key)))
-    logs = np.asarray(many(keys), np.float64)  # [30000, 3]
+    logs = np.asarray(many(keys), np.float64)  # [4000, 3]
     truth = exact(prior, z)
     stderr = np.exp(logs).std(axis=0) / math.sqrt(len(keys))
     # The keys are fixed: whoever changes them has a chance of 6e-7 to fail by luck.
