@@ -20,7 +20,6 @@ from ncp_jax.priors.ex_post.contract import (
     Density,
     Encodings,
     Fit,
-    Training,
     over_base,
     with_base,
 )
@@ -69,12 +68,10 @@ class Settings:
 
     base: Fit | None = None
     num_stages: int = 3
-    stage: ncp.Settings = dataclasses.field(
-        default=ncp.Settings(training=Training(num_steps=4_000))
-    )
+    stage: ncp.Settings = dataclasses.field(default=ncp.Settings())
     num_proposals: int = 1_000_000
     num_draws: int = 100_000
-    num_mala_steps: int = 0
+    num_mala_steps: int = 20
     sampling: Sampling = dataclasses.field(default=Sampling())
 
     def __call__(
