@@ -1,5 +1,6 @@
 """README and docs say what is true: code runs, numbers are those of the records."""
 
+import ast
 import contextlib
 import importlib
 import json
@@ -41,6 +42,7 @@ BENCHMARK_TABLES = (  # record, part, columns that the page leaves out
         )
     ),
 )
+ON_MNIST = ("priors_mnist", "priors_mnist_deep", "priors_mnist_stages")
 ROOT = Path(__file__).parent.parent
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
@@ -540,9 +542,8 @@ def _compared(*names):
 @pytest.mark.parametrize(
     ("records", "best"),
     [
-        (("priors_mnist", "priors_mnist_deep"), "ncp_deep"),
+        (ON_MNIST, "ncp_deep"),
         (("priors_mnist_1m",), "ncp_ensemble_over_gmm"),
-        (("priors_fashion",), "ncp_deep"),
     ],
 )
 def test_the_tables_of_all_priors_are_those_of_the_recorded_runs(records, best):
@@ -552,6 +553,44 @@ def test_the_tables_of_all_priors_are_those_of_the_recorded_runs(records, best):
     base = " ".join(quantities.estimate(compared["nll_base"]))
     assert f"under N(0, I) their NLL is {base}." in PROSE
     assert priors_page.ranked(compared["priors"])[0] == best  # as the text says
+
+
+def test_what_the_larger_ratio_gains_is_that_of_the_recorded_runs():
+    priors = _compared(*ON_MNIST)["priors"]
+
+    def said(*names):
+        gains = [priors[name]["metrics"]["gain"] for name in names]
+        first, second, third = (
+            quantities.estimate(gain)[0].split()[0] for gain in gains
+        )
+        return f"{first}, {second} and {third}"
+
+    small, deep = (
+        said("ncp", "snis", "lars"),
+        said("ncp_deep", "snis_deep", "lars_deep"),
+    )
+    assert f"gain {small} nats, with the large ratio {deep}." in PROSE
+
+
+def test_the_table_of_how_far_priors_were_tuned_is_that_of_the_record():
+    found = _records("priors_search")["rows"]
+    table = [
+        f"| `{each['prior']}` | {f'`{changes}`' if changes else 'none'} "
+        f"| {each['gain']:.2f} |"
+        for each in found
+        for changes in [each["changes"]]
+    ]
+    assert "\n".join(table) in DOCS
+    for each in found:  # every change is one of a setting that the prior has
+        changes = dict(pair.split("=") for pair in each["changes"].split())
+        nested: dict = {}
+        for name, value in changes.items():
+            *sections, last = name.split(".")
+            place = nested
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = ast.literal_eval(value)
+        assert ex_post.settings_of(each["prior"], nested) is not None
 
 
 def test_the_table_of_the_ensemble_is_that_of_the_recorded_run():
