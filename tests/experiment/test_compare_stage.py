@@ -170,6 +170,13 @@ def test_the_settings_of_a_prior_are_changed_and_shortened():
     assert ex_post.shortened(found, 0, 0) == found
 
 
+def test_a_pool_need_not_be_moved():
+    found = ex_post.settings_of("multistage", {"num_mala_steps": 0})
+    assert found.num_mala_steps == 0
+    with pytest.raises(InputError, match="numbers from 0 on"):
+        ex_post.settings_of("multistage", {"num_mala_steps": -1})
+
+
 def test_what_is_shortened_can_be_fitted():
     assert ex_post.shortened(ex_post.settings_of("snis"), 1, 1).num_proposals == 2
     trs = ex_post.shortened(ex_post.settings_of("trs"), 1, 1)

@@ -72,6 +72,7 @@ SHARES = (".dropout", ".acceptance")  # settings below 1
 ABOVE_0 = (".acceptance", ".learning_rate", ".step_size")
 LEAST = {  # else 1 of whole numbers that are not 0: the first that fits the name
     ".sampling.num_steps": 0,  # of MALA, after the resampling
+    ".num_mala_steps": 0,  # that move a pool
     ".sampling.num_proposals": 1,
     "_proposals": 2,  # that an encoding is one of
     ".num_attempts": 2,
