@@ -43,6 +43,7 @@ BENCHMARK_TABLES = (  # record, part, columns that the page leaves out
     ),
 )
 ON_MNIST = ("priors_mnist", "priors_mnist_deep", "priors_mnist_stages")
+ON_FASHION = ("priors_fashion", "priors_fashion_later")
 ROOT = Path(__file__).parent.parent
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
@@ -543,6 +544,7 @@ def _compared(*names):
     ("records", "best"),
     [
         (ON_MNIST, "ncp_deep"),
+        (ON_FASHION, "ncp_deep_over_gmm"),
         (("priors_mnist_1m",), "ncp_ensemble_over_gmm"),
     ],
 )
@@ -570,6 +572,17 @@ def test_what_the_larger_ratio_gains_is_that_of_the_recorded_runs():
         said("ncp_deep", "snis_deep", "lars_deep"),
     )
     assert f"gain {small} nats, with the large ratio {deep}." in PROSE
+
+
+def test_the_order_on_fashion_mnist_is_that_of_the_recorded_runs():
+    priors = _compared(*ON_FASHION)["priors"]
+    snis, lars, gmm, vamp = (
+        quantities.estimate(priors[name]["metrics"]["gain"])[0]
+        for name in ("snis_deep", "lars_deep", "gmm", "vamp")
+    )
+    assert f"SNIS and LARS with its network gain {snis} and {lars} nats." in PROSE
+    assert f"gains {gmm} nats, where VampPrior's mixture of posteriors" in PROSE
+    assert f"posteriors gains {vamp}." in PROSE
 
 
 def test_the_table_of_how_far_priors_were_tuned_is_that_of_the_record():
