@@ -1,6 +1,5 @@
 """README and docs say what is true: code runs, numbers are those of the records."""
 
-import ast
 import contextlib
 import importlib
 import json
@@ -16,6 +15,7 @@ import pytest
 import ncp_jax
 from ncp_jax.experiment import command_line, stages
 from ncp_jax.experiment.setup import validation
+from ncp_jax.nested import flatten
 from ncp_jax.pages import benchmark_page, priors_page, run_page
 from ncp_jax.pages.parts import quantities
 from ncp_jax.priors import ex_post, ncp_prior
@@ -557,53 +557,35 @@ def test_the_tables_of_all_priors_are_those_of_the_recorded_runs(records, best):
     assert priors_page.ranked(compared["priors"])[0] == best  # as the text says
 
 
+def _gains(records, *names):
+    """The values of recorded gains, as tables have them."""
+    priors = _compared(*records)["priors"]
+    return [quantities.estimate(priors[n]["metrics"]["gain"])[0] for n in names]
+
+
 def test_what_the_larger_ratio_gains_is_that_of_the_recorded_runs():
-    priors = _compared(*ON_MNIST)["priors"]
-
-    def said(*names):
-        gains = [priors[name]["metrics"]["gain"] for name in names]
-        first, second, third = (
-            quantities.estimate(gain)[0].split()[0] for gain in gains
-        )
-        return f"{first}, {second} and {third}"
-
-    small, deep = (
-        said("ncp", "snis", "lars"),
-        said("ncp_deep", "snis_deep", "lars_deep"),
-    )
-    assert f"gain {small} nats, with the large ratio {deep}." in PROSE
+    ncp, snis, lars = _gains(ON_MNIST, "ncp", "snis", "lars")
+    small = f"gain {ncp}, {snis} and {lars} nats"
+    ncp, snis, lars = _gains(ON_MNIST, "ncp_deep", "snis_deep", "lars_deep")
+    assert f"{small}, with the large ratio {ncp}, {snis} and {lars}." in PROSE
 
 
 def test_the_order_on_fashion_mnist_is_that_of_the_recorded_runs():
-    priors = _compared(*ON_FASHION)["priors"]
-    snis, lars, gmm, vamp = (
-        quantities.estimate(priors[name]["metrics"]["gain"])[0]
-        for name in ("snis_deep", "lars_deep", "gmm", "vamp")
-    )
+    snis, lars = _gains(ON_FASHION, "snis_deep", "lars_deep")
     assert f"SNIS and LARS with its network gain {snis} and {lars} nats." in PROSE
+    gmm, vamp = _gains(ON_FASHION, "gmm", "vamp")
     assert f"gains {gmm} nats, where VampPrior's mixture of posteriors" in PROSE
     assert f"posteriors gains {vamp}." in PROSE
 
 
 def test_the_table_of_how_far_priors_were_tuned_is_that_of_the_record():
-    found = _records("priors_search")["rows"]
-    table = [
-        f"| `{each['prior']}` | {f'`{changes}`' if changes else 'none'} "
-        f"| {each['gain']:.2f} |"
-        for each in found
-        for changes in [each["changes"]]
-    ]
-    assert "\n".join(table) in DOCS
-    for each in found:  # every change is one of a setting that the prior has
-        changes = dict(pair.split("=") for pair in each["changes"].split())
-        nested: dict = {}
-        for name, value in changes.items():
-            *sections, last = name.split(".")
-            place = nested
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[last] = ast.literal_eval(value)
-        assert ex_post.settings_of(each["prior"], nested) is not None
+    lines = []
+    for each in _records("priors_search")["rows"]:
+        changes = " ".join(f"{n}={v}" for n, v in flatten(each["changes"]))
+        text = f"`{changes}`" if changes else "none"
+        lines.append(f"| `{each['prior']}` | {text} | {each['gain']:.2f} |")
+        ex_post.settings_of(each["prior"], each["changes"])  # it has such settings
+    assert "\n".join(lines) in DOCS
 
 
 def test_the_table_of_the_ensemble_is_that_of_the_recorded_run():

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ncp_jax.errors import InputError
-from ncp_jax.records import array_files
+from ncp_jax.records import array_files, whole_file
 
 HASHES = "sha256"  # the name of the array that holds the others' hashes
 
@@ -36,11 +35,8 @@ def write(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays and their hashes; a kill leaves no half file at `path`."""
     content: dict[str, Any] = dict(arrays)
     content[HASHES] = np.array(json.dumps(digests(arrays)))
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with whole_file.opened(Path(path)) as file:
         np.savez(file, allow_pickle=False, **content)
-    os.replace(partial, path)
 
 
 def read(path: str | Path, remedy: str) -> dict[str, np.ndarray]:
