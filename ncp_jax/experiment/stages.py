@@ -125,6 +125,8 @@ def run(
             import_stage.check_taken(experiment)
         if config.vae.resume and stage in ("all", "vae"):
             training_state.take(experiment)
+        elif config.vae.init_from and stage in ("all", "vae"):
+            weights_import.begin(experiment)
         if stage == "vae" or (stage == "all" and not config.vae.checkpoint):
             train_stage.train(experiment, "vae")
         if is_compared:

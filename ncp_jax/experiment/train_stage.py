@@ -32,10 +32,10 @@ def train(experiment: Experiment, stage: str) -> None:
                 workdir.add_results(stage, {}, restored.metadata["wall_seconds"])
             return
         task, state = experiment.ncp_task(vae) if vae else experiment.vae_task()
+        state = restored.state if restored else state
         print(clu.parameter_overview.get_parameter_overview(_trained(state)))
         if restored:
             print(f"{stage}: continues from step {restored.step}")
-            state = restored.state
         log: Progress = SilentLog()
         if parallel.is_writer():
             log = RunLog(experiment.path, stage, int(state.step), settings.num_steps)

@@ -66,6 +66,8 @@ class Record(msgspec.Struct):
       command: that wrote it, with the folder of the run as RUN.
       kind: "weights" that stage 2 reads, the best; or the "state" of training, the
         newest, from which stage 1 goes on.
+      init_from: of the file of weights that training began at, the first 16 digits of
+        its sha256; None if it began at random ones.
     """
 
     sha256: str
@@ -81,6 +83,7 @@ class Record(msgspec.Struct):
     licence: str
     command: str
     kind: Literal["weights", "state"] = "weights"
+    init_from: str | None = None
 
 
 def write(

@@ -62,6 +62,7 @@ def write(
         "config": settings_of(config_lib.as_json(experiment.config)),
         "data": data_seal.short(experiment.data_seal),
         **_how_it_was_trained(experiment, kind, checkpoint),
+        "init_from": checkpoint.metadata.get("vae.init_from"),
         "licence": LICENCE,
         "command": command,
         "kind": kind,

@@ -1,4 +1,7 @@
-"""`config.vae.pretrained`: a file of weights in the place of stage 1."""
+"""A file of weights in the place of stage 1, or where its training begins.
+
+`config.vae.pretrained` names the first, `config.vae.init_from` the second.
+"""
 
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from ncp_jax.experiment.setup import config_files, schema, validation
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.records import weights_file
 from ncp_jax.records.array_files import Arrays
+from ncp_jax.training.checkpoint_records import saved_steps
 from ncp_jax.training.loop import TrainState
 
 _OF_MODEL = ("vae.model.", "vae.prior")  # and vae.prior_settings
@@ -36,15 +40,10 @@ def with_its_training(config: ConfigDict) -> ConfigDict:
     name = config.vae.pretrained
     path = config_files.weights_path(name)
     record = weights_file.read_record(path)
-    if record.kind != "weights":
-        raise InputError(
-            f"config.vae.pretrained={name} is the state of a training: give it as "
-            "--config.vae.resume to go on with it"
-        )
-    theirs = msgspec.to_builtins(record.config)
-    mine = config_lib.as_json(config)
-    other = config_lib.changes(theirs, mine, ("data", "vae"))
-    _check_settings(name, other)
+    _check_kind("pretrained", name, record)
+    other = _differences(config, record)
+    _check_data(name, other)
+    _check_model("pretrained", name, other)
     _check_version(path, record, other)
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({n: value for n, (value, _) in other.items()})
@@ -100,8 +99,53 @@ def take(experiment: Experiment) -> None:
             workdir.add_results("vae", {}, seconds, record.environment)
 
 
-def _check_settings(name: str, other: Changes) -> None:
-    """Refuses data and models whose settings are not those of the file."""
+def begin(experiment: Experiment) -> None:
+    """Writes the weights of the file as step 0 of stage 1, unless that has begun.
+
+    The optimiser and its schedule begin anew, and the data may be others: the file's
+    training is over, and this is another one.
+
+    Raises:
+      InputError: the file is damaged, is no file of weights, or is of another model.
+    """
+    name, field = experiment.config.vae.init_from, "init_from"
+    if saved_steps(experiment.path / "vae" / "checkpoints"):
+        return
+    path = config_files.weights_path(name, field)
+    record, arrays = weights_file.read(path)
+    _check_kind(field, name, record)
+    _check_model(field, name, _differences(experiment.config, record))
+    if jax.process_count() > 1:
+        raise InputError(
+            "a file of weights is taken over by one process: run --stage=vae without "
+            "the variables that join several, stop it, and go on with them"
+        )
+    task, state = experiment.vae_task()
+    state = task.collect(_with_weights(state, arrays, path))
+    with experiment.checkpoints("vae") as saved:
+        saved.save(0, state, None)
+    origin = {field: name, "record": msgspec.to_builtins(record)}
+    experiment.workdir.write_json(f"vae/{given.ORIGIN}", origin)
+    print(f"vae: begins at the weights of {path}")
+
+
+def _check_kind(field: str, name: str, record: weights_file.Record) -> None:
+    """Refuses the state of a training."""
+    if record.kind != "weights":
+        raise InputError(
+            f"config.vae.{field}={name} is the state of a training: give it as "
+            "--config.vae.resume to go on with it"
+        )
+
+
+def _differences(config: ConfigDict, record: weights_file.Record) -> Changes:
+    """Settings of stage 1 and of its data that the file has others of."""
+    theirs = msgspec.to_builtins(record.config)
+    return config_lib.changes(theirs, config_lib.as_json(config), ("data", "vae"))
+
+
+def _check_data(name: str, other: Changes) -> None:
+    """Refuses data whose settings are not those of the file."""
     data = {n: both for n, both in other.items() if n.startswith("data.")}
     if data:
         raise InputError(
@@ -109,13 +153,17 @@ def _check_settings(name: str, other: Changes) -> None:
             f"config's ({said(data)}): give its settings, or leave "
             "config.vae.pretrained out and train stage 1"
         )
+
+
+def _check_model(field: str, name: str, other: Changes) -> None:
+    """Refuses models whose settings are not those of the file."""
     model = {n: both for n, both in other.items() if n.startswith(_OF_MODEL)}
     if model:
         model = {n: model[n] for n in ("vae.model.name",) if n in model} or model
         raise InputError(
-            f"config.vae.pretrained={name} is another model than the config's "
-            f"({said(model)}): give its settings, or leave config.vae.pretrained out "
-            "and train stage 1"
+            f"config.vae.{field}={name} is another model than the config's "
+            f"({said(model)}): give its settings, or leave config.vae.{field} out and "
+            "train stage 1"
         )
 
 

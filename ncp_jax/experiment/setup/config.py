@@ -49,6 +49,7 @@ WITHOUT_EFFECT = (
     "vae.workdir",
     "vae.pretrained",  # known by its hash
     "vae.resume",  # what follows is what would have followed where it was written
+    "vae.init_from",  # known by its hash
     "sample.chunk_size",
     "sample.memory_mib",
     "vae.extend",  # that a schedule may change; the length says how
@@ -201,8 +202,9 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "prior_settings": dict(JOINT),
                 "checkpoint": "",  # of the reference NVAE, for --stage=import
                 "workdir": "",  # of another run, whose stage 1 is taken over
-                "pretrained": "",  # a file of weights, by name or path, to start from
+                "pretrained": "",  # a file of weights, by name or path, that is stage 1
                 "resume": "",  # a file of a training's state, likewise, to go on from
+                "init_from": "",  # a file of weights, likewise, that training begins at
                 "kl_warmup_fraction": 0.0,  # of the steps; 0 for full KL at once
                 "kl_constant_fraction": 0.0,  # of the steps, before the warm-up
                 "is_kl_balanced": True,  # over the groups, while it warms up

@@ -20,7 +20,7 @@ _PACKAGE = Path(__file__).parents[2]
 _INSTALLED = _PACKAGE / "configs"  # where the wheel has them
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
 _WITH_WHEEL = _PACKAGE / "pretrained"
-_FORMATS = {"pretrained": "weights", "resume": "state"}
+_FORMATS = {"pretrained": "weights", "resume": "state", "init_from": "weights"}
 _IN_CHECKOUT = _PACKAGE.parent / "results" / "pretrained"
 WEIGHTS = _WITH_WHEEL if _WITH_WHEEL.is_dir() else _IN_CHECKOUT
 

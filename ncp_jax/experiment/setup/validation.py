@@ -131,7 +131,7 @@ def _check_directions(config: ConfigDict) -> None:
 
 def _check_origin(config: ConfigDict) -> None:
     """Refuses a stage 1 from several places, and a file of weights of no such name."""
-    origins = ("checkpoint", "workdir", "pretrained", "resume")
+    origins = ("checkpoint", "workdir", "pretrained", "resume", "init_from")
     given = [f"config.vae.{name}" for name in origins if config.vae[name]]
     if len(given) > 1:
         raise InputError(
@@ -360,6 +360,7 @@ PATHS = (  # refused before anything is made, should they be no paths of this ma
     "vae.workdir",
     "vae.pretrained",
     "vae.resume",
+    "vae.init_from",
     "export.file",
     "evaluate.feature_weights",
     "report.workdirs",

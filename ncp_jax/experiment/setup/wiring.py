@@ -226,6 +226,8 @@ class Experiment:
             found["vae.checkpoint"] = local_path("config.vae.checkpoint", path)
         if name := self.config.vae.pretrained:
             found["vae.pretrained"] = config_files.weights_path(name)
+        if name := self.config.vae.init_from:
+            found["vae.init_from"] = config_files.weights_path(name, "init_from")
         return found
 
     @property
