@@ -40,20 +40,76 @@ class MaskedMLP(nn.Module):
     @nn.compact
     def __call__(self, e: Array) -> tuple[Array, Array, Array]:
         """Returns log weights, means and stds: [B, D, M] each."""
-        h, degrees = e, np.arange(1, self.dim + 1)
-        for i, width in enumerate(self.hidden_dims):
-            num_degrees = max(self.dim - 1, 1)
-            next_degrees = np.arange(width) % num_degrees + 1
-            if width < num_degrees:  # spread: a unit of each degree would be too many
-                next_degrees = np.arange(width) * num_degrees // width + 1
-            mask = degrees[:, None] <= next_degrees[None]
-            h = nn.silu(self._masked(f"hidden_{i}", h, mask))
-            degrees = next_degrees
-        outputs = np.repeat(np.arange(1, self.dim + 1), 3 * self.num_components)
-        mask = degrees[:, None] < outputs[None]
+        *hidden, outputs = self.degrees()
+        h, before = e, hidden[0]
+        for i, degrees in enumerate(hidden[1:]):
+            mask = before[:, None] <= degrees[None]
+            h, before = nn.silu(self._masked(f"hidden_{i}", h, mask)), degrees
+        mask = before[:, None] < outputs[None]
         out = self._masked("out", h, mask, nn.initializers.zeros, self._spread)
-        out = out.reshape(-1, self.dim, 3, self.num_components)
-        logits, means, raw = (out[:, :, i] for i in range(3))
+        return self._mixtures(out.reshape(-1, self.dim, 3 * self.num_components))
+
+    def degrees(self) -> list[np.ndarray]:
+        """Returns those of the units of every layer, from e to the outputs."""
+        num_degrees = max(self.dim - 1, 1)
+        layers = [np.arange(1, self.dim + 1)]
+        for width in self.hidden_dims:
+            degrees = np.arange(width) % num_degrees + 1
+            if width < num_degrees:  # spread: a unit of each degree would be too many
+                degrees = np.arange(width) * num_degrees // width + 1
+            layers.append(degrees)
+        return [*layers, np.repeat(layers[0], 3 * self.num_components)]
+
+    def draw(self, params: PyTree, gumbel: Array, normal: Array) -> Array:
+        """Draws e, each unit computed once.
+
+        All units of a degree are of one step, after which they do not change. So the D
+        steps cost as much as one pass, where D passes would do the same.
+
+        Args:
+          params: of this network.
+          gumbel: [B, D, M], that choose components.
+          normal: [B, D], the noise of the chosen ones.
+
+        Returns:
+          e [B, D].
+        """
+        slots = [_slots(degrees, self.dim) for degrees in self.degrees()]
+        names = [*(f"hidden_{i}" for i in range(len(self.hidden_dims))), "out"]
+        values = params["params"]
+        dense = [
+            (
+                _by_degree(values[f"{name}_kernel"], rows, columns),
+                jnp.pad(values[f"{name}_bias"], (0, 1))[columns],
+            )
+            for name, rows, columns in zip(names, slots, slots[1:], strict=False)
+        ]
+
+        def step(layers: list[Array], given: PyTree) -> tuple[list[Array], None]:
+            """Draws e_d, then computes the units of degree d, layer by layer."""
+            d, dense, gumbel, normal = given
+            *hidden, (kernel, bias) = dense
+            logits, means, stds = self._mixtures(layers[-1] @ kernel + bias[None])
+            chosen = jnp.argmax(logits + gumbel, axis=1, keepdims=True)  # [B, 1]
+            mean, std = (
+                jnp.take_along_axis(part, chosen, axis=1) for part in (means, stds)
+            )
+            new = mean + std * normal[:, None]
+            filled = [_filled(layers[0], new, d)]
+            for h, (kernel, bias) in zip(layers[1:], hidden, strict=True):
+                new = nn.silu(filled[-1] @ kernel + bias[None])
+                filled.append(_filled(h, new, d))
+            return filled, None
+
+        # What is not computed yet is zero, so that no kernel needs its mask.
+        layers = [jnp.zeros((len(normal), rows.size)) for rows in slots[:-1]]
+        given = (jnp.arange(self.dim), dense, gumbel.swapaxes(0, 1), normal.T)
+        (e, *_), _ = jax.lax.scan(step, layers, given)
+        return e
+
+    def _mixtures(self, out: Array) -> tuple[Array, Array, Array]:
+        """Log weights, means and stds [..., M] of outputs [..., 3 M]."""
+        logits, means, raw = jnp.split(out, 3, axis=-1)
         return jax.nn.log_softmax(logits), means, MIN_STD + jax.nn.softplus(raw)
 
     def _masked(
@@ -78,6 +134,30 @@ class MaskedMLP(nn.Module):
         return jnp.asarray(np.broadcast_to(one, (self.dim, *one.shape)).reshape(shape))
 
 
+def _slots(degrees: np.ndarray, dim: int) -> np.ndarray:
+    """The units of each degree [D, count], filled up with one that is not there."""
+    units = [np.flatnonzero(degrees == degree) for degree in range(1, dim + 1)]
+    slots = np.full((dim, max(map(len, units))), len(degrees))
+    for row, there in zip(slots, units, strict=True):
+        row[: len(there)] = there
+    return slots
+
+
+def _by_degree(kernel: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+    """A kernel [I, O] to the units of each degree: [D, rows.size, columns' count].
+
+    Its rows are those of `rows`, one degree after another; units that are not there
+    have zeros.
+    """
+    padded = jnp.pad(kernel, ((0, 1), (0, 1)))
+    return padded[rows.ravel()][:, columns].swapaxes(0, 1)
+
+
+def _filled(h: Array, units: Array, d: Array) -> Array:
+    """A layer h [B, D * count] with units [B, count] as those of degree d + 1."""
+    return jax.lax.dynamic_update_slice(h, units, (0, d * units.shape[1]))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Autoregressive:
@@ -96,7 +176,7 @@ class Autoregressive:
     net: MaskedMLP = dataclasses.field(metadata={"static": True})
 
     def sample(self, keys: Array) -> Array:
-        """Draws z [B, D], one per key, in D passes."""
+        """Draws z [B, D], one per key, at the cost of one pass."""
         dim, components = self.net.dim, self.net.num_components
         gumbel, normal = jax.vmap(
             lambda key: (
@@ -104,19 +184,7 @@ class Autoregressive:
                 jax.random.normal(rng.stream(key, "noise"), (dim,)),
             )
         )(keys)
-
-        def draw(e: Array, d: Array) -> tuple[Array, None]:
-            log_weights, means, stds = (
-                part[:, d] for part in self.net.apply(self.params, e)
-            )
-            chosen = jax.nn.one_hot(
-                jnp.argmax(log_weights + gumbel[:, d], axis=1), components
-            )
-            mean, std = (jnp.sum(chosen * part, axis=1) for part in (means, stds))
-            return e.at[:, d].set(mean + std * normal[:, d]), None
-
-        e, _ = jax.lax.scan(draw, jnp.zeros_like(normal), jnp.arange(dim))
-        return self.moments.colour(e)
+        return self.moments.colour(self.net.draw(self.params, gumbel, normal))
 
     def log_prob(self, z: Array, key: Array | None = None) -> Array:
         """log p(z) of z [B, D]: [B], nats, in one pass."""

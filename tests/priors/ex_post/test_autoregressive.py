@@ -35,6 +35,27 @@ def test_narrow_layers_read_early_and_late_coordinates():
     assert reached[:, :10].any(0).all() and not np.triu(reached).any()
 
 
+@pytest.mark.parametrize(
+    ("dim", "hidden_dims"), [(1, (3,)), (2, (4,)), (7, (5, 3)), (6, (17, 11)), (12, ())]
+)
+def test_a_draw_of_one_pass_is_that_of_a_pass_per_coordinate(dim, hidden_dims):
+    net = MaskedMLP(dim, hidden_dims, 2)
+    generator = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda leaf: generator.standard_normal(leaf.shape).astype(np.float32),
+        random_variables(net, jnp.zeros((1, dim))),
+    )
+    gumbel = generator.gumbel(size=(9, dim, 2)).astype(np.float32)
+    normal = generator.standard_normal((9, dim)).astype(np.float32)
+    e, apply = np.zeros((9, dim), np.float32), jax.jit(net.apply)
+    for d in range(dim):
+        logits, means, stds = (np.asarray(part)[:, d] for part in apply(params, e))
+        chosen = np.arange(9), np.argmax(logits + gumbel[:, d], axis=1)
+        e[:, d] = means[chosen] + stds[chosen] * normal[:, d]
+    drawn = jax.jit(net.draw)(params, gumbel, normal)
+    np.testing.assert_allclose(drawn, e, rtol=1e-5, atol=1e-5)
+
+
 def test_it_starts_near_the_normal_and_with_components_that_differ():
     net = MaskedMLP(3, (8,), 8)
     moments = Gaussian(jnp.array([1.0, 0.0, -2.0]), jnp.array([2.0, 1.0, 0.5]))
