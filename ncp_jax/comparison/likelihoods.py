@@ -257,6 +257,47 @@ def _log_z_weights(
     return prior.log_z_weights(keys)
 
 
+@jax.default_matmul_precision("float32")
+def gain_of_encodings(
+    prior: LatentPrior,
+    base: LatentPrior,
+    z: Array,
+    log_z: Estimate | None,
+    key: Array,
+    batch_size: int,
+) -> Estimate | None:
+    """The mean of log p(z) - log p_base(z) over encodings, in nats.
+
+    It is what the prior gains in the ELBO of the examples, which has no other term
+    with p(z) in it.  No decoder is asked.
+
+    Args:
+      prior: of any density; None is returned for "none".
+      base: the VAE's own.
+      z: [M, P, D], P draws of q(z | x) for each of M examples.
+      log_z: of a prior "up to log Z", else None.
+      key: PRNG key of a density that is estimated; consumed here.
+      batch_size: of z at a time.
+    """
+    if prior.density == "none":
+        return None
+    flat = np.asarray(z).reshape(-1, z.shape[-1])
+    batches = datasets.padded_batches(flat, min(batch_size, len(flat)))
+    gains = np.concatenate(
+        [
+            np.asarray(_log_ratio(prior, base, batch, rng.at_step(key, i)))[mask]
+            for i, (batch, mask) in enumerate(batches)
+        ]
+    )
+    gain = importance.mean_estimate(gains.reshape(z.shape[:2]).mean(axis=1), "nats")
+    return gain if log_z is None else importance.difference(gain, log_z)
+
+
+@jax.jit
+def _log_ratio(prior: LatentPrior, base: LatentPrior, z: Array, key: Array) -> Array:
+    return prior.log_prob(z, key) - base.log_prob(z)
+
+
 def estimates(
     log_p: np.ndarray | None, log_p_base: np.ndarray | None, z: Estimate | None
 ) -> dict[str, Estimate]:

@@ -29,7 +29,7 @@ from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.evaluation import likelihood
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.pages.parts import pictures as picture_files
-from ncp_jax.priors.ex_post.contract import Encodings, Fit
+from ncp_jax.priors.ex_post.contract import Encodings, Fit, LatentPrior
 from ncp_jax.records import whole_file
 from ncp_jax.training.checkpoint_records import short_hash
 from ncp_jax.training.checkpoints import fingerprint
@@ -87,6 +87,9 @@ def run(
         kept,
     )
     against = held_against.of(model, examples, encodings, key, settings)
+    valid_gain = partial(
+        _valid_gain, encodings, settings, rng.stream(key, "valid gain"), kept
+    )
     kept = kept.on(_of_scores(examples.scores))
     draws_key = rng.stream(key, "draws")
     measured_draws = partial(_draws, model, against, settings, folder, kept)
@@ -96,6 +99,7 @@ def run(
         for i, each in enumerate(of_name):
             measured = measured_draws(name, i, each, rng.at_step(draws_key, i))
             of_fits.append({**found.of_fits[name][i], **measured})
+            of_fits[-1] |= valid_gain((name, i), each.prior, of_fits[-1].get("log_z"))
         density, priors = of_name[0].prior.density, [each.prior for each in of_name]
         rows[name] = results.over_fits(density, of_fits, found.means[name], priors)
         print(f"compare: {_line(name, rows[name])}")
@@ -235,6 +239,28 @@ def _draws(
         "fit_seconds": Estimate(fitted.seconds, None, 1, "s"),
         "num_parameters": Estimate(number, None, 1, "numbers"),
     }
+
+
+def _valid_gain(
+    encodings: Encodings,
+    settings: ComparisonSettings,
+    key: Array,
+    kept: Kept,
+    name: tuple[str, int],
+    prior: LatentPrior,
+    log_z: Estimate | None,
+) -> dict[str, Estimate]:
+    """`gain_valid`, to choose settings by; nothing of a prior without density."""
+    of_fit = rng.at_step(key, name[1])
+    size = settings.batch_size * settings.chunk_size
+
+    def measure() -> Estimate | None:
+        return likelihoods.gain_of_encodings(
+            prior, encodings.base, encodings.valid, log_z, of_fit, size
+        )
+
+    found = kept.one("valid-gain", name, measure)
+    return {} if found is None else {"gain_valid": Estimate(*found)}
 
 
 def _line(name: str, row: PriorResult) -> str:

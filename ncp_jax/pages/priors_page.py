@@ -25,9 +25,11 @@ DENSITIES = {  # what they are, and their colour
 }
 LIKELIHOODS = {
     "gain": ("Gain (nats)", "over the base prior, on the same examples and draws"),
+    "gain_valid": ("Gain of encodings (nats)", "validation: to choose settings by"),
     "nll": ("NLL (nats)", "bound on -log p(x); lower is better"),
     "log_z": ("log Z (nats)", "where the density is known but for it"),
 }
+GAINS = ("gain", "gain_valid")
 COSTS = {
     "fit_seconds": ("Fit", "seconds, compilation included"),
     "sampling_seconds": ("1,000 draws", "seconds of z, decoding left out"),
@@ -240,7 +242,7 @@ def _text(prior: Prior, name: str) -> str:
         return _cost(name, metric["value"])
     if metric.get("stderr") is None:
         return "no interval" if name in LIKELIHOODS else ""
-    is_bound = name == "gain" and prior["density"] == "lower bound"
+    is_bound = name in GAINS and prior["density"] == "lower bound"
     text = ("≥ " if is_bound else "") + " ".join(quantities.estimate(metric))
     spread = prior.get("spreads", {}).get(name)
     return text + (f" (sd {spread:.2g})" if spread is not None else "")

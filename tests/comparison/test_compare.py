@@ -164,6 +164,16 @@ def test_fits_have_their_own_numbers_and_a_spread(found):
     assert of_mean == pytest.approx(np.mean([e.stderr for e in near]))  # likewise
 
 
+def test_the_gain_of_encodings_is_measured_on_validation(found):
+    _, compared = found
+    for row in compared.results.values():
+        assert [fit["gain_valid"].n for fit in row.of_fits] == [50, 50]
+    base = compared.results["gaussian"].metrics["gain_valid"]
+    assert base.value == base.stderr == 0.0
+    gain = compared.results["moments"].metrics["gain_valid"]
+    assert gain.value > 3 * gain.stderr > 0
+
+
 def test_samples_and_costs_are_measured(found):
     _, compared = found
     metrics = compared.results["moments"].metrics

@@ -202,3 +202,31 @@ def test_the_same_prior_gains_nothing(oracle, key):
     )
     for gain in (found.means["same"]["gain"], found.of_fits["same"][6]["gain"]):
         assert gain.value == gain.stderr == 0.0
+
+
+def test_the_gain_of_encodings_is_a_mean_of_log_ratios():
+    """Of N(t, I) over N(0, I): t sum z - D t^2 / 2; P draws of one example are one."""
+    z = np.random.default_rng(0).normal(1.0, 1.0, (7, 3, 2)).astype(np.float32)
+    expected = (TILT * z.sum(2) - TILT**2).mean(1)
+    log_z = Estimate(TILT**2, 0.1, 50, "nats")
+    base = normal(0.0)
+    priors = {
+        "exact": (normal(TILT), None),
+        "tilted": (Tilted(base, jnp.float32(TILT)), log_z),
+        "noisy": (Noisy(normal(TILT)), None),
+        "nameless": (Nameless(), None),
+    }
+    found = {
+        name: likelihoods.gain_of_encodings(
+            prior, base, jnp.asarray(z), of_z, jax.random.key(1), batch_size=5
+        )
+        for name, (prior, of_z) in priors.items()
+    }
+    stderr = expected.std(ddof=1) / np.sqrt(7)
+    assert found["exact"].value == pytest.approx(expected.mean(), abs=1e-5)
+    assert found["exact"].stderr == pytest.approx(stderr, rel=1e-4)
+    assert found["tilted"].value == pytest.approx(expected.mean(), abs=1e-5)
+    assert found["tilted"].stderr == pytest.approx(np.hypot(stderr, 0.1), rel=1e-4)
+    noisy = found["noisy"]
+    assert abs(noisy.value - expected.mean() + 0.125) < 4 * 0.5 / np.sqrt(21)
+    assert found["nameless"] is None
