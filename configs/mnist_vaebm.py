@@ -2,11 +2,11 @@
 
 Xiao et al. (2021) put an energy E(x) on top of a frozen VAE and draw by a short run of
 Langevin dynamics in the noise that makes z and x.  Here such chains start at the VAE's
-own prior ("vaebm"), and at draws of the NCP prior ("sirvaebm").  On a run of
-`mnist_mlp.py` that is there already, of as many steps as that has:
+own prior ("vaebm"), and at draws of the NCP prior ("sirvaebm").  On the VAE that comes
+with this repository:
 
   python main.py --config=configs/mnist_vaebm.py --workdir=runs/mnist_vaebm
-    --config.vae.workdir=runs/mnist --config.vae.num_steps=1000000
+    --config.vae.pretrained=mnist_mlp_1m
 
 With a feature network (docs, What is measured) `results.json` and the page have the
 Frechet distance of every sampler, which is what an energy of pictures is for.

@@ -401,6 +401,29 @@ def test_rows_on_the_weights_of_the_repository_are_those_of_the_recorded_runs():
         assert f"{ratio} gains {np.mean(gains):.3f} nats {spread}" in PROSE
 
 
+def test_rows_on_the_annealed_vae_are_those_of_the_recorded_runs():
+    """All on one frozen VAE, whose rate fell to zero."""
+    names = [path.stem for path in (ROOT / "results/annealed").glob("*.json")]
+    section, bases = _section("### A rate that falls to zero"), set()
+    for record in (_records(f"annealed/{name}") for name in names):
+        settings = record["run"]["config"]["vae"]
+        assert (settings["schedule"], settings["num_steps"]) == ("cosine", 400_000)
+        cells = [_interval(record, name) for name in TABLE_2]
+        assert f"| {' | '.join(cells)} |" in section, record
+        bases.add(_interval(record, "nll_base"))
+    (base,) = bases
+    assert f"under N(0, I) is {base} now" in section
+    before = _interval(_records("mnist_mlp_1m/paper_0"), "nll_base")
+    assert f"where it was {before}" in section
+    deep = _interval(_records("annealed/deep_0"), "nll_ncp")
+    assert f"The deep ratio ends at {deep}," in PROSE
+    assert f"{base} under N(0, I), {deep} with the deep ratio" in PROSE
+    held_out = _records("annealed_stage_1")["held_out_loss"]
+    start, short, end = (f"{held_out[n]:.2f}" for n in ("0", "30000", "400000"))
+    assert f"from {start} to {end}" in section
+    assert f"such steps reach {short}" in section
+
+
 @pytest.mark.parametrize("config", ["mnist_nvae", "mnist_mlp"])
 def test_adaptive_sir_is_said_to_weigh_what_the_records_say(config):
     fixed = _records(f"adaptive/{config}_0.003")
