@@ -580,6 +580,23 @@ def test_the_tables_of_all_priors_are_those_of_the_recorded_runs(records, best):
     assert priors_page.ranked(compared["priors"])[0] == best  # as the text says
 
 
+def test_the_table_of_priors_in_the_plane_is_that_of_the_recorded_run():
+    compared, toy = _records("priors_toy25")["priors"], _records("toy25")
+    columns = ("gain", "off_mode", "fit_seconds", "sampling_seconds")
+    assert priors_page.markdown(compared, *columns) in DOCS
+    base = " ".join(quantities.estimate(compared["nll_base"]))
+    section = _section("### In the plane")
+    assert f"under N(0, I) their NLL is {base}." in section
+    assert priors_page.ranked(compared["priors"])[:2] == ["vamp", "gmm"]
+    small = [
+        compared["priors"][n]["metrics"]["off_mode"] for n in ("ncp", "snis", "lars")
+    ]
+    assert min(share["value"] for share in small) > 0.19
+    gain, off = (toy["metrics"][n] for n in ("gain_nats", "off_mode_sir"))
+    gain, off = quantities.estimate(gain)[0], quantities.estimate(off)[0]
+    assert f"gain {gain} nats by NCP, and leave {off} there" in section
+
+
 def _gains(records, *names):
     """The values of recorded gains, as tables have them."""
     priors = _compared(*records)["priors"]
