@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -90,11 +89,7 @@ def take_over(experiment: Experiment) -> None:
     if saved_steps(path / "vae" / "checkpoints"):
         check_taken(experiment)
         return
-    if jax.process_count() > 1:
-        raise InputError(
-            "stage 1 is taken over by one process: run --stage=vae without the "
-            "variables that join several"
-        )
+    given.check_one_process("stage 1")
     _check_source(experiment, source)
     try:
         shutil.rmtree(copy, ignore_errors=True)

@@ -12,6 +12,24 @@ from ncp_jax.training.loop import Task, TrainState
 from ncp_jax.training.run_log import RunLog
 
 ORIGIN = "taken_over.json"  # within the folder of a stage 1: where it came from
+GO_ON = ", stop it, and go on with them"  # of a training that begins with what is taken
+
+
+def check_one_process(what: str, and_then: str = "") -> None:
+    """Refuses to take something over in several processes at once.
+
+    Args:
+      what: is taken over.
+      and_then: what to do once that is done.
+
+    Raises:
+      InputError: there are several.
+    """
+    if jax.process_count() > 1:
+        raise InputError(
+            f"{what} is taken over by one process: run --stage=vae without the "
+            f"variables that join several{and_then}"
+        )
 
 
 def save(

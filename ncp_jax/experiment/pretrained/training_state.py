@@ -12,8 +12,7 @@ import msgspec
 import numpy as np
 
 from ncp_jax.errors import InputError
-from ncp_jax.experiment.pretrained import exported
-from ncp_jax.experiment.pretrained.given import ORIGIN
+from ncp_jax.experiment.pretrained import exported, given
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import config_files, extension
 from ncp_jax.experiment.setup.wiring import Experiment
@@ -71,11 +70,7 @@ def take(experiment: Experiment) -> None:
     if saved_steps(experiment.path / "vae" / "checkpoints"):
         print(f"vae: goes on from its own checkpoints, not from {path}")
         return
-    if jax.process_count() > 1:
-        raise InputError(
-            "a state is taken over by one process: run --stage=vae without the "
-            "variables that join several, stop it, and go on with them"
-        )
+    given.check_one_process("a state", given.GO_ON)
     record, arrays = weights_file.read(path)
     _check_settings(experiment, name, record)
     exported.check_data(experiment, _FIELD, name, record)
@@ -84,7 +79,7 @@ def take(experiment: Experiment) -> None:
     origin = {_FIELD: name, "record": msgspec.to_builtins(record)}
     with experiment.checkpoints("vae", seconds_before=record.seconds or 0.0) as saved:
         saved.save(record.step, state, record.held_out_loss)
-    workdir.write_json(f"vae/{ORIGIN}", origin)
+    workdir.write_json(f"vae/{given.ORIGIN}", origin)
     print(f"vae: at step {record.step:,}, taken from {path}")
 
 

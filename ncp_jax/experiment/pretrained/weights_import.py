@@ -5,7 +5,6 @@
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import msgspec
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -74,11 +73,7 @@ def take(experiment: Experiment) -> None:
     with experiment.checkpoints("vae") as checkpoints:
         is_there = checkpoints.restore_latest(experiment.state_shapes()) is not None
         if not is_there:
-            if jax.process_count() > 1:
-                raise InputError(
-                    "a file of weights is taken over by one process: run --stage=vae "
-                    "without the variables that join several"
-                )
+            given.check_one_process("a file of weights")
             task, state = experiment.vae_task()
             state = _with_weights(state, arrays, path)
             state = state.replace(
@@ -115,11 +110,7 @@ def begin(experiment: Experiment) -> None:
     record, arrays = weights_file.read(path)
     _check_kind(field, name, record)
     _check_model(field, name, _differences(experiment.config, record))
-    if jax.process_count() > 1:
-        raise InputError(
-            "a file of weights is taken over by one process: run --stage=vae without "
-            "the variables that join several, stop it, and go on with them"
-        )
+    given.check_one_process("a file of weights", given.GO_ON)
     task, state = experiment.vae_task()
     state = task.collect(_with_weights(state, arrays, path))
     with experiment.checkpoints("vae") as saved:
