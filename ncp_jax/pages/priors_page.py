@@ -253,7 +253,9 @@ def _cost(name: str, value: float) -> str:
         return f"{value / 1e6:,.1f} MB"
     if name == "num_parameters":
         return f"{value:,.0f}"
-    return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:,.3g} s"
+    if value >= 1_000:
+        return f"{value:,.0f} s"
+    return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
 @matplotlib.rc_context(plots.STYLE)
