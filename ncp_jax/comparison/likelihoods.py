@@ -276,7 +276,8 @@ def gain_of_encodings(
       base: the VAE's own.
       z: [M, P, D], P draws of q(z | x) for each of M examples.
       log_z: of a prior "up to log Z", else None.
-      key: PRNG key of a density that is estimated; consumed here.
+      key: PRNG key of densities that are estimated, the base's among them: over itself
+        it gains 0.  Consumed here.
       batch_size: of z at a time.
     """
     if prior.density == "none":
@@ -295,7 +296,7 @@ def gain_of_encodings(
 
 @jax.jit
 def _log_ratio(prior: LatentPrior, base: LatentPrior, z: Array, key: Array) -> Array:
-    return prior.log_prob(z, key) - base.log_prob(z)
+    return prior.log_prob(z, key) - base.log_prob(z, key)
 
 
 def estimates(

@@ -230,3 +230,9 @@ def test_the_gain_of_encodings_is_a_mean_of_log_ratios():
     noisy = found["noisy"]
     assert abs(noisy.value - expected.mean() + 0.125) < 4 * 0.5 / np.sqrt(21)
     assert found["nameless"] is None
+
+
+def test_a_base_whose_density_is_estimated_gains_nothing_over_itself():
+    base, z = Noisy(normal(TILT)), jnp.ones((3, 2, 2))
+    gain = likelihoods.gain_of_encodings(base, base, z, None, jax.random.key(0), 4)
+    assert gain.value == gain.stderr == 0.0
