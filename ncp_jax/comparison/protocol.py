@@ -259,7 +259,7 @@ def _valid_gain(
             prior, encodings.base, encodings.valid, log_z, of_fit, size
         )
 
-    found = kept.one("valid-gain", name, measure)
+    found = kept.on(log_z).one("valid-gain", name, measure)
     return {} if found is None else {"gain_valid": Estimate(*found)}
 
 
