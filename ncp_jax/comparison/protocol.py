@@ -87,8 +87,8 @@ def run(
         kept,
     )
     against = held_against.of(model, examples, encodings, key, settings)
-    valid_gain = partial(
-        _valid_gain, encodings, settings, rng.stream(key, "valid gain"), kept
+    gains_of_encodings = partial(
+        _gains_of_encodings, encodings, settings, rng.stream(key, "valid gain"), kept
     )
     kept = kept.on(_of_scores(examples.scores))
     draws_key = rng.stream(key, "draws")
@@ -98,8 +98,9 @@ def run(
         of_fits = []
         for i, each in enumerate(of_name):
             measured = measured_draws(name, i, each, rng.at_step(draws_key, i))
-            of_fits.append({**found.of_fits[name][i], **measured})
-            of_fits[-1] |= valid_gain((name, i), each.prior, of_fits[-1].get("log_z"))
+            of_fit = found.of_fits[name][i]
+            gains = gains_of_encodings((name, i), each.prior, of_fit.get("log_z"))
+            of_fits.append({**of_fit, **measured, **gains})
         density, priors = of_name[0].prior.density, [each.prior for each in of_name]
         rows[name] = results.over_fits(density, of_fits, found.means[name], priors)
         print(f"compare: {_line(name, rows[name])}")
@@ -241,7 +242,7 @@ def _draws(
     }
 
 
-def _valid_gain(
+def _gains_of_encodings(
     encodings: Encodings,
     settings: ComparisonSettings,
     key: Array,
@@ -250,17 +251,25 @@ def _valid_gain(
     prior: LatentPrior,
     log_z: Estimate | None,
 ) -> dict[str, Estimate]:
-    """`gain_valid`, to choose settings by; nothing of a prior without density."""
+    """`gain_valid`, to choose settings by, and `gain_train` of about as many.
+
+    A prior without density has neither.
+    """
     of_fit = rng.at_step(key, name[1])
     size = settings.batch_size * settings.chunk_size
-
-    def measure() -> Estimate | None:
-        return likelihoods.gain_of_encodings(
-            prior, encodings.base, encodings.valid, log_z, of_fit, size
+    num, num_draws = encodings.valid.shape[:2]
+    step = max(1, len(encodings.train) // num)  # examples may lie in some order
+    train = encodings.train[::step][:num, :num_draws]
+    gains: dict[str, Estimate] = {}
+    for split, z in {"train": train, "valid": encodings.valid}.items():
+        measure = partial(
+            likelihoods.gain_of_encodings,
+            *(prior, encodings.base, z, log_z, of_fit, size),
         )
-
-    found = kept.on(log_z).one("valid-gain", name, measure)
-    return {} if found is None else {"gain_valid": Estimate(*found)}
+        found = kept.on(log_z).one(f"{split}-gain", name, measure)
+        if found is not None:
+            gains[f"gain_{split}"] = Estimate(*found)
+    return gains
 
 
 def _line(name: str, row: PriorResult) -> str:

@@ -26,10 +26,11 @@ DENSITIES = {  # what they are, and their colour
 LIKELIHOODS = {
     "gain": ("Gain (nats)", "over the base prior, on the same examples and draws"),
     "gain_valid": ("Gain of encodings (nats)", "validation: to choose settings by"),
+    "gain_train": ("The same of training", "by how much it is higher: over-fitting"),
     "nll": ("NLL (nats)", "bound on -log p(x); lower is better"),
     "log_z": ("log Z (nats)", "where the density is known but for it"),
 }
-GAINS = ("gain", "gain_valid")
+GAINS = ("gain", "gain_valid", "gain_train")
 COSTS = {
     "fit_seconds": ("Fit", "seconds, compilation included"),
     "sampling_seconds": ("1,000 draws", "seconds of z, decoding left out"),

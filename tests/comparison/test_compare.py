@@ -18,6 +18,7 @@ from ncp_jax.pages import priors_page
 from ncp_jax.priors.ex_post import ebm
 from ncp_jax.priors.ex_post.contract import Encodings, with_base
 from ncp_jax.priors.ex_post.gaussian import Gaussian
+from ncp_jax.priors.ex_post.vamp import DiagonalMixture
 from tests.comparison.test_likelihoods import Tilted
 from tests.oracles import ChainVAE
 
@@ -85,6 +86,16 @@ class Over:
     def __call__(self, key, encodings, folder=None):
         encodings = with_base(self.base, key, encodings, folder)
         return Tilted(encodings.base, jnp.mean(encodings.train))
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """A narrow normal around every training encoding."""
+
+    def __call__(self, key, encodings, folder=None):
+        means = encodings.train.reshape(-1, 2)
+        log_stds = jnp.full_like(means, jnp.log(0.02))
+        return DiagonalMixture(jnp.zeros(len(means)), means, log_stds)
 
 
 SETTINGS = ncp_jax.ComparisonSettings(
@@ -164,14 +175,20 @@ def test_fits_have_their_own_numbers_and_a_spread(found):
     assert of_mean == pytest.approx(np.mean([e.stderr for e in near]))  # likewise
 
 
-def test_the_gain_of_encodings_is_measured_on_validation(found):
+@pytest.mark.parametrize("name", ["gain_valid", "gain_train"])
+def test_the_gain_of_encodings_is_measured_on_both_splits(found, name):
     _, compared = found
     for row in compared.results.values():
-        assert [fit["gain_valid"].n for fit in row.of_fits] == [50, 50]
-    base = compared.results["gaussian"].metrics["gain_valid"]
+        assert [fit[name].n for fit in row.of_fits] == [50, 50]
+    base = compared.results["gaussian"].metrics[name]
     assert base.value == base.stderr == 0.0
-    gain = compared.results["moments"].metrics["gain_valid"]
+    gain = compared.results["moments"].metrics[name]
     assert gain.value > 3 * gain.stderr > 0
+
+
+def test_what_has_over_fitted_gains_more_on_training_encodings():
+    metrics = compared(priors={"memory": Memory()}).results["memory"].metrics
+    assert metrics["gain_train"].value > metrics["gain_valid"].value + 0.5
 
 
 def test_samples_and_costs_are_measured(found):
