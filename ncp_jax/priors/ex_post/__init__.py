@@ -39,6 +39,7 @@ PRIORS = {
     "vamp": Known("vamp"),
     "flow": Known("flow"),
     "autoregressive": Known("autoregressive"),
+    "autoregressive_ensemble": Known("autoregressive", "EnsembleSettings"),
     "lars": Known("rejection", "LARSSettings"),
     "trs": Known("rejection", "TRSSettings"),
     "snis": Known("snis"),
@@ -56,7 +57,15 @@ PRIORS = {
 }
 WITH_DEEP = "_deep"  # "snis_deep": its ratio is the larger one, trained as DEEP says
 OVER = "_over_"  # "ncp_over_gmm": the first reweights the second, which is fitted first
-BASES = ("gmm", "vamp", "flow", "autoregressive", "lars", "diffusion")  # exact ones
+BASES = (  # exact ones
+    "gmm",
+    "vamp",
+    "flow",
+    "autoregressive",
+    "autoregressive_ensemble",
+    "lars",
+    "diffusion",
+)
 PROPOSALS_OVER = 200  # of SIR: a fitted base is near q, and more do no better
 NAMES = (  # of a whole comparison; others over others may be named
     *PRIORS,

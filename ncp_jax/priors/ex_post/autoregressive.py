@@ -1,4 +1,7 @@
-"""One dimension after another: MADE with mixtures of normals (Germain et al., 2015)."""
+"""One dimension after another: MADE with mixtures of normals (Germain et al., 2015).
+
+And the mixture of several (Lakshminarayanan et al., "Deep ensembles", 2017).
+"""
 
 import dataclasses
 from pathlib import Path
@@ -13,6 +16,7 @@ from ncp_jax import rng
 from ncp_jax.priors.ex_post import fitting, gaussian
 from ncp_jax.priors.ex_post.contract import Density, Encodings, Training
 from ncp_jax.priors.ex_post.gaussian import Gaussian
+from ncp_jax.samplers.resampling import log_mean_exp
 
 Array = jax.Array
 PyTree = Any
@@ -237,3 +241,68 @@ class Settings:
             folder,
         )
         return Autoregressive(moments, params, net)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """(1/K) sum_k p_k(z).
+
+    Attributes:
+      members: the p_k.
+    """
+
+    density: ClassVar[Density] = "exact"
+
+    members: tuple[Autoregressive, ...]
+
+    def sample(self, keys: Array) -> Array:
+        """Draws z [B, D], one per key: K draws, of which one is taken."""
+        of_members = rng.stream(keys, "draws")
+        draws = jnp.stack([member.sample(of_members) for member in self.members])
+        chosen = jax.vmap(jax.random.randint, (0, None, None, None))(
+            rng.stream(keys, "member"), (), 0, len(self.members)
+        )
+        return draws[chosen, jnp.arange(len(keys))]
+
+    def log_prob(self, z: Array, key: Array | None = None) -> Array:
+        """log p(z) of z [B, D]: [B], nats."""
+        del key
+        logs = jnp.stack([member.log_prob(z) for member in self.members])  # [K, B]
+        return log_mean_exp(logs, axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleSettings:
+    """Members that learn by themselves, from other starts and batches.
+
+    Each gives too much mass to what it was trained on.  Where they do differs, and the
+    mean of their densities does so less.
+
+    Attributes:
+      num_members: K.
+      member: how each learns.
+    """
+
+    num_members: int = 4
+    member: Settings = dataclasses.field(default=Settings())
+
+    def __call__(
+        self, key: Array, encodings: Encodings, folder: Path | None = None
+    ) -> Mixture:
+        """Returns the mixture.
+
+        Args:
+          key: PRNG key; consumed here.
+          encodings: of training and of validation examples.
+          folder: of checkpoints; None keeps none.
+        """
+        members = (
+            self.member(
+                rng.at_step(rng.stream(key, "members"), k),
+                encodings,
+                folder / f"member-{k + 1}" if folder else None,
+            )
+            for k in range(self.num_members)
+        )
+        return Mixture(tuple(members))

@@ -182,14 +182,16 @@ def assert_resumes(fit, key, encodings, folder, finished, monkeypatch):
       fit: a `Settings`.
       key: of the finished fit.
       encodings: of the finished fit.
-      folder: of the finished fit, which loses its newest checkpoint here.
+      folder: of the finished fit, which loses its newest checkpoint here; of one with
+        members the last of them does.
       finished: the prior that came of it.
       monkeypatch: of pytest.
     """
-    steps = [int(path.name) for path in folder.iterdir()] if folder.exists() else []
+    place = max(folder.glob("member-*"), default=folder)
+    steps = [int(path.name) for path in place.iterdir()] if place.exists() else []
     if steps:
         assert len(steps) > 1
-        shutil.rmtree(folder / str(max(steps)))
+        shutil.rmtree(place / str(max(steps)))
     first_steps = []
 
     def spy(task, state, *args, **kwargs):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax.priors.ex_post.autoregressive import Autoregressive, MaskedMLP
+from ncp_jax.priors.ex_post.autoregressive import Autoregressive, MaskedMLP, Mixture
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 from tests.random_variables import random_variables
 
@@ -70,3 +70,21 @@ def test_it_starts_near_the_normal_and_with_components_that_differ():
     difference, means = map(np.asarray, run(jax.random.key(0)))
     assert 0.0 < difference.mean() < 0.1  # KL of 500 draws of a fixed key
     assert np.diff(means[0]).min() > 0.1
+
+
+def test_a_mixture_has_the_mean_density_and_draws_of_each_member(key):
+    net = MaskedMLP(2, (4,), 2)
+    params = net.init(key, jnp.zeros((1, 2)))
+    left, right = (
+        Autoregressive(Gaussian(jnp.full(2, mean), jnp.ones(2)), params, net)
+        for mean in (-9.0, 9.0)
+    )
+    mixture = Mixture((left, right))
+    z = jax.jit(mixture.sample)(jax.random.split(key, 1_000))
+    of_left = z[:, 0] < 0
+    assert abs(of_left.mean() - 0.5) < 0.1  # six standard errors
+    assert np.array_equal(z[:, 0] < 0, z[:, 1] < 0)  # no draw is of both
+    densities = np.exp(left.log_prob(z)), np.exp(right.log_prob(z))
+    np.testing.assert_allclose(
+        np.exp(mixture.log_prob(z)), np.mean(densities, axis=0), rtol=1e-4
+    )

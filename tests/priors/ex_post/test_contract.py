@@ -47,6 +47,12 @@ CASES = {
     "vamp": Case(vamp.Settings(20, brief(200, 2e-2)), 0.05),
     "flow": Case(flow.Settings(2, (32,), 8, brief(200)), 0.1),
     "autoregressive": Case(autoregressive.Settings((32,), 6, brief(200)), 0.05),
+    "autoregressive_ensemble": Case(
+        autoregressive.EnsembleSettings(
+            2, autoregressive.Settings((32,), 6, brief(100, 2e-2))
+        ),
+        0.05,
+    ),
     "two_stage": Case(two_stage.Settings((32,), 100, brief(400, 2e-2)), 0.2, 0.01),
     "diffusion": Case(diffusion.Settings(32, 15, brief(300)), 0.07),
 }
@@ -55,6 +61,9 @@ TILTED = {
     "vamp": vamp.Settings(20, brief(100, 2e-2)),
     "flow": flow.Settings(2, (8,), 4, brief(20)),
     "autoregressive": autoregressive.Settings((8,), 3, brief(60)),
+    "autoregressive_ensemble": autoregressive.EnsembleSettings(
+        2, autoregressive.Settings((8,), 3, brief(60))
+    ),
     "two_stage": two_stage.Settings((8,), 10, brief(200)),
     "diffusion": diffusion.Settings(8, 10, brief(20)),
 }
