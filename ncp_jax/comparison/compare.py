@@ -24,7 +24,7 @@ from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import ex_post
 from ncp_jax.priors.conditional.groups import Groups
-from ncp_jax.priors.ex_post.contract import Fit
+from ncp_jax.priors.ex_post.contract import PARTS, Fit
 from ncp_jax.records import whole_file
 from ncp_jax.training.loop import Prepare
 from ncp_jax.training.ncp import preparation
@@ -174,10 +174,10 @@ def _says_posterior(
 def _without_vamp(how: dict[str, Fit], is_default: bool) -> None:
     """Leaves out, or refuses, the mixture of q(z | x) that the VAE does not say."""
     vamp = type(ex_post.settings_of("vamp"))
-    asking = [n for n, fit in how.items() if isinstance(_innermost(fit), vamp)]
+    asking = [n for n, fit in how.items() if _is_made_with(fit, vamp)]
     if asking and not is_default:
         raise InputError(
-            f"{asking[0]} is a mixture of q(z | x), or reweights one: give your VAE a "
+            f"{asking[0]} is a mixture of q(z | x), or made with one: give your VAE a "
             f"method posterior(x) -> Normal, or leave {asking[0]!r} out of priors"
         )
     for name in asking:
@@ -185,10 +185,10 @@ def _without_vamp(how: dict[str, Fit], is_default: bool) -> None:
         print(f"compare: {name} is left out, since the VAE has no posterior(x)")
 
 
-def _innermost(fit: Fit) -> Fit:
-    """What is fitted first of priors over one another."""
-    base = getattr(fit, "base", None)
-    return fit if base is None else _innermost(base)
+def _is_made_with(fit: Fit, kind: type) -> bool:
+    """Whether a fit, or one of its parts, is of this kind."""
+    parts = [part for name in PARTS if (part := getattr(fit, name, None)) is not None]
+    return isinstance(fit, kind) or any(_is_made_with(part, kind) for part in parts)
 
 
 def has_pictures(examples: np.ndarray) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -40,7 +41,7 @@ def fit(
     key: Array,
     encodings: Encodings,
     folder: Path | None = None,
-    base: Fitted | None = None,
+    parts: Mapping[str, Fitted] | None = None,
 ) -> Fitted:
     """Fits a prior, or finishes a fit that was stopped.
 
@@ -51,14 +52,14 @@ def fit(
       encodings: of the frozen VAE.
       folder: of this prior and this key.  Fits of other settings or encodings lie
         beside each other in it; None keeps nothing.
-      base: what `settings.base` would be fitted to again, its seconds counted; None
-        where there is none.
+      parts: those of `contract.PARTS` that are fitted already, by the field of
+        `settings` that would fit them again; their seconds are counted.
 
     Raises:
       InputError: what was fitted is no prior.
     """
-    if base is not None:
-        settings = over(settings, base.prior)
+    if parts:
+        settings = over(settings, {part: of.prior for part, of in parts.items()})
     started, record = time.monotonic(), None
     place, before = None, {"seconds": 0.0, "is_done": False}
     identity = ""
@@ -79,14 +80,16 @@ def fit(
                 seconds += time.monotonic() - started
             whole_file.write_json(record, {"seconds": seconds, "is_done": is_done})
     _check(name, prior)
-    return Fitted(prior, seconds + (base.seconds if base else 0.0), identity)
+    seconds += sum(part.seconds for part in (parts or {}).values())
+    return Fitted(prior, seconds, identity)
 
 
-def over(settings: Any, base: LatentPrior) -> Any:
-    """The same `Fit`, on a base prior that is fitted already."""
+def over(settings: Any, parts: Mapping[str, LatentPrior]) -> Any:
+    """The same `Fit`, with those of its parts that are fitted already."""
     if hasattr(settings, "over"):  # of a part of z alone
-        return settings.over(base)
-    return dataclasses.replace(settings, base=Given(base, fingerprint(base)))
+        return settings.over(parts)
+    given = {part: Given(prior, fingerprint(prior)) for part, prior in parts.items()}
+    return dataclasses.replace(settings, **given)
 
 
 def _check(name: str, prior: Any) -> None:

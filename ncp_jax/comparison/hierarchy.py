@@ -176,15 +176,19 @@ class OnTop:
     width: int
     num_rest: int
 
-    @property
-    def base(self) -> "OnTop | None":
-        """What fits the base of the prior to that group; None where it has none."""
-        base = getattr(self.fit, "base", None)
-        return None if base is None else dataclasses.replace(self, fit=base)
+    def _part(self, name: str) -> "OnTop | None":
+        part = getattr(self.fit, name, None)
+        return None if part is None else dataclasses.replace(self, fit=part)
 
-    def over(self, base: WithRest) -> "OnTop":
-        """The same, on a base that `self.base` has fitted."""
-        return dataclasses.replace(self, fit=fits.over(self.fit, base.first))
+    # What fits the parts of the prior to that group; None where it has none.
+    base = property(lambda self: self._part("base"))
+    ratio = property(lambda self: self._part("ratio"))
+    proposal = property(lambda self: self._part("proposal"))
+
+    def over(self, parts: Mapping[str, WithRest]) -> "OnTop":
+        """The same, with parts that those of this have fitted."""
+        firsts = {part: prior.first for part, prior in parts.items()}
+        return dataclasses.replace(self, fit=fits.over(self.fit, firsts))
 
     def __call__(
         self, key: Array, encodings: Encodings, folder: Path | None = None

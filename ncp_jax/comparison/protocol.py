@@ -29,7 +29,7 @@ from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.evaluation import likelihood
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.pages.parts import pictures as picture_files
-from ncp_jax.priors.ex_post.contract import Encodings, Fit, LatentPrior
+from ncp_jax.priors.ex_post.contract import PARTS, Encodings, Fit, LatentPrior
 from ncp_jax.records import whole_file
 from ncp_jax.training.checkpoint_records import short_hash
 from ncp_jax.training.checkpoints import fingerprint
@@ -125,34 +125,35 @@ def _fit_all(
     folder: Path | None,
 ) -> dict[str, list[Fitted]]:
     found: dict[str, list[Fitted]] = {}
-    for name, base_name in _bases_first(how).items():
-        fit, fits_of_base = how[name], found.get(base_name)
+    for name, parts in _parts_first(how).items():
         found[name] = []
         for i in range(num_fits):
             place = None if folder is None else folder / "priors" / f"{name}-{i}"
             fit_key = rng.at_step(rng.stream(key, name), i)
-            base = fits_of_base[i] if fits_of_base else None
-            each = fits.fit(name, fit, fit_key, encodings, place, base)
+            of_parts = {part: found[other][i] for part, other in parts.items()}
+            each = fits.fit(name, how[name], fit_key, encodings, place, of_parts)
             found[name].append(each)
             print(f"compare: {name}, fit {i + 1} of {num_fits}: {each.seconds:,.1f} s")
     return {name: found[name] for name in how}
 
 
-def _bases_first(how: Mapping[str, Fit]) -> dict[str, str]:
-    """By name, the prior of `how` that this one would fit again; "" where none is.
+def _parts_first(how: Mapping[str, Fit]) -> dict[str, dict[str, str]]:
+    """By name, the priors of `how` that this one would fit again, by its field.
 
-    That one comes before it.
+    Those come before it.
     """
-    found: dict[str, str] = {}
+    found: dict[str, dict[str, str]] = {}
 
     def add(name: str) -> None:
-        fit = how[name]
-        base = getattr(fit, "base", None) if dataclasses.is_dataclass(fit) else None
-        same = (other for other in how if base is not None and how[other] == base)
-        base_name = next(same, "")
-        if base_name and base_name not in found:
-            add(base_name)
-        found.setdefault(name, base_name)
+        parts: dict[str, str] = {}
+        for field in PARTS if dataclasses.is_dataclass(how[name]) else ():
+            part = getattr(how[name], field, None)
+            same = (n for n, fit in how.items() if part is not None and fit == part)
+            if other := next(same, ""):
+                parts[field] = other
+                if other not in found:
+                    add(other)
+        found.setdefault(name, parts)
 
     for name in how:
         add(name)

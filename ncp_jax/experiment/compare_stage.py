@@ -140,7 +140,7 @@ def _check_base(experiment: Experiment) -> None:
     settings = experiment.config.compare
     for name in settings.names or ex_post.NAMES:
         how = ex_post.settings_of(name, settings.priors.to_dict().get(name))
-        if getattr(how, "base", name) is None:
+        if getattr(getattr(how, "ratio", how), "base", name) is None:
             raise InputError(
                 f"prior {name!r} reweights that of stage 1, and config.vae.prior = "
                 "'snis' has no density, only a bound: name others, as with "

@@ -385,7 +385,7 @@ def test_vamp_needs_a_posterior_and_is_else_left_out(capsys):
     mute = jax.tree_util.register_dataclass(Mute)(VAE.weights)
     with pytest.raises(InputError, match=r"give your VAE a method posterior\(x\)"):
         compared(vae=mute, priors=("gaussian", "vamp"))
-    with pytest.raises(InputError, match=r"ncp_over_vamp is a mixture.* or reweights"):
+    with pytest.raises(InputError, match=r"ncp_over_vamp is a mixture.* or made with"):
         compared(vae=mute, priors=("gaussian", "ncp_over_vamp"))
     how = comparison.fits_of(comparison.ex_post.NAMES)
     comparison._without_vamp(how, is_default=True)

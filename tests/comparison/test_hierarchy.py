@@ -96,10 +96,11 @@ def test_rows_say_which_groups_they_are_of():
 
 def test_a_base_of_the_first_group_is_fitted_once():
     found = hierarchy.fits_of(Groups((2, 3)), {"ncp_over_gmm": {}, "gmm": {}})
-    bases = protocol._bases_first(found)
-    assert list(bases.items()) == [("gmm_top", ""), ("ncp_over_gmm_top", "gmm_top")]
+    parts = protocol._parts_first(found)
+    of_ncp = ("ncp_over_gmm_top", {"base": "gmm_top"})
+    assert list(parts.items()) == [("gmm_top", {}), of_ncp]
     first = Gaussian(jnp.zeros(2), jnp.ones(2))
-    on_it = fits.over(found["ncp_over_gmm_top"], WithRest(first, 2, 3))
+    on_it = fits.over(found["ncp_over_gmm_top"], {"base": WithRest(first, 2, 3)})
     assert (on_it.width, on_it.num_rest) == (2, 3) and on_it.fit.base.prior is first
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from ncp_jax.comparison import protocol
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import compare_stage, stages
 from ncp_jax.experiment.setup import config as config_lib
@@ -219,6 +220,29 @@ def test_any_prior_that_reweights_may_stand_over_any_exact_one():
                 assert found.sampling == dataclasses.replace(
                     own_alone.sampling, num_proposals=200
                 )
+
+
+def test_another_prior_proposes_the_draws_of_a_ratio():
+    others = {"autoregressive": {"num_components": 3}, "ncp_deep": {"dropout": 0.1}}
+    name = "ncp_deep_from_autoregressive"
+    found = ex_post.settings_of(name, {"num_proposals": 50}, others)
+    assert found.num_proposals == 50
+    for part, of in (("ratio", "ncp_deep"), ("proposal", "autoregressive")):
+        assert getattr(found, part) == ex_post.settings_of(of, others[of])
+    how = {each: ex_post.settings_of(each) for each in ("ncp_deep", name)}
+    of_name = protocol._parts_first(how)[name]  # which is fitted once
+    assert of_name == {"ratio": "ncp_deep"}
+    over = ex_post.settings_of("ncp_over_gmm_from_flow")
+    assert over.ratio == ex_post.settings_of("ncp_over_gmm")
+    assert ex_post.needs_posterior("ncp_from_vamp")
+
+
+@pytest.mark.parametrize("name", ["snis_from_gmm", "ncp_from_snis", "gmm_from_gmm"])
+def test_only_ratios_have_proposals_of_exact_densities(name):
+    with pytest.raises(
+        InputError, match=r"what proposes is one of gmm, .* begins with"
+    ):
+        ex_post.settings_of(name)
 
 
 def test_the_papers_number_of_proposals_is_that_of_its_table_1():

@@ -57,6 +57,7 @@ PRIORS = {
 }
 WITH_DEEP = "_deep"  # "snis_deep": its ratio is the larger one, trained as DEEP says
 OVER = "_over_"  # "ncp_over_gmm": the first reweights the second, which is fitted first
+FROM = "_from_"  # "ncp_deep_from_autoregressive": the second proposes the first's draws
 BASES = (  # exact ones
     "gmm",
     "vamp",
@@ -67,6 +68,7 @@ BASES = (  # exact ones
     "diffusion",
 )
 PROPOSALS_OVER = 200  # of SIR: a fitted base is near q, and more do no better
+RATIOS = ("ncp", "implicit", "ebm", "multistage")  # how names of `ncp.Reweighted` begin
 NAMES = (  # of a whole comparison; others over others may be named
     *PRIORS,
     "ncp_deep",
@@ -98,7 +100,8 @@ def settings_of(
 
     Args:
       name: of `PRIORS`, with "_deep" behind it for the larger ratio; or A_over_B: A in
-        the place of whose base stands B of `BASES`.
+        the place of whose base stands B of `BASES`.  Or A_from_B: a ratio A of any such
+        name, whose proposals are draws of B of `BASES`.
       changes: of its fields; those of a field that holds settings are a mapping again,
         e.g. {"training": {"num_steps": 100}}.  Or what fits a prior of one's own, of
         any name, which is returned.
@@ -110,6 +113,8 @@ def settings_of(
     """
     if callable(changes):
         return changes
+    if FROM in str(name):
+        return _proposed(str(name), changes or {}, others or {})
     own, over, base = str(name).partition(OVER)
     kind = own.removesuffix(WITH_DEEP)
     if kind not in PRIORS or (over and base not in BASES):
@@ -138,9 +143,28 @@ def settings_of(
     return changed(name, settings, changes or {})
 
 
+def _proposed(
+    name: str,
+    changes: Mapping[str, Any],
+    others: Mapping[str, Mapping[str, Any] | contract.Fit],
+) -> Any:
+    """How A_from_B is fitted."""
+    ratio, _, proposal = name.rpartition(FROM)
+    if not ratio.startswith(RATIOS) or proposal not in BASES:
+        raise InputError(
+            f"prior {name!r}: what proposes is one of {', '.join(BASES)}, for a prior "
+            f"whose name begins with one of {', '.join(RATIOS)}"
+        )
+    of_ratio = settings_of(ratio, others.get(ratio), others)
+    of_proposal = settings_of(proposal, others.get(proposal), others)
+    module = importlib.import_module(f"{__name__}.ncp")
+    settings = module.ProposedSettings(of_ratio, of_proposal, PROPOSALS_OVER)
+    return changed(name, settings, changes)
+
+
 def needs_posterior(name: str) -> bool:
-    """Whether a prior, or the one that it reweights, is made of q(z | x) itself."""
-    return name.rpartition(OVER)[2] == "vamp"
+    """Whether a prior, or one that it is made with, is made of q(z | x) itself."""
+    return "vamp" in name.replace(FROM, OVER).split(OVER)
 
 
 def shortened(settings: Any, max_steps: int, max_draws: int) -> Any:

@@ -14,6 +14,7 @@ from ncp_jax.models.distributions import Normal
 
 Array = jax.Array
 
+PARTS = ("base", "ratio", "proposal")  # fields of a `Fit` that hold another `Fit`
 BASE_BATCH_SIZE = 10_000  # draws of a base that are weighed at a time
 
 # What `log_prob` is: the density itself; the density times an unknown Z; the log of an
@@ -110,12 +111,25 @@ def with_base(
         encodings = encodings._replace(
             base=base(rng.stream(key, "base"), encodings, at)
         )
-    if encodings.base.density != "exact":
-        raise InputError(
-            f"the density of {type(encodings.base).__name__} is "
-            f"{encodings.base.density!r}; only an exact one can be reweighted"
-        )
+    check_exact(encodings.base, "be reweighted")
     return encodings
+
+
+def check_exact(prior: LatentPrior, purpose: str) -> None:
+    """Refuses a prior whose density is not known exactly.
+
+    Args:
+      prior: to be used.
+      purpose: what only a known one can, as the end of a sentence.
+
+    Raises:
+      InputError: it is another one.
+    """
+    if prior.density != "exact":
+        raise InputError(
+            f"the density of {type(prior).__name__} is {prior.density!r}; only an "
+            f"exact one can {purpose}"
+        )
 
 
 def over_base(

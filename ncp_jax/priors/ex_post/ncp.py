@@ -3,7 +3,8 @@
 Aneja, Schwing, Kautz and Vahdat (2021).  Options of the same loss: several negatives;
 the ranking loss beside it (Ma and Collins, 2018); M negatives counted for each positive
 (Noisier NCE, ICLR 2026); dropout, as the implicit prior of Takahashi et al. (2019) has;
-the mean of several ratios (Lakshminarayanan et al., "Deep ensembles", 2017).
+the mean of several ratios (Lakshminarayanan et al., "Deep ensembles", 2017).  And
+another prior's draws as proposals: importance sampling from what is near r p.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ncp_jax import rng, samplers
+from ncp_jax.errors import InputError
 from ncp_jax.models.discriminator import RatioMLP
 from ncp_jax.priors.ex_post.contract import (
     Density,
@@ -22,6 +24,7 @@ from ncp_jax.priors.ex_post.contract import (
     Fit,
     LatentPrior,
     Training,
+    check_exact,
     over_base,
     with_base,
 )
@@ -41,7 +44,7 @@ class Sampling:
 
     Attributes:
       method: "sir"; "mala", which starts where SIR ends; or "langevin", which starts at
-        the base prior, is not corrected, and when short does not follow the density.
+        a proposal, is not corrected, and when short does not follow the density.
       num_proposals: of SIR, whose bias is O(1 / num_proposals).
       num_steps: of MALA, the first half to adapt its step sizes, or of Langevin.
       step_size: lambda, as of `samplers.langevin`.
@@ -63,6 +66,9 @@ class Reweighted:
       params: of each r_s.
       network: of all r_s.
       sampling: how draws are made.
+      proposal: s, of exact density, whose draws are chosen among with weights r p / s,
+        and whose mean weight is Z; None for p.  The nearer it is to r p / Z, the fewer
+        draws do.
     """
 
     density: ClassVar[Density] = "up to log Z"
@@ -73,6 +79,7 @@ class Reweighted:
     sampling: Sampling = dataclasses.field(
         default=Sampling(), metadata={"static": True}
     )
+    proposal: LatentPrior | None = None
 
     def log_r(self, z: Array) -> Array:
         """The sum of log r_s of z [B, D]: [B], nats."""
@@ -87,17 +94,27 @@ class Reweighted:
         return self.base.log_prob(z) + self.log_r(z)
 
     def log_z_weights(self, keys: Array) -> Array:
-        """log r of one base draw per key: [B], nats."""
-        return self.log_r(self.base.sample(keys))
+        """log of the weight of one proposal per key: [B], nats."""
+        return self._log_weight(self._source.sample(keys))
+
+    @property
+    def _source(self) -> LatentPrior:
+        return self.base if self.proposal is None else self.proposal
+
+    def _log_weight(self, z: Array) -> Array:
+        """log of r p by the density of proposals: [B], nats."""
+        if self.proposal is None:
+            return self.log_r(z)
+        return self.log_prob(z) - self.proposal.log_prob(z)
 
     def sample(self, keys: Array) -> Array:
         """Draws z [B, D], one per key, by the sampler of `sampling`."""
         how = self.sampling
         if how.method == "langevin":
-            start = self.base.sample(rng.stream(keys, "start"))
+            start = self._source.sample(rng.stream(keys, "start"))
             return self.langevin(rng.stream(keys, "langevin"), start)
         of_sir = rng.stream(keys, "sir")
-        draws = resampled(of_sir, self.base, self.log_r, how.num_proposals)
+        draws = resampled(of_sir, self._source, self._log_weight, how.num_proposals)
         if how.method == "sir":
             return draws
         return self.mala(rng.stream(keys, "mala"), draws)
@@ -135,13 +152,16 @@ class Averaged(Reweighted):
 
 
 def resampled(
-    keys: Array, base: LatentPrior, log_r: Callable[[Array], Array], num_proposals: int
+    keys: Array,
+    source: LatentPrior,
+    log_weight: Callable[[Array], Array],
+    num_proposals: int,
 ) -> Array:
-    """One of M draws of the base prior per key, chosen with weight r: z [B, D]."""
+    """One of M draws of a prior per key, chosen by its weight: z [B, D]."""
     draws, _ = samplers.sir(
         keys,
-        base.sample,
-        log_r,
+        source.sample,
+        log_weight,
         num_proposals=num_proposals,
         chunk_size=max(1, PROPOSALS_AT_A_TIME // len(keys)),
     )
@@ -227,6 +247,41 @@ class EnsembleSettings:
             for k in range(self.num_members)
         )
         return Averaged(encodings.base, params, self.member.network, self.sampling)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProposedSettings:
+    """How a prior r p / Z and another one, that proposes its draws, are fitted.
+
+    Attributes:
+      ratio: fits the first, by a ratio.
+      proposal: fits the other, of exact density.
+      num_proposals: M of SIR.
+    """
+
+    ratio: Fit
+    proposal: Fit
+    num_proposals: int = 200
+
+    def __call__(
+        self, key: Array, encodings: Encodings, folder: Path | None = None
+    ) -> Reweighted:
+        """Returns the first, with draws from the other.
+
+        Raises:
+          InputError: the first is no ratio, or the other has no exact density.
+        """
+        prior, proposal = (
+            fit(rng.stream(key, name), encodings, folder / name if folder else None)
+            for name, fit in (("ratio", self.ratio), ("proposal", self.proposal))
+        )
+        if not isinstance(prior, Reweighted):
+            raise InputError(
+                f"{type(prior).__name__} has no ratio whose draws could be proposed"
+            )
+        check_exact(proposal, "propose draws")
+        sampling = dataclasses.replace(prior.sampling, num_proposals=self.num_proposals)
+        return dataclasses.replace(prior, sampling=sampling, proposal=proposal)
 
 
 def contrast(

@@ -15,7 +15,16 @@ import pytest
 
 from ncp_jax.errors import InputError
 from ncp_jax.models.discriminator import RatioMLP
-from ncp_jax.priors.ex_post import ebm, fitting, his, multistage, ncp, rejection, snis
+from ncp_jax.priors.ex_post import (
+    ebm,
+    fitting,
+    gmm,
+    his,
+    multistage,
+    ncp,
+    rejection,
+    snis,
+)
 from ncp_jax.priors.ex_post.contract import (
     LatentPrior,
     Training,
@@ -56,6 +65,7 @@ CASES = {
     "ncp": Case(NCP, 0.04),
     "options": Case(dataclasses.replace(NCP, **ALL_OPTIONS), 0.06),
     "ensemble": Case(ncp.EnsembleSettings(num_members=2, member=NCP), 0.04),
+    "proposed": Case(ncp.ProposedSettings(NCP, gmm.Settings((2,))), 0.04),
     "multistage": Case(
         multistage.Settings(
             num_stages=2,
@@ -189,12 +199,19 @@ def a_his():
     return his.HIS(suite.BASE, params, network, momentum)
 
 
+WIDE = Gaussian(
+    jnp.array([0.5, -0.5]), jnp.full(2, 1.2)
+)  # proposes; near what is tilted
 KNOWN = {
     "ncp": Normalised(
         reweighted(method="mala", num_proposals=8, num_steps=20),
         jnp.asarray(suite.TILTED_GAIN),
     ),
     "ensemble": Normalised(averaged(), jnp.asarray(suite.TILTED_GAIN)),
+    "proposed": Normalised(
+        dataclasses.replace(reweighted(num_proposals=30), proposal=WIDE),
+        jnp.asarray(suite.TILTED_GAIN),
+    ),
     "lars": rejection.LARS(*REJECTION, jnp.log(0.5), jnp.zeros(())),
     "trs": rejection.TRS(*REJECTION, num_draws=20_000),
     "snis": snis.SNIS(suite.BASE, SLOPE, Tilt(), num_proposals=4, num_sets=300),
@@ -535,3 +552,29 @@ def test_another_base_is_fitted_first_and_reweighted(encodings, tmp_path):
     assert prior.base is shifted
     with pytest.raises(InputError, match="exact"):
         with_base(lambda *_: prior, KEY, encodings, None)
+
+
+def test_log_z_is_known_better_from_proposals_near_the_target(key):
+    keys, direct = jax.random.split(key, 5_000), reweighted()
+    near = Gaussian(jnp.asarray(suite.TILT), jnp.ones(2))
+    proposed = dataclasses.replace(direct, proposal=near)
+    spread, exact = np.asarray(direct.log_z_weights(keys)).std(), suite.TILTED_GAIN
+    np.testing.assert_allclose(proposed.log_z_weights(keys), exact, atol=1e-5)
+    assert spread > 0.5
+
+
+@pytest.mark.parametrize(
+    ("ratio", "proposal", "message"),
+    [
+        (gmm.Settings((1,)), gmm.Settings((1,)), "has no ratio"),
+        (
+            lambda *_: reweighted(),
+            lambda *_: reweighted(),
+            "only an exact one can propose",
+        ),
+    ],
+)
+def test_draws_are_proposed_by_an_exact_density_to_a_ratio(ratio, proposal, message):
+    settings = ncp.ProposedSettings(ratio, proposal)
+    with pytest.raises(InputError, match=message):
+        settings(KEY, suite.tilted())
