@@ -35,7 +35,7 @@ from ncp_jax.training.ncp import nce
 
 Array = jax.Array
 
-PROPOSALS_AT_A_TIME = 10_000  # of all chains together: what caches hold
+PROPOSALS_AT_A_TIME = 2_000  # of all chains together: what caches hold
 
 
 @dataclasses.dataclass(frozen=True)
