@@ -298,11 +298,7 @@ class EnsembleSettings:
           folder: of checkpoints; None keeps none.
         """
         members = (
-            self.member(
-                rng.at_step(rng.stream(key, "members"), k),
-                encodings,
-                folder / f"member-{k + 1}" if folder else None,
-            )
-            for k in range(self.num_members)
+            self.member(own_key, encodings, place)
+            for own_key, place in fitting.of_members(self.num_members, key, folder)
         )
         return Mixture(tuple(members))

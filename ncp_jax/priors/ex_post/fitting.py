@@ -145,6 +145,26 @@ def kept(
     return made
 
 
+def of_members(num: int, key: Array, folder: Path | None) -> list[Any]:
+    """What each of several fits of one prior has of its own.
+
+    Args:
+      num: of them.
+      key: PRNG key; consumed here.
+      folder: of all checkpoints; None keeps none.
+
+    Returns:
+      A key and a folder, or None, for each.
+    """
+    return [
+        (
+            rng.at_step(rng.stream(key, "members"), k),
+            folder / f"member-{k + 1}" if folder else None,
+        )
+        for k in range(num)
+    ]
+
+
 def provenance(key: Array, encodings: Encodings) -> dict[str, Any]:
     """What a fit was made from, as JSON values that name it in its checkpoints."""
     return {

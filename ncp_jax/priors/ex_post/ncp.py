@@ -28,7 +28,7 @@ from ncp_jax.priors.ex_post.contract import (
     over_base,
     with_base,
 )
-from ncp_jax.priors.ex_post.fitting import Loss, minimise
+from ncp_jax.priors.ex_post.fitting import Loss, minimise, of_members
 from ncp_jax.samplers.resampling import log_mean_exp
 from ncp_jax.training.loop import PyTree
 from ncp_jax.training.ncp import nce
@@ -237,14 +237,8 @@ class EnsembleSettings:
         """Returns the prior with the geometric mean of all r_k."""
         encodings = with_base(self.base, key, encodings, folder)
         params = tuple(
-            contrast(
-                self.member,
-                rng.at_step(rng.stream(key, "members"), k),
-                encodings,
-                encodings.base,
-                folder / f"member-{k + 1}" if folder else None,
-            )
-            for k in range(self.num_members)
+            contrast(self.member, own_key, encodings, encodings.base, place)
+            for own_key, place in of_members(self.num_members, key, folder)
         )
         return Averaged(encodings.base, params, self.member.network, self.sampling)
 

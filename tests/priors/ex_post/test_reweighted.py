@@ -199,9 +199,8 @@ def a_his():
     return his.HIS(suite.BASE, params, network, momentum)
 
 
-WIDE = Gaussian(
-    jnp.array([0.5, -0.5]), jnp.full(2, 1.2)
-)  # proposes; near what is tilted
+# Proposes draws of what is tilted.
+WIDE = Gaussian(jnp.array([0.5, -0.5]), jnp.full(2, 1.2))
 KNOWN = {
     "ncp": Normalised(
         reweighted(method="mala", num_proposals=8, num_steps=20),
