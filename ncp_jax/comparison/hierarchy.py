@@ -182,8 +182,8 @@ class OnTop:
 
     # What fits the parts of the prior to that group; None where it has none.
     base = property(lambda self: self._part("base"))
-    ratio = property(lambda self: self._part("ratio"))
-    proposal = property(lambda self: self._part("proposal"))
+    first = property(lambda self: self._part("first"))
+    second = property(lambda self: self._part("second"))
 
     def over(self, parts: Mapping[str, WithRest]) -> "OnTop":
         """The same, with parts that those of this have fitted."""

@@ -20,7 +20,7 @@ from ncp_jax.evaluation.metrics import modes
 from ncp_jax.experiment import chosen_rows, picture_scores
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.priors import ex_post
-from ncp_jax.priors.ex_post.contract import Fit
+from ncp_jax.priors.ex_post.contract import PARTS, Fit
 from ncp_jax.priors.ex_post.rejection import LARS
 from ncp_jax.training.ncp.signal import SignalSettings
 
@@ -140,12 +140,18 @@ def _check_base(experiment: Experiment) -> None:
     settings = experiment.config.compare
     for name in settings.names or ex_post.NAMES:
         how = ex_post.settings_of(name, settings.priors.to_dict().get(name))
-        if getattr(getattr(how, "ratio", how), "base", name) is None:
+        if _reweights_that_of_stage_1(how):
             raise InputError(
                 f"prior {name!r} reweights that of stage 1, and config.vae.prior = "
                 "'snis' has no density, only a bound: name others, as with "
                 "--config.compare.names=\"('gaussian','gmm','flow')\""
             )
+
+
+def _reweights_that_of_stage_1(how: Any) -> bool:
+    """Whether a `Fit`, or a part of it, has no base of its own."""
+    parts = [getattr(how, part) for part in PARTS if hasattr(how, part)]
+    return any(part is None or _reweights_that_of_stage_1(part) for part in parts)
 
 
 def _of_learned_prior(experiment: Experiment, model: OneVector) -> Mapping[str, Any]:

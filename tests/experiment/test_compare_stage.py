@@ -227,21 +227,35 @@ def test_another_prior_proposes_the_draws_of_a_ratio():
     name = "ncp_deep_from_autoregressive"
     found = ex_post.settings_of(name, {"num_proposals": 50}, others)
     assert found.num_proposals == 50
-    for part, of in (("ratio", "ncp_deep"), ("proposal", "autoregressive")):
+    for part, of in (("first", "ncp_deep"), ("second", "autoregressive")):
         assert getattr(found, part) == ex_post.settings_of(of, others[of])
     how = {each: ex_post.settings_of(each) for each in ("ncp_deep", name)}
     of_name = protocol._parts_first(how)[name]  # which is fitted once
-    assert of_name == {"ratio": "ncp_deep"}
+    assert of_name == {"first": "ncp_deep"}
     over = ex_post.settings_of("ncp_over_gmm_from_flow")
-    assert over.ratio == ex_post.settings_of("ncp_over_gmm")
+    assert over.first == ex_post.settings_of("ncp_over_gmm")
     assert ex_post.needs_posterior("ncp_from_vamp")
 
 
-@pytest.mark.parametrize("name", ["snis_from_gmm", "ncp_from_snis", "gmm_from_gmm"])
-def test_only_ratios_have_proposals_of_exact_densities(name):
-    with pytest.raises(
-        InputError, match=r"what proposes is one of gmm, .* begins with"
-    ):
+def test_two_densities_are_pooled_and_a_pool_with_a_third():
+    name = "ncp_deep_and_autoregressive"
+    found, other = (ex_post.settings_of(f"ncp_deep_{x}_gmm") for x in ("and", "from"))
+    assert found.second == other.second == ex_post.settings_of("gmm")
+    assert (found.weight, other.weight) == (0.0, 1.0)  # chosen; that of the first alone
+    of_three = ex_post.settings_of(f"{name}_and_gmm", {"weight": 0.5})
+    assert of_three.first == ex_post.settings_of(name)
+    assert of_three.weight == 0.5
+    how = {n: ex_post.settings_of(n) for n in (f"{name}_and_gmm", "gmm", name)}
+    of_name = protocol._parts_first(how)[f"{name}_and_gmm"]
+    assert of_name == {"first": name, "second": "gmm"}
+    assert ex_post.needs_posterior("ncp_and_vamp")
+
+
+@pytest.mark.parametrize(
+    "name", ["snis_from_gmm", "ncp_from_snis", "two_stage_and_gmm", "gmm_and_ncp"]
+)
+def test_only_known_densities_are_pooled_and_only_exact_ones_propose(name):
+    with pytest.raises(InputError, match=r"the second is one of gmm, .* begins with"):
         ex_post.settings_of(name)
 
 

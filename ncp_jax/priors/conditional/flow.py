@@ -35,10 +35,7 @@ class ContextCouplings(Couplings):
     ) -> tuple[Array, Array, Spline]:
         """What a layer does, which to padding is nothing."""
         context, is_used = given
-        h = jnp.concatenate([passed, context], axis=1)
-        if not h.shape[1]:  # one coordinate without a context: the same map always
-            h = jnp.zeros((len(h), 1), h.dtype)
-        log_scale, shift, spline = layer(h)
+        log_scale, shift, spline = layer(jnp.concatenate([passed, context], axis=1))
         used = is_used[moved][None]
         parts = (part * used[..., None] for part in spline)
         return log_scale * used, shift * used, Spline(*parts)

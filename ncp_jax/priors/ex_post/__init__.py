@@ -57,6 +57,7 @@ PRIORS = {
 }
 WITH_DEEP = "_deep"  # "snis_deep": its ratio is the larger one, trained as DEEP says
 OVER = "_over_"  # "ncp_over_gmm": the first reweights the second, which is fitted first
+AND = "_and_"  # "ncp_deep_and_autoregressive": the geometric mean of both densities
 FROM = "_from_"  # "ncp_deep_from_autoregressive": the second proposes the first's draws
 BASES = (  # exact ones
     "gmm",
@@ -68,7 +69,7 @@ BASES = (  # exact ones
     "diffusion",
 )
 PROPOSALS_OVER = 200  # of SIR: a fitted base is near q, and more do no better
-RATIOS = ("ncp", "implicit", "ebm", "multistage")  # how names of `ncp.Reweighted` begin
+POOLED = (*BASES, "ncp", "implicit", "ebm", "multistage")  # how the names of A begin
 NAMES = (  # of a whole comparison; others over others may be named
     *PRIORS,
     "ncp_deep",
@@ -77,7 +78,7 @@ NAMES = (  # of a whole comparison; others over others may be named
     "ncp_over_gmm",
     "ncp_over_flow",
     "ncp_deep_over_gmm",
-    "ncp_ensemble_over_gmm",
+    "ncp_deep_and_autoregressive",
 )
 SHARES = (".dropout", ".acceptance")  # settings below 1
 ABOVE_0 = (".acceptance", ".learning_rate", ".step_size")
@@ -100,8 +101,9 @@ def settings_of(
 
     Args:
       name: of `PRIORS`, with "_deep" behind it for the larger ratio; or A_over_B: A in
-        the place of whose base stands B of `BASES`.  Or A_from_B: a ratio A of any such
-        name, whose proposals are draws of B of `BASES`.
+        the place of whose base stands B of `BASES`.  Or A_and_B: the geometric mean of
+        the densities of A of any such name and B of `BASES`, which proposes the draws.
+        Or A_from_B: A alone, whose draws B proposes.
       changes: of its fields; those of a field that holds settings are a mapping again,
         e.g. {"training": {"num_steps": 100}}.  Or what fits a prior of one's own, of
         any name, which is returned.
@@ -113,8 +115,8 @@ def settings_of(
     """
     if callable(changes):
         return changes
-    if FROM in str(name):
-        return _proposed(str(name), changes or {}, others or {})
+    if AND in str(name) or FROM in str(name):
+        return _pooled(str(name), changes or {}, others or {})
     own, over, base = str(name).partition(OVER)
     kind = own.removesuffix(WITH_DEEP)
     if kind not in PRIORS or (over and base not in BASES):
@@ -143,28 +145,33 @@ def settings_of(
     return changed(name, settings, changes or {})
 
 
-def _proposed(
+def _pooled(
     name: str,
     changes: Mapping[str, Any],
     others: Mapping[str, Mapping[str, Any] | contract.Fit],
 ) -> Any:
-    """How A_from_B is fitted."""
-    ratio, _, proposal = name.rpartition(FROM)
-    if not ratio.startswith(RATIOS) or proposal not in BASES:
+    """How A_and_B or A_from_B is fitted; A may be such a name again."""
+    last = max((AND, FROM), key=name.rfind)
+    first, _, second = name.rpartition(last)
+    if not first.startswith(POOLED) or second not in BASES:
         raise InputError(
-            f"prior {name!r}: what proposes is one of {', '.join(BASES)}, for a prior "
-            f"whose name begins with one of {', '.join(RATIOS)}"
+            f"prior {name!r}: the second is one of {', '.join(BASES)}, and the name of "
+            f"the first begins with one of {', '.join(POOLED)}"
         )
-    of_ratio = settings_of(ratio, others.get(ratio), others)
-    of_proposal = settings_of(proposal, others.get(proposal), others)
+    of_first = settings_of(first, others.get(first), others)
+    of_second = settings_of(second, others.get(second), others)
     module = importlib.import_module(f"{__name__}.ncp")
-    settings = module.ProposedSettings(of_ratio, of_proposal, PROPOSALS_OVER)
+    settings = module.PooledSettings(of_first, of_second)
+    if last == FROM:  # A alone, which B may be far from
+        settings = dataclasses.replace(
+            settings, weight=1.0, num_proposals=PROPOSALS_OVER
+        )
     return changed(name, settings, changes)
 
 
 def needs_posterior(name: str) -> bool:
     """Whether a prior, or one that it is made with, is made of q(z | x) itself."""
-    return "vamp" in name.replace(FROM, OVER).split(OVER)
+    return "vamp" in name.replace(AND, OVER).replace(FROM, OVER).split(OVER)
 
 
 def shortened(settings: Any, max_steps: int, max_draws: int) -> Any:

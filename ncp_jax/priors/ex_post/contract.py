@@ -14,7 +14,7 @@ from ncp_jax.models.distributions import Normal
 
 Array = jax.Array
 
-PARTS = ("base", "ratio", "proposal")  # fields of a `Fit` that hold another `Fit`
+PARTS = ("base", "first", "second")  # fields of a `Fit` that hold another `Fit`
 BASE_BATCH_SIZE = 10_000  # draws of a base that are weighed at a time
 
 # What `log_prob` is: the density itself; the density times an unknown Z; the log of an

@@ -121,11 +121,13 @@ class Conditioner(nn.Module):
     @nn.compact
     def __call__(self, h: Array) -> tuple[Array, Array, Spline]:
         """From [B, D'] to log scale, shift [B, n] and a spline's three parts."""
+        if not h.shape[1]:  # one coordinate without a context: the same map always
+            h = jnp.zeros((len(h), 1), h.dtype)
         for width in self.hidden_dims:
             h = nn.silu(nn.Dense(width)(h))
         size = 3 * self.num_bins + 1
         raw = nn.Dense(self.num_moved * size, kernel_init=nn.initializers.zeros)(h)
-        raw = raw.reshape(-1, self.num_moved, size)
+        raw = raw.reshape(len(h), self.num_moved, size)
         log_scale = MAX_LOG_SCALE * jnp.tanh(raw[..., 0] / MAX_LOG_SCALE)
         widths, heights, slopes = jnp.split(
             raw[..., 2:], [self.num_bins, 2 * self.num_bins], axis=-1
@@ -252,17 +254,9 @@ class Settings:
           key: PRNG key; consumed here.
           encodings: of training and of validation examples.
           folder: of checkpoints; None keeps none.
-
-        Raises:
-          InputError: z has one dimension.
         """
         moments = gaussian.matched(encodings)
         dim = len(moments.mean)
-        if dim < 2:
-            raise InputError(
-                "flow moves some dimensions of z given the others, and this VAE's z "
-                "has one: leave flow and ncp_over_flow out (autoregressive takes one)"
-            )
         net = Couplings(dim, self.num_couplings, self.hidden_dims, self.num_bins)
         params = jax.jit(net.init)(rng.stream(key, "init"), jnp.zeros((1, dim)))
         params = fitting.minimise(

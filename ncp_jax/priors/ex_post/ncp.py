@@ -3,12 +3,14 @@
 Aneja, Schwing, Kautz and Vahdat (2021).  Options of the same loss: several negatives;
 the ranking loss beside it (Ma and Collins, 2018); M negatives counted for each positive
 (Noisier NCE, ICLR 2026); dropout, as the implicit prior of Takahashi et al. (2019) has;
-the mean of several ratios (Lakshminarayanan et al., "Deep ensembles", 2017).  And
-another prior's draws as proposals: importance sampling from what is near r p.
+the mean of several ratios (Lakshminarayanan et al., "Deep ensembles", 2017).  And the
+geometric mean with another prior, whose draws are the proposals (Heskes, "Selecting
+weighting factors in logarithmic opinion pools", 1997).
 """
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -36,6 +38,7 @@ from ncp_jax.training.ncp import nce
 Array = jax.Array
 
 PROPOSALS_AT_A_TIME = 2_000  # of all chains together: what caches hold
+NUM_WEIGHTS = 20  # of a pool, that are tried: 0, 1 / 20, .. 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +69,6 @@ class Reweighted:
       params: of each r_s.
       network: of all r_s.
       sampling: how draws are made.
-      proposal: s, of exact density, whose draws are chosen among with weights r p / s,
-        and whose mean weight is Z; None for p.  The nearer it is to r p / Z, the fewer
-        draws do.
     """
 
     density: ClassVar[Density] = "up to log Z"
@@ -79,7 +79,6 @@ class Reweighted:
     sampling: Sampling = dataclasses.field(
         default=Sampling(), metadata={"static": True}
     )
-    proposal: LatentPrior | None = None
 
     def log_r(self, z: Array) -> Array:
         """The sum of log r_s of z [B, D]: [B], nats."""
@@ -94,27 +93,17 @@ class Reweighted:
         return self.base.log_prob(z) + self.log_r(z)
 
     def log_z_weights(self, keys: Array) -> Array:
-        """log of the weight of one proposal per key: [B], nats."""
-        return self._log_weight(self._source.sample(keys))
-
-    @property
-    def _source(self) -> LatentPrior:
-        return self.base if self.proposal is None else self.proposal
-
-    def _log_weight(self, z: Array) -> Array:
-        """log of r p by the density of proposals: [B], nats."""
-        if self.proposal is None:
-            return self.log_r(z)
-        return self.log_prob(z) - self.proposal.log_prob(z)
+        """log r of one draw from the base per key: [B], nats."""
+        return self.log_r(self.base.sample(keys))
 
     def sample(self, keys: Array) -> Array:
         """Draws z [B, D], one per key, by the sampler of `sampling`."""
         how = self.sampling
         if how.method == "langevin":
-            start = self._source.sample(rng.stream(keys, "start"))
+            start = self.base.sample(rng.stream(keys, "start"))
             return self.langevin(rng.stream(keys, "langevin"), start)
         of_sir = rng.stream(keys, "sir")
-        draws = resampled(of_sir, self._source, self._log_weight, how.num_proposals)
+        draws = resampled(of_sir, self.base, self.log_r, how.num_proposals)
         if how.method == "sir":
             return draws
         return self.mala(rng.stream(keys, "mala"), draws)
@@ -243,39 +232,113 @@ class EnsembleSettings:
         return Averaged(encodings.base, params, self.member.network, self.sampling)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ProposedSettings:
-    """How a prior r p / Z and another one, that proposes its draws, are fitted.
+class Pooled:
+    """p_A(z)^w p_B(z)^(1 - w) / Z, a logarithmic opinion pool.
+
+    It is p_B reweighted by (p_A / p_B)^w.  So draws of B are the proposals, and the
+    mean of their weights is Z.  With w = 1 it is A, sampled by way of B.
 
     Attributes:
-      ratio: fits the first, by a ratio.
-      proposal: fits the other, of exact density.
+      first: A, of density "exact" or "up to log Z".
+      second: B, of exact density.
+      weight: w [], 0 or more.
       num_proposals: M of SIR.
     """
 
-    ratio: Fit
-    proposal: Fit
-    num_proposals: int = 200
+    density: ClassVar[Density] = "up to log Z"
+
+    first: LatentPrior
+    second: LatentPrior
+    weight: Array
+    num_proposals: int = dataclasses.field(metadata={"static": True})
+
+    def log_prob(self, z: Array, key: Array | None = None) -> Array:
+        """w log p_A(z) + (1 - w) log p_B(z), which lacks - log Z: [B], nats."""
+        del key
+        return self.second.log_prob(z) + self._log_weight(z)
+
+    def log_z_weights(self, keys: Array) -> Array:
+        """log of the weight of one draw of B per key: [B], nats."""
+        return self._log_weight(self.second.sample(keys))
+
+    def sample(self, keys: Array) -> Array:
+        """Draws z [B, D], one per key, by SIR."""
+        return resampled(keys, self.second, self._log_weight, self.num_proposals)
+
+    def _log_weight(self, z: Array) -> Array:
+        return _to_the(self.weight, log_ratio(self.first, self.second, z))
+
+
+@jax.jit
+def log_ratio(first: LatentPrior, second: LatentPrior, z: Array) -> Array:
+    """log p_A(z) / p_B(z) of z [B, D], but for a constant: [B], nats."""
+    return first.log_prob(z) - second.log_prob(z)
+
+
+def _to_the(weight: Array, log_r: Array) -> Array:
+    """log r^w, which is 0 for w = 0 wherever r = 0, too."""
+    return jnp.where(weight == 0, 0.0, weight * log_r)
+
+
+@dataclasses.dataclass(frozen=True)
+class PooledSettings:
+    """How two priors are fitted and w, the share of the first, is chosen.
+
+    Attributes:
+      first: fits A, of density "exact" or "up to log Z".
+      second: fits B, of exact density.
+      weight: w; 0 for the one from 0 to 1 with the highest held-out gain, which is
+        concave in w.
+      num_score_draws: of B, for the log Z of each w that is tried.
+      num_proposals: M of SIR.
+    """
+
+    first: Fit
+    second: Fit
+    weight: float = 0.0
+    num_score_draws: int = 100_000
+    num_proposals: int = 20
 
     def __call__(
         self, key: Array, encodings: Encodings, folder: Path | None = None
-    ) -> Reweighted:
-        """Returns the first, with draws from the other.
+    ) -> Pooled:
+        """Returns the pool.
 
         Raises:
-          InputError: the first is no ratio, or the other has no exact density.
+          InputError: the density of one is not what it has to be.
         """
-        prior, proposal = (
+        first, second = (
             fit(rng.stream(key, name), encodings, folder / name if folder else None)
-            for name, fit in (("ratio", self.ratio), ("proposal", self.proposal))
+            for name, fit in (("first", self.first), ("second", self.second))
         )
-        if not isinstance(prior, Reweighted):
+        check_exact(second, "propose draws")
+        if first.density not in ("exact", "up to log Z"):
             raise InputError(
-                f"{type(prior).__name__} has no ratio whose draws could be proposed"
+                f"the density of {type(first).__name__} is {first.density!r}; only one "
+                "that is exact, or exact up to log Z, can be pooled"
             )
-        check_exact(proposal, "propose draws")
-        sampling = dataclasses.replace(prior.sampling, num_proposals=self.num_proposals)
-        return dataclasses.replace(prior, sampling=sampling, proposal=proposal)
+        weight = jnp.asarray(self.weight)
+        if not self.weight:
+            weight = self._chosen(first, second, rng.stream(key, "score"), encodings)
+        return Pooled(first, second, weight, self.num_proposals)
+
+    def _chosen(
+        self,
+        first: LatentPrior,
+        second: LatentPrior,
+        key: Array,
+        encodings: Encodings,
+    ) -> Array:
+        """w with the highest E_q[log r^w] - log E_B[r^w], r = p_A / p_B: []."""
+        weigh = partial(log_ratio, first, second)
+        with jax.default_matmul_precision("float32"):
+            of_draws = over_base(second, weigh, key, self.num_score_draws)
+            of_valid = jax.lax.map(weigh, encodings.valid.swapaxes(0, 1))
+        weights = jnp.arange(NUM_WEIGHTS + 1) / NUM_WEIGHTS
+        log_z = log_mean_exp(_to_the(weights[:, None], of_draws[None]), axis=1)
+        return weights[jnp.argmax(_to_the(weights, jnp.mean(of_valid)) - log_z)]
 
 
 def contrast(

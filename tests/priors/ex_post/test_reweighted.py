@@ -45,6 +45,9 @@ LONGER = dataclasses.replace(SHORT, num_steps=200, learning_rate=2e-2)
 SHORTER = dataclasses.replace(SHORT, num_steps=100)
 SMALL = {"hidden_dims": (32, 32), "activation": "swish", "training": SHORT}
 NCP = ncp.Settings(**SMALL, num_score_draws=5_000)
+NCP_LONGER = dataclasses.replace(
+    NCP, training=dataclasses.replace(LONGER, num_steps=400)
+)
 ALL_OPTIONS = {
     "dropout": 0.1,
     "num_negatives": 3,
@@ -65,7 +68,8 @@ CASES = {
     "ncp": Case(NCP, 0.04),
     "options": Case(dataclasses.replace(NCP, **ALL_OPTIONS), 0.06),
     "ensemble": Case(ncp.EnsembleSettings(num_members=2, member=NCP), 0.04),
-    "proposed": Case(ncp.ProposedSettings(NCP, gmm.Settings((2,))), 0.04),
+    "pooled": Case(ncp.PooledSettings(NCP_LONGER, gmm.Settings((1,))), 0.04),
+    "proposed": Case(ncp.PooledSettings(NCP_LONGER, gmm.Settings((2,)), 1.0), 0.04),
     "multistage": Case(
         multistage.Settings(
             num_stages=2,
@@ -208,7 +212,7 @@ KNOWN = {
     ),
     "ensemble": Normalised(averaged(), jnp.asarray(suite.TILTED_GAIN)),
     "proposed": Normalised(
-        dataclasses.replace(reweighted(num_proposals=30), proposal=WIDE),
+        ncp.Pooled(reweighted(), WIDE, jnp.asarray(1.0), 30),
         jnp.asarray(suite.TILTED_GAIN),
     ),
     "lars": rejection.LARS(*REJECTION, jnp.log(0.5), jnp.zeros(())),
@@ -556,16 +560,61 @@ def test_another_base_is_fitted_first_and_reweighted(encodings, tmp_path):
 def test_log_z_is_known_better_from_proposals_near_the_target(key):
     keys, direct = jax.random.split(key, 5_000), reweighted()
     near = Gaussian(jnp.asarray(suite.TILT), jnp.ones(2))
-    proposed = dataclasses.replace(direct, proposal=near)
+    proposed = ncp.Pooled(direct, near, jnp.asarray(1.0), 10)
     spread, exact = np.asarray(direct.log_z_weights(keys)).std(), suite.TILTED_GAIN
     np.testing.assert_allclose(proposed.log_z_weights(keys), exact, atol=1e-5)
     assert spread > 0.5
 
 
+def normal(*mean):
+    return Gaussian(jnp.asarray(mean), jnp.ones(2))
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0, 1.5])
+def test_a_pool_of_two_normals_is_the_normal_between_them(weight, key):
+    """N(a, I)^w N(b, I)^(1 - w) = Z N(w a + (1 - w) b, I)."""
+    first, second = normal(1.0, 0.0), normal(0.0, 1.0)
+    pool = ncp.Pooled(first, second, jnp.asarray(weight), 500)
+    between = normal(weight, 1.0 - weight)
+    log_z = -0.5 * weight * (1.0 - weight) * 2.0
+    z = jax.random.normal(key, (100, 2))
+    expected = between.log_prob(z) + log_z
+    np.testing.assert_allclose(pool.log_prob(z), expected, rtol=1e-5, atol=1e-5)
+    of_weights = pool.log_z_weights(jax.random.split(key, 100_000))
+    np.testing.assert_allclose(log_mean_exp(of_weights), log_z, atol=0.02)
+    draws = np.asarray(pool.sample(jax.random.split(key, 2_000)))
+    assert_mean(draws - np.asarray(between.mean), 0.0, 1.0)
+
+
+@pytest.mark.parametrize("best", [0.0, 0.3, 0.8, 1.0])
+def test_the_weight_of_a_pool_is_the_one_that_held_out_encodings_gain_by(best, key):
+    """Of normals of one covariance the best pool is the one whose mean is that of q."""
+    z = normal(best, -best).sample(jax.random.split(key, 20_000))[None]
+    encodings = suite.mixture()._replace(valid=z)
+    settings = ncp.PooledSettings(
+        lambda *_: normal(1.0, -1.0), lambda *_: normal(0.0, 0.0)
+    )
+    found = settings(key, encodings).weight
+    np.testing.assert_allclose(found, best, atol=0.051)
+
+
+def test_a_pool_without_its_first_is_its_second(key):
+    """Also where the first has no density at all."""
+    second = normal(0.0, 0.0)
+    nowhere = dataclasses.replace(reweighted(), base=normal(jnp.inf, 0.0))
+    pool = ncp.Pooled(nowhere, second, jnp.asarray(0.0), 5)
+    z = jax.random.normal(key, (10, 2))
+    np.testing.assert_array_equal(pool.log_prob(z), second.log_prob(z))
+
+
 @pytest.mark.parametrize(
-    ("ratio", "proposal", "message"),
+    ("first", "second", "message"),
     [
-        (gmm.Settings((1,)), gmm.Settings((1,)), "has no ratio"),
+        (
+            lambda *_: snis.SNIS(Gaussian(jnp.zeros(2), jnp.ones(2)), {}, None, 2),
+            lambda *_: normal(0.0, 0.0),
+            "only one that is exact, or exact up to log Z, can be pooled",
+        ),
         (
             lambda *_: reweighted(),
             lambda *_: reweighted(),
@@ -573,7 +622,7 @@ def test_log_z_is_known_better_from_proposals_near_the_target(key):
         ),
     ],
 )
-def test_draws_are_proposed_by_an_exact_density_to_a_ratio(ratio, proposal, message):
-    settings = ncp.ProposedSettings(ratio, proposal)
+def test_densities_are_pooled_that_are_known_up_to_z(first, second, message):
+    settings = ncp.PooledSettings(first, second)
     with pytest.raises(InputError, match=message):
         settings(KEY, suite.tilted())
