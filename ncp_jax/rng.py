@@ -54,13 +54,10 @@ def stream(key: Array, name: str) -> Array:
     Returns:
       A key that no other name and no counter below 2**20 yields.  A key that owns
       names is not counted with beyond that; one that counts steps owns no names.
-
-    Raises:
-      ValueError: for the one name in 4,000 whose hash a counter could reach.
     """
-    tag = zlib.crc32(name.encode())
-    if tag < 2**20:
-        raise ValueError(f"stream name {name!r} hashes too low; choose another name")
+    text = name.encode()
+    while (tag := zlib.crc32(text)) < 2**20:  # one name in 4,000: a user may give it
+        text += b"'"
     return _fold_in(key, tag)
 
 

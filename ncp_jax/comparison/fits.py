@@ -142,7 +142,7 @@ class Given:
 def num_parameters(prior: LatentPrior) -> int:
     """How many numbers the prior holds, those of its base prior included."""
     return sum(
-        leaf.size
+        jnp.size(leaf)
         for leaf in jax.tree.leaves(prior)
         if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     )

@@ -29,6 +29,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 LOG_Z_STDERR = 0.02  # nats, of log Z: draws of it end here
 LOG_Z_ROUNDS = 10  # of draws, or here
+NUM_ESTIMATED = 40  # batches of encodings, at least, whose density is estimated
 
 
 class Likelihoods(NamedTuple):
@@ -278,19 +279,25 @@ def gain_of_encodings(
       log_z: of a prior "up to log Z", else None.
       key: PRNG key of densities that are estimated, the base's among them: over itself
         it gains 0.  Consumed here.
-      batch_size: of z at a time.
+      batch_size: of z at a time.  Those of a batch share the noise of a density that is
+        estimated, so there batches are smaller, and their means tell the error.
     """
     if prior.density == "none":
         return None
     flat = np.asarray(z).reshape(-1, z.shape[-1])
-    batches = datasets.padded_batches(flat, min(batch_size, len(flat)))
-    gains = np.concatenate(
-        [
-            np.asarray(_log_ratio(prior, base, batch, rng.at_step(key, i)))[mask]
-            for i, (batch, mask) in enumerate(batches)
-        ]
-    )
-    gain = importance.mean_estimate(gains.reshape(z.shape[:2]).mean(axis=1), "nats")
+    is_estimated = "lower bound" in (prior.density, base.density)
+    size = -(-len(flat) // NUM_ESTIMATED) if is_estimated else len(flat)
+    batches = datasets.padded_batches(flat, min(batch_size, size))
+    gains = [
+        np.asarray(_log_ratio(prior, base, batch, rng.at_step(key, i)))[mask]
+        for i, (batch, mask) in enumerate(batches)
+    ]
+    of_examples = np.concatenate(gains).reshape(z.shape[:2]).mean(axis=1)
+    gain = importance.mean_estimate(of_examples, "nats")
+    if is_estimated and len(gains) > 1:
+        means = np.asarray([of_batch.mean() for of_batch in gains])
+        of_batches = importance.mean_estimate(means, "nats")
+        gain = gain._replace(stderr=of_batches.stderr)
     return gain if log_z is None else importance.difference(gain, log_z)
 
 

@@ -31,7 +31,7 @@ from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.pages.parts import pictures as picture_files
 from ncp_jax.priors.ex_post.contract import PARTS, Encodings, Fit, LatentPrior
 from ncp_jax.records import whole_file
-from ncp_jax.training.checkpoint_records import short_hash
+from ncp_jax.training.checkpoint_records import described, short_hash
 from ncp_jax.training.checkpoints import fingerprint
 
 Array = jax.Array
@@ -148,7 +148,7 @@ def _parts_first(how: Mapping[str, Fit]) -> dict[str, dict[str, str]]:
         parts: dict[str, str] = {}
         for field in PARTS if dataclasses.is_dataclass(how[name]) else ():
             part = getattr(how[name], field, None)
-            same = (n for n, fit in how.items() if part is not None and fit == part)
+            same = (n for n, fit in how.items() if callable(part) and _same(fit, part))
             if other := next(same, ""):
                 parts[field] = other
                 if other not in found:
@@ -158,6 +158,12 @@ def _parts_first(how: Mapping[str, Fit]) -> dict[str, dict[str, str]]:
     for name in how:
         add(name)
     return found
+
+
+def _same(fit: Fit, other: Fit) -> bool:
+    """Whether two are one, or settings of one kind with the same values."""
+    is_settings = dataclasses.is_dataclass(fit) and type(fit) is type(other)
+    return fit is other or (is_settings and described(fit) == described(other))
 
 
 def _kept(

@@ -218,10 +218,17 @@ def fitting_chunk(
       num_bytes: for what weighing takes; 0 for half of what the device has free.
     """
     num_bytes = num_bytes or _free_bytes()
-    most = min(
-        _most_proposals(prior, stack.blocks[0], num_chains, num_bytes)
+    reweighted = [
+        [block for block in stack.blocks if block in prior.reweighted_blocks]
         for stack in stacks.stack_blocks(prior.vae.blocks)
-        if stack.blocks[0] in prior.reweighted_blocks
+    ]
+    most = min(  # blocks of one stack are alike
+        (
+            _most_proposals(prior, blocks[0], num_chains, num_bytes)
+            for blocks in reweighted
+            if blocks
+        ),
+        default=num_proposals,
     )
     most = int(np.clip(most, 1, num_proposals))
     even = next(size for size in range(most, 0, -1) if num_proposals % size == 0)

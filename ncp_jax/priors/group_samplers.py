@@ -131,7 +131,7 @@ class IteratedSIR:
                 f"{self}: num_proposals, the current z among them, must be 2 or more, "
                 "and num_steps 1 or more"
             )
-        _check_numbers(self, chunk_size=1)
+        _check_numbers(self, num_proposals=2, num_steps=1, chunk_size=1)
 
     def __call__(
         self, keys: Array, target: Target
@@ -321,6 +321,8 @@ def _check_steps(sampler: MALA | SIRThenMALA) -> None:
             f"{sampler}: the first num_adapt_steps of num_steps find the step size, so "
             "they must be fewer"
         )
+    given = {} if sampler.num_adapt_steps is None else {"num_adapt_steps": 0}
+    _check_numbers(sampler, num_steps=1, **given)
 
 
 def _num_adapting(sampler: MALA | SIRThenMALA, share: int) -> int:

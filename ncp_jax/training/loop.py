@@ -79,6 +79,8 @@ class Task:
       remarks: last metrics of "valid" -> lines that are printed when training ends.
       place: puts a state that was made or restored on the devices.
       collect: undoes `place`, to NumPy arrays; what is saved.
+      scores_start: whether validation comes before the first update, too, so that the
+        best may be the start.
       kind: what a message calls it.
       learning_rate: what a message calls that setting; "" for that of a stage.
     """
@@ -92,6 +94,7 @@ class Task:
     remarks: Callable[[Recorded], Sequence[str]] = no_remarks
     place: Callable[[Any], Any] = jax.device_put
     collect: Callable[[Any], Any] = parallel.gather
+    scores_start: bool = False
     kind: str = "stage"
     learning_rate: str = ""
 
@@ -305,6 +308,8 @@ def fit(
     valid: Recorded = {}
     state = task.place(state)
     with StopSignals() as signals:
+        if step == 0 and task.scores_start:
+            state, _ = validate(state, task.data)
         while step < num_steps:
             end = _dispatch_end(step, num_steps, steps_per_dispatch, steps_per_eval)
             inputs = task.inputs(step, end - step)

@@ -12,10 +12,10 @@ import pytest
 
 import ncp_jax
 from ncp_jax.comparison import compare as comparison
-from ncp_jax.comparison import fits
+from ncp_jax.comparison import fits, protocol
 from ncp_jax.errors import InputError
 from ncp_jax.pages import priors_page
-from ncp_jax.priors.ex_post import ebm
+from ncp_jax.priors.ex_post import ebm, ncp
 from ncp_jax.priors.ex_post.contract import Encodings, with_base
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 from ncp_jax.priors.ex_post.vamp import DiagonalMixture
@@ -366,6 +366,26 @@ def test_a_prior_that_compiled_functions_cannot_take_is_named(key):
     encodings = Encodings(jnp.ones((3, 2, 2)), jnp.ones((1, 1, 2)), None)
     with pytest.raises(InputError, match="'mine': Mine must be a pytree of arrays"):
         fits.fit("mine", lambda *given: Mine(), key, encodings)
+
+
+def test_the_numbers_of_a_prior_are_counted_where_they_are_floats(key):
+    assert fits.num_parameters(Gaussian(0.5, jnp.ones(2))) == 3
+
+
+def test_parts_of_settings_with_arrays_are_told_apart():
+    @dataclasses.dataclass(frozen=True)
+    class Mine:
+        mean: np.ndarray
+
+        def __call__(self, key, encodings, folder=None):
+            return Gaussian(jnp.asarray(self.mean), jnp.ones(2))
+
+    how = {
+        "over": ncp.Settings(base=Mine(np.zeros(2))),
+        "same": Mine(np.zeros(2)),
+        "other": Mine(np.ones(2)),
+    }
+    assert protocol._parts_first({**how, "no": Mine})["over"] == {"base": "same"}
 
 
 def test_a_mixture_of_posteriors_of_several_groups_is_refused():

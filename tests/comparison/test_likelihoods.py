@@ -54,6 +54,15 @@ class Noisy:
         return self.exact.log_prob(z) + noise - 0.125
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Shared(Noisy):
+    """The noise is the same for all z of a call, as where they share draws."""
+
+    def log_prob(self, z, key=None):
+        return self.exact.log_prob(z) + 0.5 * jax.random.normal(key) - 0.125
+
+
 @dataclasses.dataclass(frozen=True)
 class Nameless:
     density: ClassVar = "none"
@@ -230,6 +239,19 @@ def test_the_gain_of_encodings_is_a_mean_of_log_ratios():
     noisy = found["noisy"]
     assert abs(noisy.value - expected.mean() + 0.125) < 4 * 0.5 / np.sqrt(21)
     assert found["nameless"] is None
+
+
+def test_encodings_that_share_the_noise_of_a_density_are_no_independent_ones():
+    """A batch of them has one error; the others' would make it seem ever smaller."""
+    base, z = normal(0.0), jnp.zeros((1_000, 1, 2))
+    keys = jax.random.split(jax.random.key(3), 20)
+    of_keys = [
+        likelihoods.gain_of_encodings(Shared(base), base, z, None, k, 500) for k in keys
+    ]
+    spread = np.std([gain.value for gain in of_keys], ddof=1)
+    claimed = np.mean([gain.stderr for gain in of_keys])
+    assert claimed == pytest.approx(0.5 / np.sqrt(40), rel=0.1)
+    assert spread == pytest.approx(claimed, rel=0.6)
 
 
 def test_a_base_whose_density_is_estimated_gains_nothing_over_itself():

@@ -128,6 +128,11 @@ def test_a_chunk_fits_into_the_memory_it_is_given(ncp):
     assert generation.fitting_chunk(ncp, num_chains, 5_000, 1) == 1
 
 
+def test_where_nothing_is_weighed_all_proposals_fit(ncp):
+    still = dataclasses.replace(ncp, params=(None,) * len(ncp.vae.blocks))
+    assert generation.fitting_chunk(still, 4, 5_000, 1) == 5_000
+
+
 def test_chunks_divide_the_proposals_where_that_costs_little(ncp):
     sizes = [
         generation.fitting_chunk(ncp, 64, number, 2**20) for number in (5_000, 4_999)

@@ -214,6 +214,10 @@ def test_what_can_be_standardised_says_so():
         (lambda: Langevin((0.1, 0.0)), "step_size must be a number above 0"),
         (lambda: Langevin([0.1, 0.2]), "step_size .* or a tuple"),
         (lambda: MALA(0.0), "step_size must be a number above 0"),
+        (lambda: MALA(num_steps=10.5), "num_steps must be an integer .* got 10.5"),
+        (lambda: MALA(0.1, 10, 2.5), "num_adapt_steps must be an integer"),
+        (lambda: IteratedSIR(2.5), "num_proposals must be an integer"),
+        (lambda: IteratedSIR(3, 1.5), "num_steps must be an integer"),
     ],
 )
 def test_settings_that_draw_nothing_are_refused(make, hint):

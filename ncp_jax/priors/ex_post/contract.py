@@ -132,6 +132,17 @@ def check_exact(prior: LatentPrior, purpose: str) -> None:
         )
 
 
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuses a setting that is none of its choices.
+
+    Raises:
+      InputError: it is another one.
+    """
+    if value not in choices:
+        raise InputError(f"{name} is one of {choices}, got {value!r}")
+
+
+@jax.default_matmul_precision("float32")  # TF32 would move log Z
 def over_base(
     base: LatentPrior, log_r: Callable[[Array], Array], key: Array, num_draws: int
 ) -> Array:

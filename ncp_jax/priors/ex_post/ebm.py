@@ -22,6 +22,7 @@ from ncp_jax.priors.ex_post.contract import (
     Fit,
     LatentPrior,
     Training,
+    check_choice,
     with_base,
 )
 from ncp_jax.priors.ex_post.fitting import minimise
@@ -46,6 +47,9 @@ class Settings:
       num_score_draws: base draws for log Z of the held-out gain.
       training: how long and how fast.
       sampling: how draws are made.
+
+    Raises:
+      InputError: there are no such negatives.
     """
 
     base: Fit | None = None
@@ -59,6 +63,10 @@ class Settings:
         default=Training(num_steps=2_000, batch_size=512, learning_rate=4e-3)
     )
     sampling: Sampling = dataclasses.field(default=Sampling())
+
+    def __post_init__(self) -> None:
+        """Refuses negatives that there are not."""
+        check_choice("negatives", self.negatives, ("mala", "langevin"))
 
     def __call__(
         self, key: Array, encodings: Encodings, folder: Path | None = None

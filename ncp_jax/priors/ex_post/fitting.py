@@ -236,6 +236,7 @@ def _task(
         inputs=lambda first, n: first + jnp.arange(n, dtype=jnp.int32),
         update=update,
         validate=validate,
+        scores_start=True,
         kind="prior",
         learning_rate="training.learning_rate of its settings",
     )

@@ -61,8 +61,9 @@ def standard(dim: int) -> Gaussian:
 def matched(encodings: Encodings) -> Gaussian:
     """The diagonal normal with the moments of the training encodings.
 
-    Learnt priors are densities of e = `whiten(z)`, so that what they start from is this
-    one whatever the scale of the encodings.
+    `flow`, `autoregressive`, `two_stage` and `diffusion` are densities of e =
+    `whiten(z)`, so that what they start from is this one whatever the scale of the
+    encodings.  Ratios and mixtures see z as it is, since p = N(0, I) has scale 1.
     """
     return _moments(encodings.train.reshape(-1, encodings.train.shape[-1]))
 

@@ -26,6 +26,7 @@ from ncp_jax.priors.ex_post.contract import (
     Fit,
     LatentPrior,
     Training,
+    check_choice,
     check_exact,
     over_base,
     with_base,
@@ -51,12 +52,19 @@ class Sampling:
       num_proposals: of SIR, whose bias is O(1 / num_proposals).
       num_steps: of MALA, the first half to adapt its step sizes, or of Langevin.
       step_size: lambda, as of `samplers.langevin`.
+
+    Raises:
+      InputError: there is no such method.
     """
 
     method: Literal["sir", "mala", "langevin"] = "sir"
     num_proposals: int = 5_000
     num_steps: int = 60
     step_size: float = 0.16
+
+    def __post_init__(self) -> None:
+        """Refuses a method that there is not."""
+        check_choice("sampling.method", self.method, ("sir", "mala", "langevin"))
 
 
 @jax.tree_util.register_dataclass
@@ -333,8 +341,8 @@ class PooledSettings:
     ) -> Array:
         """w with the highest E_q[log r^w] - log E_B[r^w], r = p_A / p_B: []."""
         weigh = partial(log_ratio, first, second)
-        with jax.default_matmul_precision("float32"):
-            of_draws = over_base(second, weigh, key, self.num_score_draws)
+        of_draws = over_base(second, weigh, key, self.num_score_draws)
+        with jax.default_matmul_precision("float32"):  # as that has it
             of_valid = jax.lax.map(weigh, encodings.valid.swapaxes(0, 1))
         weights = jnp.arange(NUM_WEIGHTS + 1) / NUM_WEIGHTS
         log_z = log_mean_exp(_to_the(weights[:, None], of_draws[None]), axis=1)

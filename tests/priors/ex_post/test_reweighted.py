@@ -26,6 +26,7 @@ from ncp_jax.priors.ex_post import (
     snis,
 )
 from ncp_jax.priors.ex_post.contract import (
+    Encodings,
     LatentPrior,
     Training,
     Unnormalised,
@@ -251,6 +252,25 @@ def test_an_estimated_density_needs_a_key(name):
     assert known(name).density == "lower bound"
     with pytest.raises(ValueError, match="needs a key"):
         known(name).log_prob(jnp.zeros((1, 2)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Sampling("Langevin"), lambda: ebm.Settings(negatives="Langevin")],
+)
+def test_a_method_that_there_is_not_is_refused(make):
+    with pytest.raises(InputError, match=r"is one of .*'langevin'.* got 'Langevin'"):
+        make()
+
+
+def test_a_fit_that_finds_nothing_better_keeps_its_start(key):
+    """Twenty encodings of p itself in twenty dimensions: any ratio over-fits."""
+    z = jax.random.normal(key, (1_020, 1, 20))
+    base = Gaussian(jnp.zeros(20), jnp.ones(20))
+    training = Training(100, 256, 1e-2, steps_per_eval=100)
+    settings = ncp.Settings(training=training, num_score_draws=5_000)
+    prior = settings(key, Encodings(z[:20], z[20:], base))
+    np.testing.assert_array_equal(prior.log_r(z[20:, 0]), 0.0)
 
 
 # Fits that are stopped: the loop's carry, and the folders of stages.
