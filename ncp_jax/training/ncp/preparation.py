@@ -14,6 +14,7 @@ from ncp_jax.priors.latents import log_prior
 from ncp_jax.training.checkpoint_records import described, short_hash
 from ncp_jax.training.checkpoints import fingerprint
 from ncp_jax.training.loop import Prepare
+from ncp_jax.training.ncp.returned_numbers import check_numbers
 
 Array = jax.Array
 
@@ -45,7 +46,8 @@ def checked(
         stay, uint8 pictures become [0, 1].
 
     Raises:
-      InputError: the examples or the VAE are not as they should be; pictures for a
+      InputError: the examples or the VAE are not as they should be, or the numbers that
+        it makes of a few examples; pictures for a
         binary likelihood, which somebody has to binarise; or zeros and ones as uint8,
         which as grey values are all but black.
     """
@@ -72,6 +74,7 @@ def checked(
             "and ones: give prepare=ncp_jax.binarize, which draws them afresh at every "
             "use, or a prepare(key, stored) of your own"
         )
+    check_numbers(vae, x)
     return prepare
 
 

@@ -1,0 +1,88 @@
+"""Numbers that no prior could be fitted to are refused before anything is fitted."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ncp_jax
+from ncp_jax.training.ncp import preparation
+from tests.oracles import ChainVAE
+
+X = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+
+
+def made(std=0.5, mean=0.0, std_of_x=1.0, kind=ncp_jax.EncoderDecoder):
+    """q(z | x) of one mean and std for all z; x is z and a zero."""
+
+    def encoder(_, x):
+        return ncp_jax.Normal(x[:, :2] + mean, jnp.full((len(x), 2), std))
+
+    def decoder(_, z):
+        x = jnp.pad(z, ((0, 0), (0, 1)))
+        return ncp_jax.Normal(x, jnp.full_like(x, std_of_x))
+
+    return kind(encoder, decoder, None, latent_shape=(2,))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OfPoints(ncp_jax.EncoderDecoder):
+    """z is a function of x."""
+
+    is_deterministic: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"std": 0.0}, r"0 or below, or NaN.* standard deviation; .*exp\(0\.5 \* v\)"),
+        ({"std": -1.0}, "std that the encoder returns"),
+        ({"std": np.nan}, r"0 or below, or NaN.*9 of 9"),
+        ({"mean": np.nan}, "the encoder returns NaN or infinity"),
+        ({"mean": np.inf}, "the encoder returns NaN or infinity"),
+        ({"std_of_x": -1.0}, r"log p\(x \| z\) is NaN"),
+    ],
+)
+def test_numbers_that_are_no_densities_are_named(numbers, message):
+    with pytest.raises(ncp_jax.InputError, match=message):
+        preparation.checked(made(**numbers), X, None)
+
+
+def test_one_example_is_enough():
+    def encoder(_, x):
+        mean = jnp.where(x[:, :1] == X[4, 0], jnp.nan, x[:, :2])
+        return ncp_jax.Normal(mean, jnp.ones_like(mean))
+
+    with pytest.raises(ncp_jax.InputError, match=r"NaN or infinity.*1 of 9 examples"):
+        preparation.checked(dataclasses.replace(made(), encoder=encoder), X, None)
+
+
+def test_a_prepare_that_makes_no_numbers_is_blamed():
+    with pytest.raises(ncp_jax.InputError, match="mend prepare"):
+        preparation.checked(made(), X, lambda key, x: x / 0.0 * 0.0)
+
+
+def test_points_may_have_no_width():
+    preparation.checked(made(0.0, kind=OfPoints), X, None)
+    with pytest.raises(ncp_jax.InputError, match="the encoder returns NaN"):
+        preparation.checked(made(0.0, np.nan, kind=OfPoints), X, None)
+
+
+def test_groups_are_looked_at_by_their_densities():
+    """With several there is no `posterior`."""
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Wrong(ChainVAE):
+        def encode(self, x, key):
+            latents, log_q = super().encode(x, key)
+            return ncp_jax.Encoding(latents, log_q.at[:, 1].set(jnp.nan))
+
+    x = np.zeros((5, 1), np.float32)
+    preparation.checked(ChainVAE(), x, None)
+    with pytest.raises(ncp_jax.InputError, match="log_q of `encode`"):
+        preparation.checked(Wrong(), x, None)
