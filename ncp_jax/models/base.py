@@ -194,6 +194,8 @@ class EncoderDecoder(UnderNormal):
       variables: a pytree of arrays, the weights of both; None where the functions hold
         them.
       latent_shape: of one z.
+      is_deterministic: whether z is a function of x, as in an autoencoder: then std is
+        0, and nothing asks for likelihoods.
     """
 
     encoder: Callable[[Any, Array], Normal] = dataclasses.field(
@@ -204,6 +206,7 @@ class EncoderDecoder(UnderNormal):
     )
     variables: Any
     latent_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    is_deterministic: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def blocks(self) -> tuple[Block, ...]:

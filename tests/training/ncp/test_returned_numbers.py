@@ -1,7 +1,6 @@
 """Numbers that no prior could be fitted to are refused before anything is fitted."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from tests.oracles import ChainVAE
 X = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
 
 
-def made(std=0.5, mean=0.0, std_of_x=1.0, kind=ncp_jax.EncoderDecoder):
+def made(std=0.5, mean=0.0, std_of_x=1.0, **more):
     """q(z | x) of one mean and std for all z; x is z and a zero."""
 
     def encoder(_, x):
@@ -25,15 +24,7 @@ def made(std=0.5, mean=0.0, std_of_x=1.0, kind=ncp_jax.EncoderDecoder):
         x = jnp.pad(z, ((0, 0), (0, 1)))
         return ncp_jax.Normal(x, jnp.full_like(x, std_of_x))
 
-    return kind(encoder, decoder, None, latent_shape=(2,))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class OfPoints(ncp_jax.EncoderDecoder):
-    """z is a function of x."""
-
-    is_deterministic: ClassVar[bool] = True
+    return ncp_jax.EncoderDecoder(encoder, decoder, None, (2,), **more)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +58,9 @@ def test_a_prepare_that_makes_no_numbers_is_blamed():
 
 
 def test_points_may_have_no_width():
-    preparation.checked(made(0.0, kind=OfPoints), X, None)
+    preparation.checked(made(0.0, is_deterministic=True), X, None)
     with pytest.raises(ncp_jax.InputError, match="the encoder returns NaN"):
-        preparation.checked(made(0.0, np.nan, kind=OfPoints), X, None)
+        preparation.checked(made(0.0, np.nan, is_deterministic=True), X, None)
 
 
 def test_groups_are_looked_at_by_their_densities():
@@ -86,3 +77,14 @@ def test_groups_are_looked_at_by_their_densities():
     preparation.checked(ChainVAE(), x, None)
     with pytest.raises(ncp_jax.InputError, match="log_q of `encode`"):
         preparation.checked(Wrong(), x, None)
+
+
+def test_an_autoencoder_has_a_ratio_and_no_likelihoods(capsys):
+    vae = made(0.0, is_deterministic=True)
+    x = np.repeat(X, 3, 0)
+    sizes = {"num_steps": 2, "batch_size": 9, "progress": False}
+    ncp = ncp_jax.fit(vae, x, key=jax.random.key(0), **sizes)
+    sizes = {"num_log_z_draws": 100, "log_z_batch_size": 100}
+    found = ncp_jax.evaluate(ncp, x, key=jax.random.key(1), **sizes)
+    assert "No likelihoods" in capsys.readouterr().out
+    assert "log_z" in found and "nll_base" not in found
