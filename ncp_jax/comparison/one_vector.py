@@ -99,7 +99,8 @@ class OneVector:
         q = None if method is None else method(x)
         if q is None:
             return None
-        return Normal(*(leaf.reshape(len(x), -1) for leaf in q))
+        std = jnp.broadcast_to(q.std, q.mean.shape)  # it may be one number
+        return Normal(q.mean.reshape(len(x), -1), std.reshape(len(x), -1))
 
     def learned(self, z: Array) -> Array:
         """What of z [B, D] priors are fitted to: all of it."""

@@ -188,8 +188,8 @@ class EncoderDecoder(UnderNormal):
     A `LatentVariableModel`.  Gradients reach z, and never the variables.
 
     Attributes:
-      encoder: (variables, x [B, *data_shape]) -> q(z | x), a `Normal` whose mean and
-        std are [B, *latent_shape].
+      encoder: (variables, x [B, *data_shape]) -> q(z | x), a `Normal` whose mean is
+        [B, *latent_shape], as its std is, or one number.
       decoder: (variables, z [B, *latent_shape]) -> p(x | z), such as `Bernoulli`.
       variables: a pytree of arrays, the weights of both; None where the functions hold
         them.

@@ -1,5 +1,7 @@
 """A VAE made of two functions is the VAE that the functions come from."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ import pytest
 
 import ncp_jax
 from ncp_jax import EncoderDecoder, FrozenVAE
+from ncp_jax.comparison.one_vector import OneVector
 from ncp_jax.models.mlp_vae import MLPVAE
+from ncp_jax.training.ncp import preparation
 
 X = jnp.asarray(np.random.default_rng(0).integers(2, size=(6, 2, 3, 1)), jnp.float32)
 MODULE = MLPVAE((2, 3, 1), 4, (5,))
@@ -69,3 +73,18 @@ def test_another_shape_is_named(latent_shape):
     vae = EncoderDecoder(encoder, decoder, VARIABLES, latent_shape)
     with pytest.raises(ncp_jax.InputError, match="shape"):
         ncp_jax.check(vae, X)
+
+
+@pytest.mark.parametrize("std", [0.5, np.full((1, 4), 0.5, np.float32)])
+def test_a_std_may_be_of_all_examples(std, key):
+    def posterior(variables, x):
+        return encoder(variables, x)._replace(std=std)
+
+    vae = dataclasses.replace(VAE, encoder=posterior)
+    ncp_jax.check(vae, X)
+    preparation.checked(vae, np.asarray(X), None)
+    q = OneVector(vae).posterior(X)
+    assert q.std.shape == q.mean.shape == (6, 4)
+    z = jax.random.normal(key, (6, 4))
+    assert np.all(q.std == 0.5)
+    chex.assert_trees_all_close(q.log_prob(z), vae.posterior(X).log_prob(z))
