@@ -75,6 +75,22 @@ def test_another_shape_is_named(latent_shape):
         ncp_jax.check(vae, X)
 
 
+@pytest.mark.parametrize(
+    ("returned", "found"),
+    [
+        (lambda q: tuple(q), r"a tuple of arrays"),
+        (lambda q: list(q), r"a list of arrays"),
+        (lambda q: q.mean, r"float32\[B, 4\]"),
+        (lambda q: None, r"a NoneType"),
+    ],
+)
+def test_an_encoder_returns_a_distribution(returned, found):
+    vae = dataclasses.replace(VAE, encoder=lambda v, x: returned(encoder(v, x)))
+    message = rf"the encoder returns {found}; .*ncp_jax\.Normal\(mean, std\)"
+    with pytest.raises(ncp_jax.InputError, match=message):
+        ncp_jax.check(vae, X)
+
+
 @pytest.mark.parametrize("std", [0.5, np.full((1, 4), 0.5, np.float32)])
 def test_a_std_may_be_of_all_examples(std, key):
     def posterior(variables, x):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncp_jax.models.base import Block
+from ncp_jax.models.base import Block, EncoderDecoder
 from ncp_jax.models.contract import side_effects
 from ncp_jax.models.contract.abstract_calls import (
     Body,
@@ -20,7 +20,11 @@ from ncp_jax.models.contract.abstract_calls import (
 )
 from ncp_jax.models.contract.returned_likelihoods import likelihood_faults
 from ncp_jax.models.contract.returned_priors import group_prior_faults
-from ncp_jax.models.contract.returned_values import carry_faults, encoding_faults
+from ncp_jax.models.contract.returned_values import (
+    carry_faults,
+    encoding_faults,
+    posterior_fault,
+)
 from ncp_jax.models.distributions import Bernoulli
 
 Array = jax.Array
@@ -54,6 +58,10 @@ def encode(subject: Subject, data_shape: tuple[int, ...]) -> Outcome:
     """Asks `encode` for latents of x [B, *data_shape]."""
 
     def body(vae: Any, x: Array, key: Array) -> tuple[list[Fault], None]:
+        if isinstance(vae, EncoderDecoder):
+            posterior = vae.encoder(vae.variables, x)
+            if fault := posterior_fault(posterior, x.shape[0]):
+                return [fault], None
         faults, out = side_effects.call("encode", vae, "encode", x, key)
         return [*faults, *encoding_faults(out, subject.blocks, x.shape[0])], None
 

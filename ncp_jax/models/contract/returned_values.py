@@ -48,6 +48,17 @@ def encoding_faults(
     )
 
 
+def posterior_fault(out: Any, batch_size: int) -> Fault | None:
+    """Says what an encoder returned that is no distribution."""
+    if hasattr(out, "sample") and hasattr(out, "log_prob"):
+        return None
+    found = f"the encoder returns {shown(out, batch_size)}"
+    if isinstance(out, tuple | list) and all(map(is_array, out)):
+        found += " of arrays"
+    remedy = "return ncp_jax.Normal(mean, std); for a log variance v std = exp(0.5 * v)"
+    return Fault("encode", found, "q(z | x), a Normal", remedy)
+
+
 def _latents_faults(
     out: Encoding, blocks: Sequence[Block], batch_size: int
 ) -> Iterator[Fault]:
