@@ -329,6 +329,12 @@ def test_a_sampler_that_explodes_is_named(fitted, key):
         ncp_jax.sample(fitted, key, 4, ncp_jax.Langevin(1e4, num_steps=60))
 
 
+@pytest.mark.parametrize("sampler", ["sir", ncp_jax.SIR, None])
+def test_what_is_no_sampler_is_named(fitted, key, sampler):
+    with pytest.raises(ncp_jax.InputError, match=r"such as ncp_jax\.SIR\(1_000\)"):
+        ncp_jax.sample(fitted, key, 4, sampler)
+
+
 def pictures(n):
     return np.zeros((n, 4, 4, 1), np.uint8)
 

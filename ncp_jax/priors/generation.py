@@ -66,11 +66,18 @@ def sample(
       ratios the sampler's info, leaves [num_groups, N, ...].
 
     Raises:
-      InputError: the VAE is not as it should be, there is nothing to draw, step sizes
-        are not one for each group, or the sampler leaves the finite numbers.
+      InputError: the VAE is not as it should be, there is nothing to draw, the sampler
+        is none, step sizes are not one for each group, or the sampler leaves the
+        finite numbers.
     """
     if min(num, batch_size) < 1:
         raise InputError(f"num = {num}, batch_size = {batch_size}: expected 1 or more")
+    if isinstance(sampler, type) or not callable(sampler):
+        what = sampler.__name__ if isinstance(sampler, type) else repr(sampler)
+        raise InputError(
+            "sampler must be a sampler with its settings, such as ncp_jax.SIR(1_000) "
+            f"or ncp_jax.Base(); got {what}"
+        )
     _check_once(ncp.vae)
     _check_step_sizes(ncp, sampler)
     mesh = mesh or parallel.mesh_of()
