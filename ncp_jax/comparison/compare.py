@@ -17,6 +17,7 @@ from ncp_jax.comparison.examples import Examples, Scores
 from ncp_jax.comparison.one_vector import Compared, OneVector
 from ncp_jax.comparison.results import Comparison
 from ncp_jax.comparison.settings import ComparisonSettings
+from ncp_jax.comparison.settings import checked as checked_settings
 from ncp_jax.errors import InputError, explained, local_path, number
 from ncp_jax.evaluation.metrics import feature_scores
 from ncp_jax.evaluation.metrics.feature_scores import KID_PICTURES
@@ -43,7 +44,7 @@ def compare(
     key: Array,
     prepare: Prepare | None = None,
     num_fits: int = 1,
-    settings: ComparisonSettings | None = None,
+    settings: ComparisonSettings | Mapping[str, Any] | None = None,
     feature_net: str = "",
     feature_weights: str | Path = "",
     folder: str | Path | None = None,
@@ -68,7 +69,8 @@ def compare(
       key: PRNG key; consumed here.
       prepare: (key, stored examples [B, ...]) -> x, pure; None as for `fit`.
       num_fits: of each prior, from other keys.
-      settings: how much is measured; None for the defaults.
+      settings: how much is measured, or a mapping of what is other than the defaults,
+        e.g. {"num_samples": 1_000}.
       feature_net: "inception", "lenet5", "resnet20" or "resnet56": of the Frechet
         distance and KID of pictures; "" for neither.
       feature_weights: the file of its weights.
@@ -79,7 +81,7 @@ def compare(
     Raises:
       InputError: the VAE, the examples or the settings are not as they should be.
     """
-    key, settings = rng.typed(key), settings or ComparisonSettings()
+    key, settings = rng.typed(key), checked_settings(settings)
     num_fits = number("num_fits", num_fits, operator.index, "[1, inf)")
     is_one = sum(block.num_groups for block in vae.blocks) == 1
     if not is_one:

@@ -1,9 +1,12 @@
 """How much a comparison draws and measures."""
 
 import dataclasses
+import difflib
 import operator
+from collections.abc import Mapping
+from typing import Any
 
-from ncp_jax.errors import number
+from ncp_jax.errors import InputError, number
 
 CAN_BE_0 = ("max_examples", "num_mmd_samples", "num_permutations")
 
@@ -52,3 +55,30 @@ class ComparisonSettings:
             least = int(name not in CAN_BE_0)
             found = number(name, value, operator.index, f"[{least}, inf)")
             object.__setattr__(self, name, found)  # Python's own, which JSON can hold
+
+
+def checked(
+    settings: ComparisonSettings | Mapping[str, Any] | None,
+) -> ComparisonSettings:
+    """Returns settings from changes of the defaults by name; None changes nothing.
+
+    Raises:
+      InputError: there is no such setting, or its number is not allowed.
+    """
+    if isinstance(settings, ComparisonSettings):
+        return settings
+    changes = {} if settings is None else settings
+    if not isinstance(changes, Mapping):
+        raise InputError(
+            "settings must be ComparisonSettings, or a mapping of names to numbers; "
+            f"got {settings!r}"
+        )
+    names = [field.name for field in dataclasses.fields(ComparisonSettings)]
+    for name in changes:
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise InputError(
+                f"settings has no {name!r}.{hint} There are {', '.join(names)}"
+            )
+    return ComparisonSettings(**changes)

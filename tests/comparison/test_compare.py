@@ -13,6 +13,7 @@ import pytest
 import ncp_jax
 from ncp_jax.comparison import compare as comparison
 from ncp_jax.comparison import fits, protocol
+from ncp_jax.comparison.settings import ComparisonSettings, checked
 from ncp_jax.errors import InputError
 from ncp_jax.pages import priors_page
 from ncp_jax.priors.ex_post import ebm, ncp
@@ -126,13 +127,13 @@ VAE = Coins(jnp.asarray([[1.0, 0.5, -0.5, 1.0], [0.5, -1.0, 1.0, 0.0]]))
 
 
 def compared(folder=None, priors=None, key=None, vae=VAE, **more):
+    more = {"settings": SETTINGS} | more
     return ncp_jax.compare(
         vae,
         *data(),
         priors=priors or {"gaussian": {}, "moments": Moments(50), "tilt": Tilt()},
         key=jax.random.key(0) if key is None else key,
         prepare=ncp_jax.binarize,
-        settings=SETTINGS,
         folder=folder,
         **more,
     )
@@ -294,6 +295,17 @@ def test_how_much_is_measured_is_checked(settings, message):
         dataclasses.replace(SETTINGS, **settings)
     with pytest.raises(InputError, match=r"num_fits must be .* \[1, inf\), got 0"):
         compared(num_fits=0)
+
+
+def test_settings_may_be_a_mapping():
+    changed = checked({"num_samples": 7})
+    assert changed == ComparisonSettings(num_samples=7)
+    assert checked(None) == ComparisonSettings()
+    assert checked(SETTINGS) is SETTINGS
+    with pytest.raises(InputError, match=r"'num_sample'.* mean 'num_samples'"):
+        compared(settings={"num_sample": 7})
+    with pytest.raises(InputError, match="settings must be ComparisonSettings, or a"):
+        compared(settings=7)
 
 
 def test_numbers_may_be_numpy_s():
