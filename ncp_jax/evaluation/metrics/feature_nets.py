@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ncp_jax.errors import InputError
 from ncp_jax.evaluation.metrics import weights
 from ncp_jax.evaluation.metrics.extractor import FeatureNet, Outputs
 
@@ -127,10 +126,8 @@ def load(name: str, path: str | Path) -> FeatureNet:
         parts are named ("conv1") on pictures in [0, 1]; each gets what it knows.
 
     Raises:
-      InputError: an unknown name, no such file, or weights of another network.
+      InputError: no such file, or weights of another network.
     """
-    if name not in KINDS:
-        raise InputError(f"no feature network {name!r}: there are {sorted(KINDS)}")
     label, module, shape = KINDS[name]
     state, sha256 = weights.read(path, f"Put an npz of {name}'s weights there")
     if name == "lenet5" and "main.0.weight" in state:

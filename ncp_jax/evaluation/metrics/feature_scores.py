@@ -51,8 +51,10 @@ def load(name: str, path: str | Path) -> FeatureNet:
       path: of its weights.
 
     Raises:
-      InputError: no such file, or weights of another network.
+      InputError: an unknown name, no such file, or weights of another network.
     """
+    if name not in NAMES:
+        raise InputError(f"no feature network {name!r}: there are {', '.join(NAMES)}")
     if name == "inception":
         return inception.load(path)
     return feature_nets.load(name, path)

@@ -13,7 +13,7 @@ import scipy.special
 
 from ncp_jax.data import cifar, readers
 from ncp_jax.errors import InputError
-from ncp_jax.evaluation.metrics import extractor, feature_nets
+from ncp_jax.evaluation.metrics import extractor, feature_nets, feature_scores
 from ncp_jax.evaluation.metrics.feature_nets import LeNet5
 
 REAL = Path(os.environ.get("NCP_JAX_DATA") or "absent")
@@ -96,7 +96,8 @@ def test_files_of_other_networks_are_refused():
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"'lenet'.*'lenet5', 'resnet20', 'resnet56'"):
-        feature_nets.load("lenet", tmp_path / "x.npz")
+    names = "inception, lenet5, resnet20, resnet56"
+    with pytest.raises(InputError, match=f"network 'lenet': there are {names}"):
+        feature_scores.load("lenet", tmp_path / "x.npz")
     with pytest.raises(InputError, match=r"x.npz: no such file. Put an npz of lenet5"):
         feature_nets.load("lenet5", tmp_path / "x.npz")
