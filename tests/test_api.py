@@ -153,6 +153,11 @@ def test_the_page_holds_what_a_run_of_a_config_has(finished):
         assert stored["latents_1"].shape == (12, 2, 2, 2, 1)  # in files pictures lead
 
 
+def test_a_page_is_no_run_to_load(finished):
+    with pytest.raises(ncp_jax.InputError, match=r"a folder of ncp_jax\.report"):
+        ncp_jax.load(finished["folder"])
+
+
 def test_another_page_may_replace_it_and_other_runs_are_safe(finished, tmp_path):
     again = functools.partial(
         ncp_jax.report,

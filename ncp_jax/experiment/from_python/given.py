@@ -34,6 +34,7 @@ from ncp_jax.training.ncp import signal
 Array = jax.Array
 
 SECTIONS = ("sample", "evaluate", "benchmark")  # that a user may change
+RECORDED = {"seed", "data", "vae", "ncp", *SECTIONS}  # in config.json, and no more
 DEFAULTS = {  # where those of the paper's tables would take hours
     "sample.num_proposals": 1_000,
     "sample.temperatures": (),  # not every base prior has one

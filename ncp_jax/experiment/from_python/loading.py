@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 from ncp_jax.errors import InputError, local_path
+from ncp_jax.experiment.from_python import given
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import run_files, schema, signal, wiring
 from ncp_jax.experiment.setup.wiring import Experiment
@@ -47,6 +48,11 @@ def load(
         raise InputError(
             f"{path} is no workdir of main.py: it has no config.json. A prior of `fit` "
             "is loaded by the same call of `fit` with its workdir"
+        )
+    if content.keys() == given.RECORDED:
+        raise InputError(
+            f"{path} is a folder of ncp_jax.report, which holds no models: a prior of "
+            "`fit` is loaded by the same call of `fit` with its workdir"
         )
     config = schema.checked(config_lib.completed(content))
     folder = Workdir(path, config_lib.as_json(config), {}, is_writer=False)
