@@ -114,6 +114,7 @@ def measure(
     *,
     num_passes: int,
     max_log_z_stderr: float,
+    section: str = "",
     **settings: Any,
 ) -> tuple[dict[str, Estimate], dict[str, np.ndarray]]:
     """Likelihoods and the discriminators' losses: estimates, and arrays for plots.
@@ -128,6 +129,7 @@ def measure(
       key: PRNG key; consumed here.
       num_passes: of `diagnostics.contrast_on_held_out`.
       max_log_z_stderr: as all others, of `likelihood.measure`.
+      section: of a config, that what is printed names arguments by.
       **settings: see there.
     """
     of_likelihood = rng.stream(key, "likelihood")
@@ -147,7 +149,7 @@ def measure(
             max_log_z_stderr=max_log_z_stderr,
             **settings,
         )
-        line = likelihood.refusal(estimates, max_log_z_stderr)
+        line = likelihood.refusal(estimates, max_log_z_stderr, section)
     if line:
         print(line)
     losses, ratios = diagnostics.contrast_on_held_out(

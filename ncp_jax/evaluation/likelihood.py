@@ -229,8 +229,16 @@ def missing_draws(sums: WeightSums, max_stderr: float) -> Estimate | None:
     return Estimate(max(total - n, 1.0), error, n, "draws")
 
 
-def refusal(estimates: dict[str, Estimate], max_stderr: float) -> str:
-    """Why there is no `nll_ncp` or no error of it, and what would help; else ""."""
+def refusal(
+    estimates: dict[str, Estimate], max_stderr: float, section: str = ""
+) -> str:
+    """Why there is no `nll_ncp` or no error of it, and what would help; else "".
+
+    Args:
+      estimates: of `measure`.
+      max_stderr: that it was called with.
+      section: of a config, that stands before the names of its arguments.
+    """
     z, ess = estimates["log_z"], estimates["ess_fraction"].value * estimates["log_z"].n
     known = (
         f"log Z has a standard error of {z.stderr or 0:.3g} nats after {z.n:,} draws"
@@ -245,7 +253,7 @@ def refusal(estimates: dict[str, Estimate], max_stderr: float) -> str:
         return few if z.stderr is None else ""
     missing = estimates["log_z_draws_missing"]
     return (
-        f"no nll_ncp and gain_nats: {known}, config.evaluate.max_log_z_stderr is "
+        f"no nll_ncp and gain_nats: {known}, {section}max_log_z_stderr is "
         f"{max_stderr:g}; about {missing.value:,.0f} more draws are needed "
-        f"(config.evaluate.num_log_z_draws={z.n + missing.value:.0f})"
+        f"({section}num_log_z_draws={z.n + missing.value:.0f})"
     )

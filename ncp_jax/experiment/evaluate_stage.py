@@ -49,6 +49,7 @@ def evaluate(experiment: Experiment) -> dict[str, Estimate]:
         experiment.prepare,
         key,
         mesh=experiment.mesh,
+        section="config.evaluate.",
         **{name: settings[name] for name in OF_HELD_OUT},
     )
     on_samples, shown = _compare_samples(experiment, ncp, drawn, examples)

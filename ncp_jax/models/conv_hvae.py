@@ -88,7 +88,7 @@ class ConvHVAE(VectorGroupsVAE):
         if len(self.data_shape) != 3:
             raise InputError(
                 f"the model 'conv_hvae' is for pictures [height, width, channels]; "
-                f"config.data.shape is {tuple(self.data_shape)}; the model 'ladder' "
+                f"data_shape is {tuple(self.data_shape)}; the model 'ladder' "
                 "takes any"
             )
         height, width = map_sizes(self.data_shape)[-1]

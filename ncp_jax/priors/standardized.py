@@ -110,8 +110,8 @@ def moments(block: int, base: Distribution) -> tuple[Array, Array]:
         raise InputError(
             f"the base prior of block {block} is {type(base).__name__}, which has no "
             "signal directions: only models.distributions.Normal can be standardised; "
-            "take a discriminator that reads z itself (directions=None of fit, "
-            "config.ncp.directions.cap=0, config.ncp.standardize=False)"
+            "take a discriminator that reads z itself (directions=None of fit; "
+            "in a config directions.cap=0 and standardize=False)"
         )
     return base.mean, base.std
 

@@ -242,13 +242,13 @@ class Checkpoints:
                 raise InputError(
                     f"{self._directory / str(step)} was made with another {name} "
                     f"({metadata.get(name)}, now {value}): give the old settings, or "
-                    "another --workdir; if a damaged checkpoint was named above, "
+                    "another workdir; if a damaged checkpoint was named above, "
                     "remove this folder and train its stage again"
                 )
         if metadata["sha256"].keys() != _paths(like):
             raise InputError(
                 f"{self._directory / str(step)} holds other arrays than this code has: "
-                "it was saved by another version. Use that one, or another --workdir."
+                "it was saved by another version. Use that one, or another workdir."
             )
         _check_readable(self._directory / str(step))
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)

@@ -124,15 +124,15 @@ class Autoencoder(OneVectorVAE):
         if len(self.data_shape) != 3:
             raise InputError(
                 "the model 'rae' is for pictures [height, width, channels]; "
-                f"config.data.shape is {tuple(self.data_shape)}"
+                f"data_shape is {tuple(self.data_shape)}"
             )
         height, width, channels = self.data_shape
         sides = (height + 2 * self.padding, width + 2 * self.padding)
         if any(side % 2**self.num_doublings for side in sides):
             raise InputError(
-                f"config.vae.model.num_doublings = {self.num_doublings} of the model "
+                f"num_doublings = {self.num_doublings} of the model "
                 f"'rae' end at sides that 2**{self.num_doublings} divides; those of "
-                f"config.data.shape with config.vae.model.padding = {self.padding} are "
+                f"data_shape with padding = {self.padding} are "
                 f"{sides[0]} and {sides[1]}"
             )
         return (*sides, channels)
