@@ -91,6 +91,14 @@ def test_an_encoder_returns_a_distribution(returned, found):
         ncp_jax.check(vae, X)
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_functions_of_numpy_are_named(part):
+    """Under `jit` arrays have no numbers yet."""
+    vae = dataclasses.replace(VAE, **{part: lambda _, x: np.asarray(x) + 1.0})
+    with pytest.raises(ncp_jax.InputError, match=r"jax\.pure_callback"):
+        ncp_jax.check(vae, X)
+
+
 @pytest.mark.parametrize("std", [0.5, np.full((1, 4), 0.5, np.float32)])
 def test_a_std_may_be_of_all_examples(std, key):
     def posterior(variables, x):

@@ -90,6 +90,14 @@ def failure(where: str, error: Exception) -> Fault:
             "a frozen model",
             "use running statistics instead of updating them",
         )
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        return Fault(
+            where,
+            "it makes an array of NumPy's or PyTorch's of a traced one",
+            "a function of JAX",
+            "compute by jax.numpy, or call what is none of JAX by jax.pure_callback, "
+            "as docs/recipes/torch_vae.py does",
+        )
     return Fault(
         where,
         f"it raises {text_of(error)}",
