@@ -68,13 +68,20 @@ def checked(
         ) from error
     x = prepare(jax.random.key(0), jnp.asarray(stored[:NUM_CHECKED]))
     check(vae, x)
-    if prepare is to_unit and isinstance(_likelihood(vae, x), Bernoulli):
+    is_binary = isinstance(_likelihood(vae, x), Bernoulli)
+    if prepare is to_unit and is_binary:
         raise InputError(
             "the examples are uint8 and the VAE's likelihood is Bernoulli, of zeros "
             "and ones: give prepare=ncp_jax.binarize, which draws them afresh at every "
             "use, or a prepare(key, stored) of your own"
         )
     check_numbers(vae, x)
+    if is_binary and not bool(jnp.all((x == 0) | (x == 1))):
+        print(
+            "the examples hold numbers between 0 and 1, and the VAE's likelihood is "
+            "Bernoulli, of zeros and ones: likelihoods are then no log-probabilities. "
+            "prepare=ncp_jax.binarize draws zeros and ones from uint8 pictures"
+        )
     return prepare
 
 

@@ -88,3 +88,14 @@ def test_an_autoencoder_has_a_ratio_and_no_likelihoods(capsys):
     found = ncp_jax.evaluate(ncp, x, key=jax.random.key(1), **sizes)
     assert "No likelihoods" in capsys.readouterr().out
     assert "log_z" in found and "nll_base" not in found
+
+
+def test_grey_numbers_under_a_bernoulli_get_a_remark(capsys):
+    def decoder(_, z):
+        return ncp_jax.Bernoulli(jnp.pad(z, ((0, 0), (0, 1))))
+
+    vae = dataclasses.replace(made(), decoder=decoder)
+    preparation.checked(vae, (X > 0).astype(np.float32), None)
+    assert not capsys.readouterr().out
+    preparation.checked(vae, np.clip(X, 0.0, 1.0), None)
+    assert "no log-probabilities" in capsys.readouterr().out
