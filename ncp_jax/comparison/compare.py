@@ -86,7 +86,6 @@ def compare(
     is_one = sum(block.num_groups for block in vae.blocks) == 1
     if not is_one:
         priors = hierarchy.NAMES if priors == ex_post.NAMES else priors
-        hierarchy.check_names(list(priors))
     how = fits_of(priors, is_grouped=not is_one)
     place = None if folder is None else _folder(folder)
     found = preparation.splits(train=train, valid=valid, test=test)
@@ -142,7 +141,7 @@ def fits_of(
       is_grouped: whether they are for a VAE of several groups, of one coordinate here.
 
     Raises:
-      InputError: an unknown prior or setting, or none at all.
+      InputError: an unknown prior or setting, a name for no file, or none at all.
     """
     if not priors or isinstance(priors, str):
         raise InputError(
@@ -150,6 +149,12 @@ def fits_of(
             f"{priors!r}"
         )
     changes = _changes(priors)
+    for name in changes:
+        if not isinstance(name, str) or not name or {"/", "\0"} & set(name):
+            raise InputError(
+                "priors: a name is text without '/', since files are called by it; "
+                f"got {name!r}"
+            )
     if is_grouped:  # how many groups there are is found later
         return hierarchy.fits_of(Groups((1,)), changes)
     return {
