@@ -30,8 +30,8 @@ class PriorResult:
     density: Density
     metrics: Metrics
     spreads: Mapping[str, float]
-    of_fits: tuple[Metrics, ...]
-    priors: tuple[LatentPrior, ...]
+    of_fits: tuple[Metrics, ...] = dataclasses.field(repr=False)
+    priors: tuple[LatentPrior, ...] = dataclasses.field(repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """Returns all but the priors."""
@@ -47,6 +47,8 @@ class PriorResult:
 class Comparison:
     """Priors side by side, on the same frozen VAE and the same examples.
 
+    Printed, it is a table of the priors in the order of the page.
+
     Attributes:
       results: by the name of the prior, in the order they were asked for.
       nll_base: of the VAE's own prior; None where z is a function of x, and there are
@@ -61,6 +63,12 @@ class Comparison:
     floor: Metrics
     about: Mapping[str, Any]
     page: Path | None = None
+
+    def __repr__(self) -> str:
+        """A row for each prior: what it gains and what it costs."""
+        from ncp_jax.pages import priors_page  # and matplotlib, which takes a second
+
+        return priors_page.plain(self.as_json())
 
     def as_json(self) -> dict[str, Any]:
         """Returns what `pages.priors_page` shows."""

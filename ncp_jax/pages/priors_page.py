@@ -108,18 +108,39 @@ def markdown(compared: Mapping[str, Any], *names: str) -> str:
       compared: the part `priors` of results.json.
       *names: of the measures that are columns; the floor has a row if it has any.
     """
-    labels = LIKELIHOODS | quantities.FAMILIES | COSTS
-    lines = [
-        ["prior", "density", *(labels[name][0] for name in names)],
-        ["---"] * (2 + len(names)),
-    ]
-    for title in ranked(compared["priors"]):
-        each = compared["priors"][title]
-        lines.append([f"`{title}`", each["density"], *(_text(each, n) for n in names)])
-    floor = [_text({"metrics": compared["floor"]}, name) for name in names]
-    if any(floor):
-        lines.append([FLOOR.lower(), "", *floor])
+    (head, *rows), floor = _cells(compared["priors"], names), compared["floor"]
+    lines = [head, ["---"] * len(head)]
+    lines += [[f"`{title}`", *cells] for title, *cells in rows]
+    of_floor = [_text({"metrics": floor}, name) for name in names]
+    if any(of_floor):
+        lines.append([FLOOR.lower(), "", *of_floor])
     return "\n".join(f"| {' | '.join(each)} |" for each in lines)
+
+
+def plain(compared: Mapping[str, Any]) -> str:
+    """The comparison as a short table for a terminal, in the order of the page.
+
+    Args:
+      compared: the part `priors` of results.json.
+    """
+    priors = compared["priors"]
+    names = ("gain_valid", ranked_by(priors), "fit_seconds", "sampling_seconds")
+    found = [n for n in names if any(n in each["metrics"] for each in priors.values())]
+    lines = _cells(priors, found)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(map(str.ljust, cells, widths)).rstrip() for cells in lines
+    )
+
+
+def _cells(priors: Mapping[str, Prior], names: Sequence[str]) -> list[list[str]]:
+    """A line of headings, then one for each prior in the order of the page."""
+    labels = LIKELIHOODS | quantities.FAMILIES | COSTS
+    lines = [["prior", "density", *(labels[name][0] for name in names)]]
+    for title in ranked(priors):
+        each = priors[title]
+        lines.append([title, each["density"], *(_text(each, n) for n in names)])
+    return lines
 
 
 def _lead(compared: Mapping[str, Any], run: Mapping[str, Any]) -> str:

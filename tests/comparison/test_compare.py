@@ -161,6 +161,16 @@ def test_gains_are_over_the_vae_s_own_prior(found):
     assert results["tilt"].metrics["log_z"].value == pytest.approx(1.69, abs=0.4)
 
 
+def test_what_is_printed_is_a_table_and_no_weights(found):
+    _, compared = found
+    head, *rows = str(compared).splitlines()
+    assert repr(compared) == str(compared) and len(rows) == 3
+    assert "Gain of encodings (nats)" in head and head.endswith("1,000 draws")
+    record = json.loads(json.dumps(compared.as_json()))
+    assert [row.split()[0] for row in rows] == priors_page.ranked(record["priors"])
+    assert "Array" not in repr(compared.results["tilt"])
+
+
 def test_fits_have_their_own_numbers_and_a_spread(found):
     _, compared = found
     of_name = compared.results["moments"]

@@ -177,3 +177,16 @@ def test_the_docs_table_has_the_order_and_the_cells_of_the_page(folder):
         "| `silent` | none |  | 3.25 ± 0.20 | 12 s |\n"
         "| posterior draws |  |  | 1.12 ± 0.20 |  |"
     )
+
+
+def test_the_table_of_a_terminal_is_short_and_aligned(folder):
+    compared = json.loads((folder / "results.json").read_text())["priors"]
+    assert priors_page.plain(compared) == (
+        "prior    density      Gain (nats)             Fit   1,000 draws\n"
+        "unsure   up to log Z  no interval             12 s  5 ms\n"
+        "bounded  lower bound  ≥ 1.50 ± 0.20           12 s  5 ms\n"
+        "low      exact        0.25 ± 0.20 (sd 0.034)  12 s  5 ms\n"
+        "silent   none                                 12 s  5 ms"
+    )
+    alone = {"priors": {"silent": PRIORS["silent"]}}  # no likelihoods: by distance
+    assert priors_page.plain(alone).splitlines()[0].split()[2] == "FD-LeNet"
