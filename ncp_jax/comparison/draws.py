@@ -6,9 +6,12 @@ import numpy as np
 
 from ncp_jax import rng
 from ncp_jax.benchmark import timing
+from ncp_jax.comparison.one_vector import Compared
+from ncp_jax.data import datasets
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.priors.ex_post.contract import LatentPrior
+from ncp_jax.priors.generation import Generated
 
 Array = jax.Array
 
@@ -33,6 +36,24 @@ def draw(prior: LatentPrior, key: Array, num: int, batch_size: int) -> np.ndarra
 
 
 _sample = jax.jit(lambda prior, keys: prior.sample(keys))
+
+
+def decoded(
+    model: Compared, prior: LatentPrior, key: Array, num: int, batch_size: int
+) -> Generated:
+    """Draws z, as `draw`, and decodes it: E[x | z] and z as the VAE has it."""
+    z = draw(model.whole(prior), key, num, batch_size)
+    batches = datasets.padded_batches(z, min(batch_size, num))
+    parts = [jax.device_get(_decode(model, batch)) for batch, _ in batches]
+    images, latents = jax.tree.map(lambda *of: np.concatenate(of)[:num], *parts)
+    return Generated(images, tuple(block.swapaxes(0, 1) for block in latents), ())
+
+
+@jax.jit
+def _decode(model: Compared, z: Array) -> tuple[Array, list[Array]]:
+    """Both with the batch first, which the blocks of a VAE have second."""
+    latents = [block.swapaxes(0, 1) for block in model.own_latents(z)]
+    return model.decode(z).mean, latents
 
 
 @jax.default_matmul_precision("float32")  # of the program that draws

@@ -92,6 +92,10 @@ class Hierarchy:
         whole = WithRest(prior, sum(self.groups.widths), sum(rest))
         return cast(LatentPrior, whole)  # whose density is a property
 
+    def own_latents(self, z: Array) -> Latents:
+        """z [B, D] as the VAE has it, per block [num_groups, B, *latent_shape]."""
+        return self.vae.to_z(self._latents(z))
+
     def _latents(self, z: Array) -> Latents:
         """The blocks of the VAE in signal coordinates: [num_groups, B, ...] each."""
         num_u, *rest = self._sizes()

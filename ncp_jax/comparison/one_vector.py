@@ -13,7 +13,12 @@ from ncp_jax import rng
 from ncp_jax.data import datasets
 from ncp_jax.errors import InputError
 from ncp_jax.evaluation import diagnostics
-from ncp_jax.models.base import Block, LatentVariableModel, is_deterministic
+from ncp_jax.models.base import (
+    Block,
+    Latents,
+    LatentVariableModel,
+    is_deterministic,
+)
 from ncp_jax.models.distributions import Distribution, Likelihood, Normal
 from ncp_jax.models.shared import Shared
 from ncp_jax.priors.ex_post.contract import Density, Encodings, LatentPrior
@@ -54,6 +59,10 @@ class Compared(Protocol):
 
     def whole(self, prior: LatentPrior) -> LatentPrior:
         """A prior over z from one over `learned(z)`."""
+        ...
+
+    def own_latents(self, z: Array) -> Latents:
+        """z [B, D] as the VAE has it, per block [num_groups, B, *latent_shape]."""
         ...
 
 
@@ -109,6 +118,10 @@ class OneVector:
     def whole(self, prior: LatentPrior) -> LatentPrior:
         """A prior over z from one over `learned(z)`: itself."""
         return prior
+
+    def own_latents(self, z: Array) -> Latents:
+        """z [B, D] as the VAE has it: one block [1, B, *latent_shape]."""
+        return (z.reshape(1, len(z), *self.vae.blocks[0].latent_shape),)
 
 
 @jax.tree_util.register_dataclass

@@ -114,7 +114,7 @@ def run(
     described["num_examples"] = found.nll_base.n if found.nll_base else 0
     if model.is_deterministic:
         described["likelihoods"] = likelihood.NONE
-    return Comparison(rows, found.nll_base, floor, described)
+    return Comparison(rows, found.nll_base, floor, described, model)
 
 
 def _fit_all(

@@ -2,15 +2,23 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from ncp_jax import rng
+from ncp_jax.comparison import draws
+from ncp_jax.comparison.one_vector import Compared
+from ncp_jax.errors import InputError, number
 from ncp_jax.evaluation.importance import Estimate, or_null
 from ncp_jax.priors.ex_post.contract import Density, LatentPrior
+from ncp_jax.priors.generation import Generated
 
+Array = jax.Array
 Metrics = Mapping[str, Estimate]
 
 
@@ -55,6 +63,7 @@ class Comparison:
         no likelihoods.
       floor: of decoded encodings, which no prior's draws can beat; samples only.
       about: how it was measured, JSON values.
+      model: the frozen VAE, which draws are decoded by.
       page: the HTML page, where a folder was given.
     """
 
@@ -62,6 +71,7 @@ class Comparison:
     nll_base: Estimate | None
     floor: Metrics
     about: Mapping[str, Any]
+    model: Compared
     page: Path | None = None
 
     def __repr__(self) -> str:
@@ -69,6 +79,43 @@ class Comparison:
         from ncp_jax.pages import priors_page  # and matplotlib, which takes a second
 
         return priors_page.plain(self.as_json())
+
+    def draw(
+        self,
+        name: str,
+        key: Array,
+        num: int = 64,
+        *,
+        fit: int = 0,
+        batch_size: int = 1_000,
+    ) -> Generated:
+        """Draws z from a fitted prior and decodes it.
+
+        Draw i depends on (key, i) alone.
+
+        Args:
+          name: of the prior, in `results`.
+          key: PRNG key; consumed here.
+          num: N.
+          fit: number of its fit, where there are several.
+          batch_size: draws at a time; bounds the memory.
+
+        Returns:
+          As `ncp_jax.sample`: images E[x | z] [N, *data_shape], and per block of the
+          VAE latents z [num_groups, N, *latent_shape]; without infos.
+
+        Raises:
+          InputError: there is no such prior or fit, or a draw is not finite.
+        """
+        if name not in self.results:
+            raise InputError(f"no prior {name!r}: {', '.join(self.results)} are here")
+        priors = self.results[name].priors
+        prior = priors[number("fit", fit, operator.index, f"[0, {len(priors)})")]
+        num, size = (
+            number(name, value, operator.index, "[1, inf)")
+            for name, value in {"num": num, "batch_size": batch_size}.items()
+        )
+        return draws.decoded(self.model, prior, rng.typed(key), num, size)
 
     def as_json(self) -> dict[str, Any]:
         """Returns what `pages.priors_page` shows."""

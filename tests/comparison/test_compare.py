@@ -171,6 +171,16 @@ def test_what_is_printed_is_a_table_and_no_weights(found):
     assert "Array" not in repr(compared.results["tilt"])
 
 
+def test_the_winner_draws_pictures(found, key):
+    _, compared = found
+    for name in compared.results:
+        out = compared.draw(name, key, 70)
+        (z,) = out.latents
+        assert out.images.shape == (70, 2, 2, 1) and z.shape == (1, 70, 2)
+        np.testing.assert_allclose(out.images, VAE.decode(z[0]).mean, rtol=1e-5)
+    np.testing.assert_allclose(z.mean(1), [[1.3, 1.3]], atol=0.6)
+
+
 def test_fits_have_their_own_numbers_and_a_spread(found):
     _, compared = found
     of_name = compared.results["moments"]
