@@ -281,10 +281,14 @@ def _gains_of_encodings(
 
 def _line(name: str, row: PriorResult) -> str:
     """One line of a terminal."""
-    gain = row.metrics.get("gain")
-    said = "no likelihood"
-    if gain is not None:
-        half = "" if gain.stderr is None else f" ± {1.96 * gain.stderr:.3f}"
-        said = f"gain {gain.value:.3f}{half} nats"
+    names = {"gain_valid": "gain of encodings", "gain": "gain"}
+    found = {said: row.metrics[n] for n, said in names.items() if n in row.metrics}
+    gains = [f"{said} {_interval(gain)} nats" for said, gain in found.items()]
+    said = ", ".join(gains) or "no likelihood"
     seconds = row.metrics["sampling_seconds"].value
     return f"{name} ({row.density}): {said}, {seconds:.3g} s per 1,000 draws"
+
+
+def _interval(estimate: Estimate) -> str:
+    half = "" if estimate.stderr is None else f" ± {1.96 * estimate.stderr:.3f}"
+    return f"{estimate.value:.3f}{half}"

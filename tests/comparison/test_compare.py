@@ -12,7 +12,7 @@ import pytest
 
 import ncp_jax
 from ncp_jax.comparison import compare as comparison
-from ncp_jax.comparison import fits, protocol
+from ncp_jax.comparison import fits, protocol, results
 from ncp_jax.comparison.settings import ComparisonSettings, checked
 from ncp_jax.errors import InputError
 from ncp_jax.pages import priors_page
@@ -169,6 +169,22 @@ def test_what_is_printed_is_a_table_and_no_weights(found):
     record = json.loads(json.dumps(compared.as_json()))
     assert [row.split()[0] for row in rows] == priors_page.ranked(record["priors"])
     assert "Array" not in repr(compared.results["tilt"])
+
+
+def test_a_line_says_what_to_choose_by_and_what_to_report(found):
+    _, compared = found
+    gain = results.Estimate(1.0, 0.5, 9, "nats")
+    row = compared.results["tilt"]
+    line = protocol._line("tilt", row)
+    for name in ("gain_valid", "gain"):
+        assert f"{row.metrics[name].value:.3f} ±" in line
+    seconds = {"sampling_seconds": row.metrics["sampling_seconds"]}
+    of_points = dataclasses.replace(row, metrics={**seconds, "gain_valid": gain})
+    said = protocol._line("tilt", of_points)
+    assert ": gain of encodings 1.000 ± 0.980 nats, " in said
+    assert "no likelihood" in protocol._line(
+        "tilt", dataclasses.replace(row, metrics=seconds)
+    )
 
 
 def test_the_winner_draws_pictures(found, key):
