@@ -1,5 +1,6 @@
 from .comparison.compare import compare as compare
 from .comparison.results import Comparison as Comparison
+from .comparison.results import PriorResult as PriorResult
 from .comparison.settings import ComparisonSettings as ComparisonSettings
 from .data.datasets import binarize as binarize
 from .errors import InputError as InputError

@@ -156,6 +156,21 @@ def test_the_sampler_of_ones_own_keeps_the_best(names_of, key):
     assert np.mean(log_r) > np.mean(draw_one(keys, target)[1]) + 0.5
 
 
+def test_the_page_of_priors_has_the_key_of_every_measure(names_of):
+    (table,) = re.findall(
+        r"^\| column \|.*?\n\n", PAGES["docs/priors.md"], re.DOTALL | re.MULTILINE
+    )
+    keys = {
+        key
+        for row in table.strip().splitlines()[2:]
+        for key in re.findall(r"`(\w+)`", row.split("|")[2])
+    }
+    found = names_of("docs/priors.md")["found"].results["gmm"].metrics
+    assert found.keys() <= keys and {"log_z", "nearer_than_held_out"} <= keys
+    of_pictures = keys - found.keys() - {"log_z", "nearer_than_held_out"}
+    assert of_pictures <= quantities.FAMILIES.keys()
+
+
 def test_the_readme_is_short():
     assert len(PAGES["README.md"].splitlines()) <= 250
 
