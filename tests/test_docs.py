@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ import pytest
 import ncp_jax
 from ncp_jax.experiment import command_line, stages
 from ncp_jax.experiment.setup import validation
+from ncp_jax.models import discriminator_choice
 from ncp_jax.nested import flatten
 from ncp_jax.pages import benchmark_page, priors_page, run_page
 from ncp_jax.pages.parts import quantities
@@ -169,6 +171,26 @@ def test_the_page_of_priors_has_the_key_of_every_measure(names_of):
     assert found.keys() <= keys and {"log_z", "nearer_than_held_out"} <= keys
     of_pictures = keys - found.keys() - {"log_z", "nearer_than_held_out"}
     assert of_pictures <= quantities.FAMILIES.keys()
+
+
+def test_the_page_says_how_ncp_of_a_comparison_differs_from_fit():
+    of_fit = inspect.signature(ncp_jax.fit).parameters
+    of_compare = ex_post.settings_of("ncp")
+    (width, _), kind = of_compare.hidden_dims, of_compare.activation
+    assert f"two layers of {width} with `{kind}`" in PROSE
+    assert f"learns for {of_compare.training.num_steps:,} updates" in PROSE
+    assert f"learns for {of_fit['num_steps'].default:,};" in PROSE
+    network = discriminator_choice.discriminator_for([ncp_jax.Block(1, (8,), (0,))])
+    assert isinstance(network, ncp_jax.MLPDiscriminator)
+    changed = {"hidden_dims": network.hidden_dims, "activation": network.activation}
+    as_code = json.dumps(changed).replace("[", "(").replace("]", ")")
+    assert f'`priors={{"ncp": {as_code}}}`' in PROSE
+    z = np.ones((2, 8), np.float32)
+    ours = ex_post.settings_of("ncp", changed).network.start(jax.random.key(0), 8)
+    theirs = network.init(jax.random.key(0), z, z[:, :0])
+    assert sorted(x.shape for x in jax.tree.leaves(ours)) == sorted(
+        x.shape for x in jax.tree.leaves(theirs)
+    )
 
 
 def test_the_readme_is_short():

@@ -171,6 +171,33 @@ def test_what_is_printed_is_a_table_and_no_weights(found):
     assert "Array" not in repr(compared.results["tilt"])
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Autoencoder(ncp_jax.EncoderDecoder):
+    """As the page about a VAE of one's own has it: z is a function of x."""
+
+    is_deterministic = True
+
+
+def test_an_autoencoder_of_two_functions_is_ranked_by_its_draws():
+    def encoder(w, x):
+        mean = (x.reshape(len(x), -1) - 0.5) @ w.T + 1.3
+        return ncp_jax.Normal(mean, jnp.zeros_like(mean))
+
+    def decoder(w, z):
+        return ncp_jax.Bernoulli((z @ w).reshape(-1, 2, 2, 1))
+
+    vae = Autoencoder(encoder, decoder, VAE.weights, latent_shape=(2,))
+    found = compared(priors={"gaussian": {}, "moments": Moments()}, vae=vae)
+    assert found.nll_base is None
+    for row in found.results.values():
+        assert {"gain", "nll"}.isdisjoint(row.metrics) and "gain_valid" in row.metrics
+    assert [line.split()[0] for line in str(found).splitlines()[1:]] == [
+        "moments",
+        "gaussian",
+    ]
+
+
 def test_a_line_says_what_to_choose_by_and_what_to_report(found):
     _, compared = found
     gain = results.Estimate(1.0, 0.5, 9, "nats")
