@@ -98,6 +98,12 @@ def test_requirements_are_those_of_the_package_and_of_its_data():
     assert sorted(listed) == sorted(declared("tfds").values())
 
 
+def test_numpy_is_one_whose_savez_takes_allow_pickle():
+    """Those before 2.2 store it as an array of that name, which no reader expects."""
+    asked = Requirement(declared()["numpy"]).specifier
+    assert "2.2.0" in asked and "2.1.3" not in asked
+
+
 def test_what_is_optional_is_imported_late():
     """So that every other module imports without it."""
     late = ("torch", "blackjax", "numpyro")  # each module itself imported late
