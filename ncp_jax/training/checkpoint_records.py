@@ -61,6 +61,14 @@ def values_of(directory: Path, name: str) -> set[Any]:
     return {record.get(name) for record in records if record}
 
 
+def newest_record(directory: Path) -> dict[str, Any]:
+    """Returns the metadata of the newest whole checkpoint; {} if there is none."""
+    for _, path in sorted(saved_steps(directory).items(), reverse=True):
+        if record := read_record(path):
+            return record
+    return {}
+
+
 def saved_steps(directory: Path) -> dict[int, Path]:
     """Returns the folders of checkpoints by step; one that was cut off has a suffix."""
     paths = directory.glob("[0-9]*")

@@ -41,6 +41,7 @@ from ncp_jax.priors.joint import vamp
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import StandardizedVAE
 from ncp_jax.training import batches, vae_update
+from ncp_jax.training.checkpoint_records import newest_record
 from ncp_jax.training.checkpoints import Checkpoints, Restored, fingerprint
 from ncp_jax.training.loop import Task, TrainState
 from ncp_jax.training.ncp import preparation, signal_settings
@@ -206,29 +207,35 @@ class Experiment:
         # Finding directions is part of the stage.
         started = time.monotonic() - seconds_before
         metadata = {"config": self.workdir.fingerprint(stage)}
-        for name, path in self._files_given().items() if stage == "vae" else ():
-            with open(path, "rb") as file:
-                metadata[name] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         if vae is not None:  # its discriminators fit no other
             metadata["vae"] = fingerprint(vae.variables)
             model = self.in_signal_space(vae)
             if isinstance(model, SignalVAE | DirectedVAE):
                 metadata["directions"] = model.directions.digest()[:16]
         folder = folder or self.path / stage / "checkpoints"
+        if stage == "vae":
+            metadata |= self._origins(folder)
         lengths = [*extension.earlier(folder.parent), *self.workdir.earlier(stage)]
         also = {"config": {length["fingerprint"] for length in lengths}}
         return Checkpoints(folder, metadata, started, also)
 
-    def _files_given(self) -> dict[str, str | Path]:
-        """The files that stage 1 comes from, by the setting that names them."""
-        found: dict[str, str | Path] = {}
-        if path := self.config.vae.checkpoint:
-            found["vae.checkpoint"] = local_path("config.vae.checkpoint", path)
-        if name := self.config.vae.pretrained:
-            found["vae.pretrained"] = config_files.weights_path(name)
-        if name := self.config.vae.init_from:
-            found["vae.init_from"] = config_files.weights_path(name, "init_from")
-        return found
+    def _origins(self, folder: Path) -> dict[str, str]:
+        """Hashes of the files that stage 1 comes from, by the setting that names them.
+
+        The checkpoints of a folder remember them: by then a file may have gone, or not
+        be named again.
+        """
+        before, found = newest_record(folder), {}
+        for field in ("checkpoint", "pretrained", "init_from"):
+            name, given = f"vae.{field}", self.config.vae[field]
+            found[name] = before.get(name)
+            try:
+                if given:
+                    found[name] = _digest(field, given)
+            except (InputError, FileNotFoundError):
+                if found[name] is None:
+                    raise
+        return {name: digest for name, digest in found.items() if digest is not None}
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -371,6 +378,16 @@ class Experiment:
                     f"{self.path}: run --stage={stage} first"
                 )
             return saved.restore_best(like)
+
+
+def _digest(field: str, name: str) -> str:
+    """A hash of the file that a field of config.vae names."""
+    if field == "checkpoint":
+        path: str | Path = local_path("config.vae.checkpoint", name)
+    else:
+        path = config_files.weights_path(name, field)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def check_networks(config: ConfigDict) -> None:

@@ -7,6 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
+import ncp_jax
+from ncp_jax.errors import InputError
 from ncp_jax.experiment import stages
 from ncp_jax.records import weights_file
 from ncp_jax.training.checkpoint_records import read_record
@@ -84,6 +86,41 @@ def test_a_stopped_one_goes_on_to_the_same_bits(begun, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "vae: continues from step" in shown and "begins at" not in shown
     assert read_record(folder / last)["sha256"] == before
+
+
+def test_one_that_goes_on_without_the_flag_keeps_its_origin(begun, tmp_path):
+    """The next save lost it, so that the record said nothing of the file."""
+    settings, workdir = begun
+    run = shutil.copytree(workdir, tmp_path / "run")
+    folder = run / "vae" / "checkpoints"
+    last = str(settings.vae.num_steps)
+    before = read_record(folder / last)
+    shutil.rmtree(folder / last)
+    settings = settings.copy_and_resolve_references()
+    settings.vae.init_from = ""
+    stages.run(settings, run, "vae")
+    after = read_record(folder / last)
+    assert after["vae.init_from"] == before["vae.init_from"]
+    assert after["sha256"] == before["sha256"]
+
+
+def test_a_begun_one_needs_its_file_no_more(begun, tmp_path, weights):
+    """It was wanted for ever, to be hashed, by who only loads the run, too."""
+    settings, workdir = begun
+    run = shutil.copytree(workdir, tmp_path / "run")
+    content = json.loads((run / "config.json").read_text())
+    content["vae"]["init_from"] = str(tmp_path / "gone.npz")
+    (run / "config.json").write_text(json.dumps(content))
+    ncp_jax.load(run, "vae")
+    settings = settings.copy_and_resolve_references()
+    settings.vae.init_from = str(tmp_path / "gone.npz")
+    stages.run(settings, run, "vae")
+    for file in (weights, weights.with_suffix(".json")):
+        shutil.copy(file, tmp_path / file.name.replace("first", "gone"))
+    with (tmp_path / "gone.npz").open("ab") as file:
+        file.write(b"other bytes")
+    with pytest.raises(InputError, match=r"another vae\.init_from"):
+        ncp_jax.load(run, "vae")
 
 
 def test_its_weights_are_a_stage_1_for_others(begun, tmp_path, capsys):
