@@ -35,6 +35,8 @@ from ncp_jax.experiment.setup import config_files, overrides, schema
 from ncp_jax.process import compiled, standard_streams
 from ncp_jax.training.loop import Preempted, preempted_by
 
+ORIGINS = ("vae.checkpoint", "vae.init_from", "vae.pretrained", "vae.resume")  # files
+
 
 def run() -> NoReturn:
     """The program: runs on the command line's arguments and ends the process."""
@@ -119,15 +121,23 @@ def _said(
 ) -> str:
     """The command that does the same anywhere, but for the folders of this machine."""
     name = Path(name).name if Path(name).is_absolute() else name
-    left_out = (*config_lib.WITHOUT_EFFECT, "export.file")
+    left_out = {*config_lib.WITHOUT_EFFECT, "export.file"} - set(ORIGINS)
     return shlex.join(
         [
             *("python", "-m", "ncp_jax"),
             f"--config={name}:{variant}" if variant else f"--config={name}",
             *("--workdir=RUN", f"--stage={stage}"),
-            *(o.argument for o in changes if o.field not in left_out),
+            *(_anywhere(o) for o in changes if o.field not in left_out),
         ]
     )
+
+
+def _anywhere(change: overrides.Override) -> str:
+    """An override as it was given; of a file of this machine, its name alone."""
+    flag, _, value = change.argument.partition("=")
+    if change.field in ORIGINS and Path(value).is_absolute():
+        return f"{flag}={Path(value).name}"
+    return change.argument
 
 
 def _name_of_config(argv: list[str]) -> tuple[str, str]:

@@ -173,6 +173,21 @@ def test_overrides_reach_the_experiment(monkeypatch, call, tmp_path):
     assert (config.seed, config.vae.num_steps, stage) == (0, 10_000, "all")
 
 
+@pytest.mark.parametrize("field", ["init_from", "pretrained", "resume"])
+def test_the_command_says_where_stage_1_begins(monkeypatch, call, field):
+    """It was left out, so that the command made other weights."""
+    calls = []
+    monkeypatch.setattr(stages, "run", lambda *arguments: calls.append(arguments))
+    flag = f"--config.vae.{field}"
+    for given, said in (
+        ("/home/me/first.npz", "first.npz"),
+        ("mnist_mlp", "mnist_mlp"),
+        ("sub/first.npz", "sub/first.npz"),
+    ):
+        assert call(SMOKE, f"{flag}={given}", "--config.vae.workdir=/run")[0] == 0
+        assert calls[-1][3].endswith(f"--stage=all {flag}={said}")
+
+
 def test_a_config_is_named_or_a_file(monkeypatch, call, tmp_path):
     """With or without the variant, in one word or in two."""
     calls = []
