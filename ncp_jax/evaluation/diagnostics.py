@@ -82,7 +82,7 @@ def contrast_on_held_out(
     )  # [N, passes, K]
     loss = (np.logaddexp(0.0, -logit_q) + np.logaddexp(0.0, logit_p)).mean(1)  # [N, K]
     pairs = [(logit_q[..., row], logit_p[..., row]) for row in range(loss.shape[1])]
-    off = np.stack([calibration.error_terms(*pair) for pair in pairs])  # [K, N / 2]
+    off = np.array([calibration.error_terms(*pair) for pair in pairs])  # [K, N / 2]
     rows = ncp.rows
     losses = per_group("nce_loss", loss.T, "nats", rows)
     estimates = {
@@ -107,7 +107,7 @@ def _calibration_errors(
     Most bins then have no sign, and 0 +- 0 would look calibrated.
     """
     found = per_group("calibration_error", terms, "probability", rows)
-    if num_examples >= calibration.MIN_EXAMPLES:
+    if num_examples >= calibration.MIN_EXAMPLES or not found:
         return found
     print(
         f"no interval of calibration_error: {num_examples} examples are too few, at "

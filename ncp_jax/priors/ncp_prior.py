@@ -266,11 +266,13 @@ def _from_base(keys: Array, target: Target, draw: DrawGroup) -> tuple[Array, Any
 def base_draw_ratios(prior: NCPPrior, keys: Array) -> Array:
     """log r_k along ancestral draws from the base prior, one per key: [K, B].
 
-    The mean of exp of the sum over groups is unbiased for Z.
+    K counts the groups of blocks that are reweighted, and may be 0.  The mean of exp of
+    the sum over groups is unbiased for Z.
     """
 
     def draw(keys: Array, target: Target) -> tuple[Array, Array]:
         z_k = sample_each(keys, target.base)
         return z_k, target.log_r(z_k)
 
-    return jnp.concatenate(ancestral(prior, keys, draw).infos)
+    none = jnp.zeros((0, len(keys)))
+    return jnp.concatenate([none, *ancestral(prior, keys, draw).infos])

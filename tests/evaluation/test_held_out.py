@@ -48,6 +48,17 @@ def test_the_gain_is_that_of_the_examples(key):
     assert found["gain_nats"].value == pytest.approx(gain, abs=0.01 + 6 * z.stderr)
 
 
+def test_a_prior_that_reweights_nothing_gains_nothing(key):
+    """It died at an empty list of arrays."""
+    ncp = dataclasses.replace(NCP, params=(None,))
+    found = held_out.evaluate(ncp, np.asarray(draw_x(20)), key=key, **SMALL)
+    assert found["log_z"][:2] == pytest.approx((0.0, 0.0), abs=1e-8)
+    assert found["ess_fraction"].value == pytest.approx(1.0)
+    for name in ("gain_nats", "gain_snis_nats"):
+        assert found[name].value == pytest.approx(0.0, abs=1e-5)
+    assert "nce_loss" not in found
+
+
 def test_what_is_missing_is_said(key, capsys):
     x = np.asarray(draw_x(20))
     few = SMALL | {"num_log_z_draws": 50, "max_log_z_stderr": 0.01}

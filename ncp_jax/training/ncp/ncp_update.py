@@ -31,6 +31,8 @@ def contrast(
 ) -> tuple[Array, Array]:
     """Logits of posterior and of prior draws of all reweighted groups: [K, B] each.
 
+    K is 0 where no group is reweighted.
+
     Args:
       discriminator: (z_k, context) -> logit.
       params: stacked, per block; None where no group is reweighted.
@@ -41,8 +43,9 @@ def contrast(
         for p, d in zip(params, draws, strict=True)
         if p is not None
     ]
+    none = tuple(jnp.zeros((0, each.shape[1])) for each in draws[0][:2])
     logit_q, logit_p = (
-        jnp.concatenate(parts) for parts in zip(*per_block, strict=True)
+        jnp.concatenate(parts) for parts in zip(none, *per_block, strict=True)
     )
     return logit_q, logit_p
 
