@@ -111,6 +111,8 @@ def run(
         if stage != "benchmark":
             folder.seal_data(experiment.data_seal)
         is_compared = stage == "compare" or (stage == "all" and config.compare.names)
+        if stage == "all" and not is_compared:
+            experiment.check_batch_sizes()
         if is_compared:
             compare_stage.check(experiment)
         elif stage == "all" and not folder.is_done("evaluate"):

@@ -91,14 +91,13 @@ def model(
     settings, path = _settings(experiment), _file(experiment, vae_digest)
 
     def find() -> Directions:
-        num_examples = min(settings.num_examples, len(experiment.dataset.train))
         return signal.find(
             vae,
             experiment.dataset.train,
             experiment.prepare,
             rng.stream(experiment.key("ncp"), "directions"),
             settings,
-            batch_size=min(experiment.config.ncp.batch_size, num_examples),
+            batch_size=experiment.config.ncp.batch_size,
             mesh=experiment.mesh,
         )
 

@@ -41,7 +41,7 @@ from ncp_jax.priors.joint import vamp
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import StandardizedVAE
 from ncp_jax.training import batches, vae_update
-from ncp_jax.training.checkpoint_records import newest_record
+from ncp_jax.training.checkpoint_records import newest_record, saved_steps
 from ncp_jax.training.checkpoints import Checkpoints, Restored, fingerprint
 from ncp_jax.training.loop import Task, TrainState
 from ncp_jax.training.ncp import preparation, signal_settings
@@ -353,6 +353,17 @@ class Experiment:
             self.config[section].batch_size,
             self.config.data.on_device,
         )
+
+    def check_batch_sizes(self) -> None:
+        """Refuses batches that the devices cannot share, of what is yet to be trained.
+
+        Raises:
+          InputError: naming the setting.
+        """
+        for section in ("vae", "ncp"):
+            steps = saved_steps(self.path / section / "checkpoints")
+            if self.config[section].num_steps not in steps:
+                self._check_batch_size(section)
 
     def _check_batch_size(self, section: str) -> int:
         batch_size = self.config[section].batch_size

@@ -1,10 +1,16 @@
 """`wiring.py`: what does not fit together is refused before anything is trained."""
 
+import types
+
+import numpy as np
 import pytest
 
+from ncp_jax import rng
 from ncp_jax.errors import InputError
+from ncp_jax.experiment import stages
 from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import presets, wiring
+from ncp_jax.experiment.setup import presets, signal, wiring
+from tests import tiny
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (8, 2)])
@@ -33,3 +39,36 @@ def test_what_a_model_has_not_is_refused(name, value, message):
     config.update_from_flattened_dict({name: value})
     with pytest.raises(InputError, match=message):
         wiring.check_networks(config)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused_before_stage_1(
+    monkeypatch, tmp_path
+):
+    """That of stage 2 was told once stage 1 had trained."""
+    monkeypatch.setattr(wiring.Experiment, "mesh", types.SimpleNamespace(size=8))
+    with pytest.raises(InputError, match=r"config\.ncp\.batch_size = 30 is not a mul"):
+        stages.run(tiny.config(ncp={"batch_size": 30}), tmp_path / "run")
+    assert not (tmp_path / "run" / "vae").exists()
+
+
+def test_directions_of_few_examples_are_found_in_batches_of_stage_2(
+    monkeypatch, tmp_path
+):
+    """Which the devices can share; 102 examples on four of them could not be."""
+    config = config_lib.default()
+    config.ncp.update(batch_size=1_024, directions={"cap": 2, "num_examples": 102})
+    run = types.SimpleNamespace(
+        config=config,
+        dataset=types.SimpleNamespace(train=np.zeros((500, 2))),
+        workdir=types.SimpleNamespace(earlier=lambda _: [], fingerprint=lambda _: "a"),
+        path=tmp_path,
+        prepare=None,
+        key=lambda _: rng.root(0),
+        mesh=None,
+    )
+    found = {}
+    monkeypatch.setattr(signal.signal, "find", lambda *_, **given: found.update(given))
+    monkeypatch.setattr(signal.signal, "kept", lambda _, find: find())
+    monkeypatch.setattr(signal.signal, "view", lambda *_: None)
+    signal.model(run, None, "b")
+    assert found["batch_size"] == 1_024
