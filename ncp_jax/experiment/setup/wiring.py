@@ -562,6 +562,8 @@ def noise_for_data(config: ConfigDict) -> datasets.Dataset:
     shape = tuple(config.data.shape)
     smallest = max(config.vae.batch_size, config.ncp.batch_size)
     num_train = max(smallest, min(10_000, MAX_NOISE_BYTES // math.prod(shape)))
+    if config.vae.prior == "vamp":  # as many pseudo-inputs start at training examples
+        num_train = max(num_train, config.vae.prior_settings.num_components)
     generator = np.random.default_rng(config.seed)
 
     def draw(number: int) -> np.ndarray:

@@ -72,3 +72,11 @@ def test_directions_of_few_examples_are_found_in_batches_of_stage_2(
     monkeypatch.setattr(signal.signal, "view", lambda *_: None)
     signal.model(run, None, "b")
     assert found["batch_size"] == 1_024
+
+
+def test_noise_has_an_example_for_every_pseudo_input():
+    """`ncp_jax.load` found other arrays than 20,000 of them had left."""
+    config = config_lib.default()
+    config.vae.prior = "vamp"
+    config.vae.prior_settings.num_components = 20_000
+    assert len(wiring.noise_for_data(config).train) == 20_000
