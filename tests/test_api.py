@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pickle
 import signal
 from typing import ClassVar
 
@@ -210,6 +211,9 @@ def fit(vae=VAE, **settings):
     return ncp_jax.fit(vae, **settings)
 
 
+KEY, SIR = jax.random.key(5), ncp_jax.SIR(20)
+
+
 @pytest.fixture(scope="module")
 def fitted():
     return fit()
@@ -224,6 +228,23 @@ def test_a_prior_says_what_it_is_in_one_line(fitted):
     assert repr(fitted) == (
         "NCPPrior(ThreeGroupVAE, K=3, MLPDiscriminator with 147 weights in all)"
     )
+
+
+@pytest.mark.parametrize("directions", [None, "auto"])
+def test_a_prior_comes_back_from_a_pickle_without_the_data(directions):
+    few = {"num_steps": 10, "discriminator": None}
+    ncp = fit(**few, directions=directions)
+    again = pickle.loads(pickle.dumps(ncp))
+    assert_same(*(ncp_jax.sample(p, KEY, 3, SIR) for p in (ncp, again)))
+
+
+def test_the_ratio_of_one_vector_is_kept_without_the_vae():
+    functions = (lambda w, x: ncp_jax.Normal(x + w, jnp.ones_like(x)),) * 2
+    vae = ncp_jax.EncoderDecoder(*functions, jnp.float32(1.0), latent_shape=(2,))
+    ncp = fit(vae, train=np.zeros((40, 2), np.float32), num_steps=10)
+    discriminator, params = pickle.loads(pickle.dumps((ncp.discriminator, ncp.params)))
+    again = ncp_jax.NCPPrior(vae, discriminator, params)
+    assert_same(*(ncp_jax.sample(p, KEY, 3, SIR) for p in (ncp, again)))
 
 
 def test_an_address_is_no_folder(tmp_path, monkeypatch):

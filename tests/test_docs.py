@@ -6,6 +6,8 @@ import inspect
 import json
 import re
 import shlex
+import sys
+import types
 from collections import defaultdict
 from pathlib import Path
 
@@ -95,10 +97,11 @@ def names_of(tmp_path_factory):
     def run(page):
         if page not in ran:
             code = "\n".join(re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL))
-            names = {"__name__": page}
+            module = types.ModuleType(re.sub(r"\W", "_", page))
+            sys.modules[module.__name__] = module  # where pickle finds its classes
             with contextlib.chdir(tmp_path_factory.mktemp("run")):  # of what it writes
-                exec(compile(code, page, "exec"), names)
-            ran[page] = names
+                exec(compile(code, page, "exec"), vars(module))
+            ran[page] = vars(module)
         return ran[page]
 
     return run
@@ -137,6 +140,8 @@ def test_the_plug_in_example_gains_and_draws(names_of):
     ess = [info.ess for info in names["sir"].infos]
     assert all(np.all((e >= 1) & (e <= 100)) for e in ess)
     assert Path(names["page"]).name == "index.html"
+    again = ncp_jax.sample(names["again"], names["keys"][4], 50, ncp_jax.SIR(100))
+    np.testing.assert_array_equal(again.images, names["sir"].images)
 
 
 def test_the_plugged_in_vae_is_short():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 from typing import Any
 
 import chex
@@ -222,6 +223,8 @@ def test_the_winner_draws_pictures(found, key):
         assert out.images.shape == (70, 2, 2, 1) and z.shape == (1, 70, 2)
         np.testing.assert_allclose(out.images, VAE.decode(z[0]).mean, rtol=1e-5)
     np.testing.assert_allclose(z.mean(1), [[1.3, 1.3]], atol=0.6)
+    again = pickle.loads(pickle.dumps(compared)).draw("tilt", key, 70)
+    np.testing.assert_array_equal(again.images, out.images)
 
 
 def test_fits_have_their_own_numbers_and_a_spread(found):
