@@ -23,6 +23,7 @@ from ncp_jax.nested import flatten
 from ncp_jax.pages import benchmark_page, priors_page, run_page
 from ncp_jax.pages.parts import quantities
 from ncp_jax.priors import ex_post, ncp_prior
+from ncp_jax.priors.ex_post import contract
 from tests.test_layering import FLOORS
 
 ROOFLINE = ("FLOP/byte", "of the bandwidth", "of the roofline")
@@ -176,6 +177,17 @@ def test_the_page_of_priors_has_the_key_of_every_measure(names_of):
     assert found.keys() <= keys and {"log_z", "nearer_than_held_out"} <= keys
     of_pictures = keys - found.keys() - {"log_z", "nearer_than_held_out"}
     assert of_pictures <= quantities.FAMILIES.keys()
+
+
+def test_the_prior_of_ones_own_gains_what_its_shift_is_worth(names_of):
+    names = names_of("docs/priors.md")
+    found = names["own"].results["shifted"]
+    (prior,) = found.priors
+    assert isinstance(prior, contract.LatentPrior)
+    z = names["encoder"](names["vae"].variables, names["valid"]).mean
+    expected = float(np.mean(z @ prior.mean) - np.sum(prior.mean**2) / 2)
+    gain = found.metrics["gain_valid"].value
+    assert gain == pytest.approx(expected, abs=0.1) and expected > 0.3
 
 
 def test_the_page_says_how_ncp_of_a_comparison_differs_from_fit():
