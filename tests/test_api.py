@@ -284,6 +284,42 @@ def test_a_stopped_fit_goes_on_to_the_same_bits(fitted, tmp_path, monkeypatch):
             fit(workdir=tmp_path, **changed)
 
 
+class Scaled:
+    """A `prepare` that is a method, whose name says nothing of its object."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, key, stored):
+        return self.scale * stored
+
+    prepare = __call__
+
+
+def test_prepares_whose_values_are_hidden_are_told_apart():
+    """By their names alone, the second call returned the first one's prior."""
+
+    def compiled(scale):
+        return jax.jit(lambda key, stored: scale * stored)
+
+    def default(scale):
+        return lambda key, stored, scale=scale: scale * stored
+
+    def nested(scale):
+        def inner(stored):
+            return scale * stored
+
+        return lambda key, stored: inner(stored)
+
+    def method(scale):
+        return Scaled(scale).prepare
+
+    x = points(100)
+    for make in (compiled, default, nested, method):
+        one, again, other = (preparation.named(make(s), x) for s in (1.0, 1.0, 2.0))
+        assert one == again != other
+
+
 def test_prepares_of_other_values_are_told_apart():
     """By the class's name alone, the second call returned the first one's weights."""
 
@@ -294,12 +330,11 @@ def test_prepares_of_other_values_are_told_apart():
         return lambda key, stored: scale * stored
 
     names = [
-        preparation.named(prepare)
+        preparation.named(prepare, points(9))
         for scale in (1.0, 2.0)
         for prepare in (functools.partial(scaled, scale=scale), by(scale))
     ]
     assert len(set(names)) == 4
-    assert preparation.named(ncp_jax.binarize) == "binarize"  # as it ever was
 
 
 def test_keys_of_the_old_kind_give_the_same_prior(fitted):

@@ -154,7 +154,7 @@ def fit(
         "vae": preparation.identity(vae, train, prepare),
         "train": fingerprint(train),
         "valid": fingerprint(valid),
-        "prepare": preparation.named(prepare),
+        "prepare": preparation.named(prepare, train),
     }
     settings, found = signal.chosen(directions, vae, discriminator), None
     if settings is not None:

@@ -148,14 +148,23 @@ def identity(vae: LatentVariableModel, stored: np.ndarray, prepare: Prepare) -> 
     return f"{type(vae).__qualname__} {short_hash(parts)}"
 
 
-def named(prepare: Prepare) -> str:
-    """What tells a `prepare` from others: its name, with the values that it carries."""
+def named(prepare: Prepare, stored: np.ndarray) -> str:
+    """What tells a `prepare` from others: its name, the values that it shows to carry.
+
+    And a hash of what it makes of a few examples, since a method, a default or a
+    compiled function carries values that nobody sees.
+
+    Args:
+      prepare: (key, stored) -> x.
+      stored: [N, *data_shape] examples.
+    """
+    x = prepare(jax.random.key(0), jnp.asarray(stored[:NUM_CHECKED]))
     name = getattr(prepare, "__qualname__", None)
     if name is None:  # a partial, or an object that is called
-        return described(prepare)
+        return f"{described(prepare)} {fingerprint(x)}"
     cells = getattr(prepare, "__closure__", None) or ()
     held = [described(cell.cell_contents) for cell in cells]
-    return f"{name} {held}" if held else name
+    return f"{name} {held} {fingerprint(x)}" if held else f"{name} {fingerprint(x)}"
 
 
 def _default(stored: np.ndarray) -> Prepare:
