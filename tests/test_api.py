@@ -16,6 +16,7 @@ import pytest
 import ncp_jax
 from ncp_jax.models.discriminator_choice import MixedDiscriminator
 from ncp_jax.models.mlp_vae import MLPVAE
+from ncp_jax.records import folder_lock
 from ncp_jax.training import run_log
 from ncp_jax.training.ncp import fit as stage_two_fit
 from ncp_jax.training.ncp import preparation
@@ -318,6 +319,14 @@ def test_prepares_whose_values_are_hidden_are_told_apart():
     for make in (compiled, default, nested, method):
         one, again, other = (preparation.named(make(s), x) for s in (1.0, 1.0, 2.0))
         assert one == again != other
+
+
+def test_a_folder_is_of_one_call_at_a_time(tmp_path):
+    """Two at once wrote into one another's checkpoints."""
+    is_refused = pytest.raises(ncp_jax.InputError, match="in use by another process")
+    with folder_lock.held(tmp_path, "workdir"), is_refused:
+        fit(workdir=tmp_path)
+    assert not (tmp_path / "ncp").exists()
 
 
 def test_prepares_of_other_values_are_told_apart():

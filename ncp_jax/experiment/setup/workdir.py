@@ -1,17 +1,17 @@
 """A run's folder: who may write to it, which config made it, what it holds."""
 
-import fcntl
+import contextlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from ncp_jax.errors import InputError, explained
+from ncp_jax.errors import InputError
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import data_seal, extension
 from ncp_jax.experiment.setup.run_files import CURES, EXTENDED, read_json
-from ncp_jax.records import whole_file
+from ncp_jax.records import folder_lock, whole_file
 from ncp_jax.training.checkpoint_records import best_weights, saved_steps
 
 # A stage's output depends on these sections of the config.
@@ -78,10 +78,10 @@ class Workdir:
                 f"--workdir={os.fsencode(path)!r} is not valid UTF-8, and checkpoints "
                 "cannot be written into such a folder: rename it"
             ) from error
-        self._lock = self._opened_lock() if is_writer else None
+        self._lock = contextlib.ExitStack()
         try:
-            if self._lock:
-                self._take_lock(self._lock)
+            if is_writer:
+                self._lock.enter_context(folder_lock.held(path, "--workdir"))
             self.results()  # a damaged one is named now, not after hours of training
             self._adopt_config(may_extend)
         except BaseException:
@@ -90,8 +90,7 @@ class Workdir:
 
     def close(self) -> None:
         """Lets another process have the folder."""
-        if self._lock:
-            self._lock.close()
+        self._lock.close()
 
     def fingerprint(self, stage: str) -> str:
         """Returns the hash of the settings that the output of `stage` depends on."""
@@ -260,30 +259,6 @@ class Workdir:
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         return read_json(self.path, name)
-
-    def _opened_lock(self) -> TextIO:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            return (self.path / ".lock").open("a+")
-        except OSError as error:
-            reason = explained(error)
-            message = f"cannot write to --workdir={self.path}: {reason}"
-            raise InputError(message) from error
-
-    def _take_lock(self, lock: TextIO) -> None:
-        """Locks until the file is closed, which the death of the process does too."""
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            raise InputError(
-                f"--workdir={self.path} is in use by another process (pid {holder}); "
-                "wait for it or choose another folder"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
 
     def _adopt_config(self, may_extend: Collection[str]) -> None:
         """Refuses a config that trained stages contradict, else records it."""

@@ -18,6 +18,7 @@ from ncp_jax.errors import InputError, Range, local_path, number
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check_discriminator
 from ncp_jax.priors.ncp_prior import NCPPrior
+from ncp_jax.records import folder_lock
 from ncp_jax.training import checkpoints, loop, optimizers
 from ncp_jax.training.checkpoint_records import described
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
@@ -121,7 +122,8 @@ def fit(
 
     Raises:
       InputError: the VAE, the examples or the settings are not as they should be;
-        `workdir` holds another training; or a loss is not finite.
+        `workdir` holds another training, or another process holds it; or a loss is not
+        finite.
     """
     key, mesh = rng.typed(key), mesh or parallel.mesh_of()
     numbers = _numbers(
@@ -156,41 +158,49 @@ def fit(
         "valid": fingerprint(valid),
         "prepare": preparation.named(prepare, train),
     }
-    settings, found = signal.chosen(directions, vae, discriminator), None
-    if settings is not None:
-        path = _directions_file(workdir, named, settings)
-        given = given.in_directions(settings, key, path, batch_size, mesh)
-        found = f"{settings} {given.vae.directions.digest()[:16]}"
-    model = signal.trained(given.vae)
-    network = signal_settings.network(settings, model, discriminator)
-    check_discriminator(model, network)
-    schedule = optimizers.schedule(
-        "cosine", of_optimizer["learning_rate"], length.num_steps
-    )
-    optimizer = optimizers.optimizer("adam", schedule, of_optimizer["weight_decay"])
-    stage = StageTwo(
-        network, optimizer, batch_size=batch_size, select_by=select_by, **numbers
-    )
-    metadata = {
-        **named,
-        "directions": found,
-        "discriminator": described(network),
-        **length._asdict(),
-        **{name: getattr(stage, name) for name in SETTINGS},
-        **of_optimizer,
-    }
+    with _held(workdir):
+        settings, found = signal.chosen(directions, vae, discriminator), None
+        if settings is not None:
+            path = _directions_file(workdir, named, settings)
+            given = given.in_directions(settings, key, path, batch_size, mesh)
+            found = f"{settings} {given.vae.directions.digest()[:16]}"
+        model = signal.trained(given.vae)
+        network = signal_settings.network(settings, model, discriminator)
+        check_discriminator(model, network)
+        schedule = optimizers.schedule(
+            "cosine", of_optimizer["learning_rate"], length.num_steps
+        )
+        optimizer = optimizers.optimizer("adam", schedule, of_optimizer["weight_decay"])
+        stage = StageTwo(
+            network, optimizer, batch_size=batch_size, select_by=select_by, **numbers
+        )
+        metadata = {
+            **named,
+            "directions": found,
+            "discriminator": described(network),
+            **length._asdict(),
+            **{name: getattr(stage, name) for name in SETTINGS},
+            **of_optimizer,
+        }
 
-    def make_task() -> Task:
-        task = given.task(stage, key, settings, mesh)
-        return _in_own_words(task, bool(of_optimizer["weight_decay"]))
+        def make_task() -> Task:
+            task = given.task(stage, key, settings, mesh)
+            return _in_own_words(task, bool(of_optimizer["weight_decay"]))
 
-    state = stage.initial(model, key)
-    if settings is None or any(given.vae.directions.widths):
-        folder = Path(workdir) / "ncp" / "checkpoints" if workdir else None
-        with checkpoints.opened(folder, metadata) as saved:
-            state = _trained(make_task, state, saved, length, workdir, progress)
-    params = jax.device_put(state.best_params(model.blocks))
-    return signal.prior(given.vae, network, params)
+        state = stage.initial(model, key)
+        if settings is None or any(given.vae.directions.widths):
+            folder = Path(workdir) / "ncp" / "checkpoints" if workdir else None
+            with checkpoints.opened(folder, metadata) as saved:
+                state = _trained(make_task, state, saved, length, workdir, progress)
+        params = jax.device_put(state.best_params(model.blocks))
+        return signal.prior(given.vae, network, params)
+
+
+def _held(workdir: str | Path | None) -> contextlib.AbstractContextManager[None]:
+    """The lock of the folder, for the one process that writes to it."""
+    if workdir is None or not parallel.is_writer():
+        return contextlib.nullcontext()
+    return folder_lock.held(Path(workdir), "workdir")
 
 
 def _numbers(**values: Any) -> dict[str, Any]:
