@@ -103,10 +103,10 @@ class OneVector:
         return OfVAE(base, tuple(self.vae.blocks[0].latent_shape))
 
     def posterior(self, x: Array) -> Normal | None:
-        """q(z | x), mean and std [B, D]; None where the VAE does not say it."""
+        """q(z | x), mean and std [B, D]; None where it is not said, or no normal."""
         method = getattr(self.vae, "posterior", None)
         q = None if method is None else method(x)
-        if q is None:
+        if not isinstance(q, Normal):
             return None
         std = jnp.broadcast_to(q.std, q.mean.shape)  # it may be one number
         return Normal(q.mean.reshape(len(x), -1), std.reshape(len(x), -1))

@@ -8,6 +8,7 @@ import numpy as np
 
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import LatentVariableModel, is_deterministic
+from ncp_jax.models.distributions import Normal
 from ncp_jax.priors.latents import log_prior
 
 Array = jax.Array
@@ -67,6 +68,11 @@ def _soundness(vae: Any, x: Array) -> dict[str, Array]:
     is_one = sum(block.num_groups for block in vae.blocks) == 1
     posterior = getattr(vae, "posterior", None)
     q = posterior(x) if is_one and posterior is not None else None
-    if q is not None:
+    if q is not None and not hasattr(q, "log_prob"):
+        raise InputError(
+            f"posterior(x) returns a {type(q).__name__}: it must return "
+            f"ncp_jax.Normal(mean, std), or None; {STD}"
+        )
+    if isinstance(q, Normal):
         found["std"] = each(jnp.broadcast_to(q.std > 0, q.mean.shape))
     return found

@@ -9,6 +9,7 @@ import pytest
 
 import ncp_jax
 from ncp_jax.training.ncp import preparation
+from ncp_jax.training.ncp.returned_numbers import check_numbers
 from tests.oracles import ChainVAE
 
 X = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
@@ -55,6 +56,25 @@ def test_one_example_is_enough():
 def test_a_prepare_that_makes_no_numbers_is_blamed():
     with pytest.raises(ncp_jax.InputError, match="mend prepare"):
         preparation.checked(made(), X, lambda key, x: x / 0.0 * 0.0)
+
+
+def test_a_posterior_that_is_a_pair_is_named():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Pair(ncp_jax.EncoderDecoder):
+        def encode(self, x, key):
+            q = self.encoder(None, x)
+            z = q.sample(key)
+            return ncp_jax.Encoding((z[None],), q.log_prob(z)[:, None])
+
+        def posterior(self, x):
+            q = self.encoder(None, x)
+            return q.mean, jnp.log(q.std)
+
+    fields = dataclasses.fields(ncp_jax.EncoderDecoder)
+    pair = Pair(*(getattr(made(), field.name) for field in fields))
+    with pytest.raises(ncp_jax.InputError, match=r"posterior\(x\) returns a tuple"):
+        check_numbers(pair, jnp.asarray(X))
 
 
 def test_points_may_have_no_width():
