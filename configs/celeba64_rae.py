@@ -35,7 +35,7 @@ NUM_TRAIN, NUM_EPOCHS = 162_770, 70
 STD = math.sqrt(3 * 0.09024 / 2)
 SUM_OF_PIXELS = 0.05 * 64 * 64 * 3  # what WAE's 0.05 of the sum is of the mean
 KINDS: dict[str, dict[str, Any]] = {
-    "vae": {"likelihood_std": STD},
+    "vae": {"likelihood_std": STD, "max_log_std": 5.0},
     "wae": {
         "reconstruction_weight": SUM_OF_PIXELS,
         "regularizer_weight": 100.0,
@@ -50,7 +50,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "rae_gp": {"embedding_weight": 1e-4, "regularizer_weight": 1e-7},
     "rae_sn": {"embedding_weight": 2.4e-3},
     "ae": {},
-    "two_stage": {"kind": "vae", "likelihood_std": STD, "is_std_learned": True},
+    "two_stage": {
+        "kind": "vae",
+        "likelihood_std": STD,
+        "max_log_std": 5.0,
+        "is_std_learned": True,
+    },
 }
 
 
@@ -64,7 +69,6 @@ def get_config(variant: str = "") -> ConfigDict:
         kernel_size=5,
         num_doublings=3,
         is_centred=False,
-        max_log_std=5.0,
     )
     kind = variant.removeprefix("smoke").removeprefix("_")
     is_vae = kind in ("", "vae", "two_stage")

@@ -77,6 +77,18 @@ def validate(config: ConfigDict) -> None:
             "config.vae.kl_warmup_fraction and kl_constant_fraction add up to more "
             "than 1: the KL would never have its full weight"
         )
+    if vae.kl_constant_fraction and not vae.kl_warmup_fraction:
+        raise InputError(
+            "config.vae.kl_constant_fraction is before a warm-up, and there is none: "
+            "give config.vae.kl_warmup_fraction, or make it 0"
+        )
+    for section in ("vae", "ncp"):
+        settings = config[section]
+        if settings.final_learning_rate and settings.schedule != "cosine":
+            raise InputError(
+                f"config.{section}.final_learning_rate is where the schedule 'cosine' "
+                f"ends; config.{section}.schedule is {settings.schedule!r}: make it 0"
+            )
     if vae.initial_penalty_weight and not vae.penalty_weight:
         raise InputError(
             "config.vae.initial_penalty_weight needs a config.vae.penalty_weight"
@@ -248,35 +260,34 @@ def _check_energies(config: ConfigDict) -> None:
         )
 
 
+_DETERMINISTIC = tuple(kind for kind in KINDS if kind != "vae")
+_OF_KINDS = {  # which kinds of "rae" read a setting that not all of them read
+    "max_log_std": ("vae",),
+    "likelihood_std": ("vae",),
+    "is_std_learned": ("vae",),
+    "reconstruction_weight": _DETERMINISTIC,
+    "input_noise": _DETERMINISTIC,
+    "embedding_weight": ("rae", "rae_l2", "rae_gp", "rae_sn"),
+    "regularizer_weight": ("wae", "rae_l2", "rae_gp"),
+    "has_dense_penalty": ("rae_l2",),
+}
+
+
 def _check_autoencoder(config: ConfigDict) -> None:
     """Refuses settings that would have no effect on an autoencoder of this kind."""
     model = config.vae.model
     if model.name != "rae":
         return
-    weights = ("embedding_weight", "regularizer_weight", "input_noise")
-    without = {
-        "vae": weights,
-        "wae": ("embedding_weight",),
-        "rae_l2": (),
-        "rae_gp": (),
-        "rae": ("regularizer_weight",),
-        "rae_sn": ("regularizer_weight",),
-        "ae": weights[:2],
-    }
-    for field in without[model.kind]:
-        if model[field]:
+    for field, kinds in _OF_KINDS.items():
+        default = VAES["rae"][field]
+        if model.kind not in kinds and model[field] != default:
             raise InputError(
                 f"config.vae.model.{field} = {model[field]} is nothing that the kind "
-                f"{model.kind!r} is trained by; make it 0, or choose another "
+                f"{model.kind!r} is trained by; make it {default}, or choose another "
                 "config.vae.model.kind"
             )
     if model.kind == "vae":
         return
-    if model.is_std_learned:
-        raise InputError(
-            "config.vae.model.is_std_learned is of a likelihood, which the kind "
-            f"{model.kind!r} is not trained by"
-        )
     if config.vae.kl_warmup_fraction or config.vae.kl_constant_fraction:
         raise InputError(
             "config.vae.kl_warmup_fraction and kl_constant_fraction weigh a KL, which "
