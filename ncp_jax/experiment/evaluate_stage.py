@@ -1,5 +1,6 @@
 """The stage that measures: likelihoods, held-out NCE loss, samples against data."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,9 @@ from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import ncp_prior
 from ncp_jax.priors.standardized import itself
+from ncp_jax.training.loop import Prepare
+
+Array = jax.Array
 
 MAX_RECONSTRUCTED = 32  # pictures
 OF_HELD_OUT = (  # settings of `held_out.measure`
@@ -123,18 +127,22 @@ def _reconstruct(
     experiment: Experiment, vae: LatentVariableModel, examples: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decoded posterior draws [N, *data_shape] and z of the first block [N, n, ...]."""
-
-    @jax.jit
-    def batch(stored: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = experiment.prepare(rng.stream(key, "prepare"), stored)
-        mean, latents = diagnostics.reconstruct(vae, x, rng.stream(key, "posterior"))
-        return mean, latents[0].swapaxes(0, 1)
-
     size = min(experiment.config.evaluate.batch_size, len(examples))
     key = rng.stream(experiment.key("evaluate"), "reconstruct")
+    batch = partial(_reconstruct_batch, experiment.prepare, vae)
     return diagnostics.over_examples(
         batch, datasets.padded_batches(examples, size), key
     )
+
+
+@partial(jax.jit, static_argnums=(0,))
+def _reconstruct_batch(
+    prepare: Prepare, vae: LatentVariableModel, stored: Array, key: Array
+) -> tuple[Array, Array]:
+    """The same of one batch of stored examples [B, ...]."""
+    x = prepare(rng.stream(key, "prepare"), stored)
+    mean, latents = diagnostics.reconstruct(vae, x, rng.stream(key, "posterior"))
+    return mean, latents[0].swapaxes(0, 1)
 
 
 def _is_plane(ncp: ncp_prior.NCPPrior) -> bool:

@@ -1,6 +1,7 @@
 """Measures of samples that a run asks for: scores, MMD, the audit, nearest pictures."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import generation, group_samplers, ncp_prior
 from ncp_jax.priors.standardized import itself
+from ncp_jax.training.loop import Prepare
 
 Array = jax.Array
 Drawn = Mapping[str, Mapping[str, np.ndarray]]  # of `sample_stage.load_samples`
@@ -211,20 +213,24 @@ def _posterior(
     experiment: Experiment, vae: LatentVariableModel, split: str, num: int
 ) -> list[np.ndarray]:
     """One z ~ q(z | x) of each of `num` examples at random: per group [num, D_k]."""
-
-    @jax.jit
-    def encode(stored: Array, key: Array) -> tuple[Array, ...]:
-        x = experiment.prepare(rng.stream(key, "prepare"), stored)
-        latents = vae.encode(x, rng.stream(key, "posterior")).latents
-        return tuple(block.swapaxes(0, 1) for block in latents)
-
     stored = getattr(experiment.dataset, split)
     stored = stored[chosen_rows.rows(experiment, split, num)]
     size = min(experiment.config.evaluate.batch_size, num)
     key = rng.stream(experiment.key("evaluate"), "encode")
     key = rng.stream(key, "training examples") if split == "train" else key
     batches = datasets.padded_batches(stored, size)
+    encode = partial(_encode, experiment.prepare, vae)
     return latent_mmd.groups_of(diagnostics.over_examples(encode, batches, key))
+
+
+@partial(jax.jit, static_argnums=(0,))
+def _encode(
+    prepare: Prepare, vae: LatentVariableModel, stored: Array, key: Array
+) -> tuple[Array, ...]:
+    """One z ~ q(z | x) of each stored example, per block [B, n, *latent_shape]."""
+    x = prepare(rng.stream(key, "prepare"), stored)
+    latents = vae.encode(x, rng.stream(key, "posterior")).latents
+    return tuple(block.swapaxes(0, 1) for block in latents)
 
 
 def _memorisation(
