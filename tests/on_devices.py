@@ -14,6 +14,7 @@ import functools
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -42,6 +43,7 @@ from ncp_jax.training.checkpoints import Checkpoints
 from ncp_jax.training.ncp import nce, ncp_state, ncp_update, ncp_validation
 from ncp_jax.training.ncp.stage_two import StageTwo
 from ncp_jax.training.run_log import SilentLog
+from tests import tiny
 from tests.oracles import InterleavedVAE
 
 SEED = 7
@@ -255,8 +257,29 @@ def resting():
     }
 
 
+def validating():
+    """The held-out loss of stage 1 by all devices and by one, and what they send."""
+
+    def found(path, mesh):
+        experiment = tiny.experiment(Path(path), tiny.config())
+        with contextlib.closing(experiment.workdir):
+            vars(experiment)["mesh"] = mesh
+            task, state = experiment.vae_task()
+            arguments = task.place(state), task.data
+            _, metrics = jax.jit(task.validate)(*arguments)
+            loss = float(np.sum(metrics["loss"]))
+            return loss, collectives(task.validate, *arguments)
+
+    meshes = parallel.mesh_of(), parallel.one_device()
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = [found(f"{folder}/{i}", mesh) for i, mesh in enumerate(meshes)]
+    losses, sent = zip(*pairs, strict=True)
+    return {"validating": {"losses": losses, "sent": sent}}
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 1:
-        print(json.dumps(communication() | drawing() | normalising() | resting()))
+        parts = (communication, drawing, normalising, resting, validating)
+        print(json.dumps({k: v for part in parts for k, v in part().items()}))
     else:
         main(sys.argv[1], int(sys.argv[2]))

@@ -126,6 +126,14 @@ def test_many_devices_leave_the_same_groups_alone(on_eight):
     assert min(abs(first - idle), abs(last - idle)) > 1e-4
 
 
+def test_devices_share_what_stage_1_is_validated_on(on_eight):
+    """Each of them computed the whole of it; they need only add up their shares."""
+    ours, theirs = on_eight["validating"]["losses"]
+    assert abs(ours / theirs - 1) < 1e-5
+    of_many, of_one = on_eight["validating"]["sent"]
+    assert "all-reduce" in of_many and of_one == []
+
+
 def test_uneven_groups_are_padded_and_come_back_whole():
     mesh = parallel.mesh_of()
     tree = {"a": np.arange(6.0).reshape(3, 2), "n": np.arange(3)}

@@ -119,6 +119,10 @@ class Experiment:
         """The same, with what only training pictures undergo."""
         if self.config.data.horizontal_flips:
             stored = pixels.flip_half(rng.stream(key, "flips"), stored)
+        return self._prepare_split(key, stored)
+
+    def _prepare_split(self, key: Array, stored: Array) -> Array:
+        """The model's x, every device its share of the batch."""
         return parallel.split(self.mesh, self.prepare(key, stored))
 
     def vae_task(self) -> tuple[Task, TrainState]:
@@ -138,7 +142,7 @@ class Experiment:
                 ema_decay=settings.ema_decay,
             ),
             validate=vae_update.make_validate(
-                self.vae_module, self.prepare, rng.stream(key, "valid")
+                self.vae_module, self._prepare_split, rng.stream(key, "valid")
             ),
             place=functools.partial(parallel.replicate, self.mesh),
         )
