@@ -629,7 +629,7 @@ def _compared(*names):
         (
             ON_MNIST_1M,
             ("gain", "gain_valid", "gain_train", *SAMPLES),
-            "ncp_deep_over_gmm",
+            "ncp_deep_and_autoregressive",
         ),
     ],
 )
@@ -688,6 +688,21 @@ def test_what_ratios_gain_over_others_is_that_of_the_recorded_run():
     assert less in PROSE
 
 
+def test_what_a_pool_brings_is_that_of_the_recorded_run():
+    pool, *parts = "ncp_deep_and_autoregressive", "ncp_deep", "autoregressive"
+    gain, *of_parts = map(float, _gains(ON_MNIST_1M, pool, *parts))
+    ratio, exact = (f"{gain - of_part:.2f}" for of_part in of_parts)
+    more = f"{ratio} nats more than `ncp_deep` and {exact} more than `autoregressive`"
+    assert more in PROSE
+    rows = _compared(*ON_MNIST_1M)["priors"]
+    seconds = [
+        rows[n]["metrics"]["sampling_seconds"]["value"] for n in (parts[0], pool)
+    ]
+    assert f"cost {seconds[0] / seconds[1]:.0f} times less than those of" in PROSE
+    error = 1.96 * rows[pool]["of_fits"][0]["log_z"]["stderr"]
+    assert f"its log Z is known to {error:.4f} nats" in PROSE
+
+
 def test_over_fitting_is_that_of_the_recorded_run():
     names = ("ncp_deep", "autoregressive")
     ncp, ar = _gains(ON_MNIST_1M, *names, of="gain_train")
@@ -700,13 +715,12 @@ def test_over_fitting_is_that_of_the_recorded_run():
 
 def test_what_proposals_of_another_prior_bring_is_that_of_the_recorded_run():
     name = "ncp_deep_from_autoregressive"
-    metrics = _compared(*ON_MNIST_1M)["priors"][name]["metrics"]
-    log_z = " ".join(quantities.estimate(metrics["log_z"]))
-    direct = _records("priors_mnist_1m")["priors"]["priors"]["ncp_deep"]["of_fits"][0]
-    by_p = " ".join(quantities.estimate(direct["log_z"]))
+    rows = _compared(*ON_MNIST_1M)["priors"]
+    found, direct = (rows[n]["of_fits"][0]["log_z"] for n in (name, "ncp_deep"))
+    log_z, by_p = (" ".join(quantities.estimate(of)) for of in (found, direct))
     assert f"log Z is {log_z} by the weights of 10^6 such proposals" in PROSE
     assert f"of the same fit of `ncp_deep` {by_p} by 2 x 10^6 draws" in PROSE
-    assert metrics["log_z"]["n"] == 1_000_000
+    assert (found["n"], direct["n"]) == (1_000_000, 2_000_000)
 
 
 def test_the_order_on_fashion_mnist_is_that_of_the_recorded_runs():

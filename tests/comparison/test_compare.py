@@ -172,14 +172,6 @@ def test_what_is_printed_is_a_table_and_no_weights(found):
     assert "Array" not in repr(compared.results["tilt"])
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Autoencoder(ncp_jax.EncoderDecoder):
-    """As the page about a VAE of one's own has it: z is a function of x."""
-
-    is_deterministic = True
-
-
 def test_an_autoencoder_of_two_functions_is_ranked_by_its_draws():
     def encoder(w, x):
         mean = (x.reshape(len(x), -1) - 0.5) @ w.T + 1.3
@@ -188,7 +180,9 @@ def test_an_autoencoder_of_two_functions_is_ranked_by_its_draws():
     def decoder(w, z):
         return ncp_jax.Bernoulli((z @ w).reshape(-1, 2, 2, 1))
 
-    vae = Autoencoder(encoder, decoder, VAE.weights, latent_shape=(2,))
+    vae = ncp_jax.EncoderDecoder(
+        encoder, decoder, VAE.weights, (2,), is_deterministic=True
+    )
     found = compared(priors={"gaussian": {}, "moments": Moments()}, vae=vae)
     assert found.nll_base is None
     for row in found.results.values():
