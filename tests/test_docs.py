@@ -482,6 +482,17 @@ def test_rows_on_the_annealed_vae_are_those_of_the_recorded_runs():
     assert f"such steps reach {short}" in section
 
 
+def test_the_pool_on_the_annealed_vae_is_that_of_the_recorded_run():
+    compared = _records("annealed_pool")["priors"]
+    columns = ("nll", "gain", "log_z", "gain_valid", "gain_train")
+    assert priors_page.markdown(compared, *columns) in DOCS
+    pool, ratio = (
+        compared["priors"][name]["metrics"]["gain"]["value"]
+        for name in ("ncp_deep_and_autoregressive", "ncp_deep")
+    )
+    assert f"gains {pool - ratio:.2f} nats more than the ratio alone" in PROSE
+
+
 @pytest.mark.parametrize("config", ["mnist_nvae", "mnist_mlp"])
 def test_adaptive_sir_is_said_to_weigh_what_the_records_say(config):
     fixed = _records(f"adaptive/{config}_0.003")
