@@ -240,6 +240,16 @@ def reconstruct(
     return vae.decode(carry).mean, latents
 
 
+@partial(jax.jit, static_argnums=0)
+def reconstruct_stored(
+    prepare: Prepare, vae: LatentVariableModel, stored: Array, key: Array
+) -> tuple[Array, Array]:
+    """The same of stored examples, and z of the first block alone [B, n, ...]."""
+    x = prepare(rng.stream(key, "prepare"), stored)
+    mean, latents = reconstruct(vae, x, rng.stream(key, "posterior"))
+    return mean, latents[0].swapaxes(0, 1)
+
+
 def plane(ncp: NCPPrior, points: np.ndarray, log_z: float) -> dict[str, np.ndarray]:
     """Densities of p and p_NCP on a grid around `points` [n, 2], for a 2-D latent."""
     reach = 1.1 * float(np.abs(points).max())

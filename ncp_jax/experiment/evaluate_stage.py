@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from ncp_jax import rng
@@ -19,9 +18,6 @@ from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import ncp_prior
 from ncp_jax.priors.standardized import itself
-from ncp_jax.training.loop import Prepare
-
-Array = jax.Array
 
 MAX_RECONSTRUCTED = 32  # pictures
 OF_HELD_OUT = (  # settings of `held_out.measure`
@@ -129,20 +125,10 @@ def _reconstruct(
     """Decoded posterior draws [N, *data_shape] and z of the first block [N, n, ...]."""
     size = min(experiment.config.evaluate.batch_size, len(examples))
     key = rng.stream(experiment.key("evaluate"), "reconstruct")
-    batch = partial(_reconstruct_batch, experiment.prepare, vae)
+    batch = partial(diagnostics.reconstruct_stored, experiment.prepare, vae)
     return diagnostics.over_examples(
         batch, datasets.padded_batches(examples, size), key
     )
-
-
-@partial(jax.jit, static_argnums=(0,))
-def _reconstruct_batch(
-    prepare: Prepare, vae: LatentVariableModel, stored: Array, key: Array
-) -> tuple[Array, Array]:
-    """The same of one batch of stored examples [B, ...]."""
-    x = prepare(rng.stream(key, "prepare"), stored)
-    mean, latents = diagnostics.reconstruct(vae, x, rng.stream(key, "posterior"))
-    return mean, latents[0].swapaxes(0, 1)
 
 
 def _is_plane(ncp: ncp_prior.NCPPrior) -> bool:

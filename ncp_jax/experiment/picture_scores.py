@@ -18,7 +18,6 @@ from ncp_jax.experiment import chosen_rows
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.pages.parts import pictures
-from ncp_jax.training.loop import Prepare
 
 Array = jax.Array
 
@@ -173,15 +172,7 @@ def reconstructions(
     key = rng.stream(experiment.key("evaluate"), "decode")
     size = min(experiment.config.evaluate.batch_size, len(rows))
     for i, (batch, mask) in enumerate(datasets.padded_batches(rows, size)):
-        batch_key = rng.at_step(key, i)
-        decoded = _decoded(experiment.prepare, vae, stored[batch], batch_key)
+        decoded, _ = diagnostics.reconstruct_stored(
+            experiment.prepare, vae, stored[batch], rng.at_step(key, i)
+        )
         yield pictures.to_uint8(np.asarray(decoded)[mask])
-
-
-@partial(jax.jit, static_argnums=(0,))
-def _decoded(
-    prepare: Prepare, vae: LatentVariableModel, stored: Array, key: Array
-) -> Array:
-    """E[x | z] at one z ~ q(z | x) of each stored example: [B, *data_shape]."""
-    x = prepare(rng.stream(key, "prepare"), stored)
-    return diagnostics.reconstruct(vae, x, rng.stream(key, "posterior"))[0]

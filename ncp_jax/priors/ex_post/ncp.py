@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ from ncp_jax.training.ncp import nce
 
 Array = jax.Array
 
+Method = Literal["sir", "mala", "langevin"]
+
 PROPOSALS_AT_A_TIME = 2_000  # of all chains together: what caches hold
 NUM_WEIGHTS = 20  # of a pool, that are tried: 0, 1 / 20, .. 1
 
@@ -57,19 +59,40 @@ class Sampling:
       InputError: there is no such method.
     """
 
-    method: Literal["sir", "mala", "langevin"] = "sir"
+    method: Method = "sir"
     num_proposals: int = 5_000
     num_steps: int = 60
     step_size: float = 0.16
 
     def __post_init__(self) -> None:
         """Refuses a method that there is not."""
-        check_choice("sampling.method", self.method, ("sir", "mala", "langevin"))
+        check_choice("sampling.method", self.method, get_args(Method))
+
+
+class OverBase:
+    """p(z) r(z) / Z, for a `base` p of exact density and a `log_r`."""
+
+    density: ClassVar[Density] = "up to log Z"
+
+    base: LatentPrior
+
+    def log_r(self, z: Array) -> Array:
+        """log r of z [B, D]: [B], nats."""
+        raise NotImplementedError
+
+    def log_prob(self, z: Array, key: Array | None = None) -> Array:
+        """log p(z) + log r(z), which lacks - log Z: [B], nats."""
+        del key
+        return self.base.log_prob(z) + self.log_r(z)
+
+    def log_z_weights(self, keys: Array) -> Array:
+        """log r of one draw from the base per key: [B], nats."""
+        return self.log_r(self.base.sample(keys))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Reweighted:
+class Reweighted(OverBase):
     """p(z) r_1(z) ... r_S(z) / Z.
 
     Attributes:
@@ -78,8 +101,6 @@ class Reweighted:
       network: of all r_s.
       sampling: how draws are made.
     """
-
-    density: ClassVar[Density] = "up to log Z"
 
     base: LatentPrior
     params: tuple[PyTree, ...]
@@ -94,15 +115,6 @@ class Reweighted:
         for params in self.params:
             log_r += self.network.log_r(params, z)
         return log_r
-
-    def log_prob(self, z: Array, key: Array | None = None) -> Array:
-        """log p(z) + log r(z), which lacks - log Z: [B], nats."""
-        del key
-        return self.base.log_prob(z) + self.log_r(z)
-
-    def log_z_weights(self, keys: Array) -> Array:
-        """log r of one draw from the base per key: [B], nats."""
-        return self.log_r(self.base.sample(keys))
 
     def sample(self, keys: Array) -> Array:
         """Draws z [B, D], one per key, by the sampler of `sampling`."""
@@ -242,7 +254,7 @@ class EnsembleSettings:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Pooled:
+class Pooled(OverBase):
     """p_A(z)^w p_B(z)^(1 - w) / Z, a logarithmic opinion pool.
 
     It is p_B reweighted by (p_A / p_B)^w.  So draws of B are the proposals, and the
@@ -255,31 +267,25 @@ class Pooled:
       num_proposals: M of SIR.
     """
 
-    density: ClassVar[Density] = "up to log Z"
-
     first: LatentPrior
     second: LatentPrior
     weight: Array
     num_proposals: int = dataclasses.field(metadata={"static": True})
 
-    def log_prob(self, z: Array, key: Array | None = None) -> Array:
-        """w log p_A(z) + (1 - w) log p_B(z), which lacks - log Z: [B], nats."""
-        del key
-        return self.second.log_prob(z) + self._log_weight(z)
+    @property
+    def base(self) -> LatentPrior:  # type: ignore[override]
+        """B, which proposes."""
+        return self.second
 
-    def log_z_weights(self, keys: Array) -> Array:
-        """log of the weight of one draw of B per key: [B], nats."""
-        return self._log_weight(self.second.sample(keys))
+    def log_r(self, z: Array) -> Array:
+        """w log p_A(z) / p_B(z) of z [B, D]: [B], nats."""
+        return _to_the(self.weight, log_ratio(self.first, self.second, z))
 
     def sample(self, keys: Array) -> Array:
         """Draws z [B, D], one per key, by SIR."""
-        return resampled(keys, self.second, self._log_weight, self.num_proposals)
-
-    def _log_weight(self, z: Array) -> Array:
-        return _to_the(self.weight, log_ratio(self.first, self.second, z))
+        return resampled(keys, self.base, self.log_r, self.num_proposals)
 
 
-@jax.jit
 def log_ratio(first: LatentPrior, second: LatentPrior, z: Array) -> Array:
     """log p_A(z) / p_B(z) of z [B, D], but for a constant: [B], nats."""
     return first.log_prob(z) - second.log_prob(z)
