@@ -1,12 +1,13 @@
 """The one exception that a person at the keyboard can mend; what often raises it."""
 
+import difflib
 import errno
 import operator
 import os
 import pwd
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,19 @@ def number(setting: str, value: Any, kind: Callable[[Any], Any], interval: str) 
         what = "an integer" if kind is operator.index else "a number"
         raise InputError(f"{setting} must be {what} in {interval}, got {value!r}")
     return found
+
+
+def did_you_mean(name: str, known: Iterable[str], before: str = "") -> str:
+    """Returns " Did you mean ...?" of the name most like an unknown one, or "".
+
+    Args:
+      name: that is not known.
+      known: those that are.
+      before: what stands before a known one where it is written; "" quotes it.
+    """
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    meant = [before + one if before else repr(one) for one in close]
+    return f" Did you mean {meant[0]}?" if meant else ""
 
 
 def explained(error: OSError) -> str:

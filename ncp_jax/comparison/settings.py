@@ -1,12 +1,11 @@
 """How much a comparison draws and measures."""
 
 import dataclasses
-import difflib
 import operator
 from collections.abc import Mapping
 from typing import Any
 
-from ncp_jax.errors import InputError, number
+from ncp_jax.errors import InputError, did_you_mean, number
 
 CAN_BE_0 = ("max_examples", "num_mmd_samples", "num_permutations")
 
@@ -76,8 +75,7 @@ def checked(
     names = [field.name for field in dataclasses.fields(ComparisonSettings)]
     for name in changes:
         if name not in names:
-            close = difflib.get_close_matches(str(name), names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(str(name), names)
             raise InputError(
                 f"settings has no {name!r}.{hint} There are {', '.join(names)}"
             )

@@ -1,6 +1,5 @@
 """Data sets as arrays, and batches as pure functions of (key, step)."""
 
-import difflib
 import functools
 import os
 from collections.abc import Hashable, Iterator
@@ -13,7 +12,7 @@ import numpy as np
 
 from ncp_jax.data import catalogue
 from ncp_jax.data.splits import pseudo_random_order
-from ncp_jax.errors import InputError, local_path
+from ncp_jax.errors import InputError, did_you_mean, local_path
 
 Array = jax.Array
 
@@ -246,6 +245,5 @@ def _existing(name: str, folder: str) -> Path:
 
 
 def _unknown(name: str) -> str:
-    nearest = difflib.get_close_matches(name, NAMES, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown data set {name!r}; there are {', '.join(NAMES)}, tfds:NAME{hint}"
+    hint = did_you_mean(name, NAMES)
+    return f"unknown data set {name!r}.{hint} There are {', '.join(NAMES)}, tfds:NAME"

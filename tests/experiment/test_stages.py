@@ -424,7 +424,7 @@ def test_a_run_depends_on_its_seed_alone(small, tmp_path):
     [
         ("vae.num_steps", 0, "config.vae.num_steps must be"),
         ("ncp.batch_size", 5_000, "1297 training examples"),
-        ("data.name", "digitz", "did you mean 'digits'"),
+        ("data.name", "digitz", "Did you mean 'digits'"),
         ("data.shape", (28, 28, 1), "(8, 8, 1)"),
         ("ncp.discriminator.hidden_dims", (), "must hold positive integers"),
         ("vae.model.likelihood", "normal", "no likelihood of zeros and ones"),

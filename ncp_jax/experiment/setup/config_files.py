@@ -1,7 +1,6 @@
 """The files of `configs/` and of weights by name, of a checkout and of a package."""
 
 import contextlib
-import difflib
 import signal
 import sys
 import threading
@@ -12,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ncp_jax.errors import InputError, local_path
+from ncp_jax.errors import InputError, did_you_mean, local_path
 from ncp_jax.experiment.setup import schema
 from ncp_jax.training.loop import Preempted, preempted_by
 
@@ -47,8 +46,7 @@ def path_of(name: str) -> Path:
     stem = Path(name).stem
     if stem in names() and name == f"configs/{stem}.py":
         return FOLDER / f"{stem}.py"  # as commands in a checkout spell it
-    close = difflib.get_close_matches(stem, names(), n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(stem, names())
     raise InputError(f"cannot load --config: no file and no config {name!r}.{hint}")
 
 

@@ -4,7 +4,6 @@ A config is a program's result, and people edit programs. What comes out here ha
 setting of `config.default()` and no other, each of the type that its default has.
 """
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, did_you_mean
 from ncp_jax.experiment.setup.config import DISCRIMINATORS, VAES, default
 from ncp_jax.nested import flatten
 
@@ -85,8 +84,7 @@ def unknown(name: str, known: Iterable[str], flag: str = "") -> str:
       flag: "--" where the setting was an argument.
     """
     known = list(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {flag}config.{nearest[0]}?" if nearest else ""
+    hint = did_you_mean(name, known, f"{flag}config.")
     message = f"there is no setting {flag}config.{shortened(name)}.{hint}"
     inside: list[str] = []
     while name and not inside:  # the fields of the innermost section that exists

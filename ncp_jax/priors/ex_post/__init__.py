@@ -5,7 +5,6 @@ set and no run: encodings come as arrays.
 """
 
 import dataclasses
-import difflib
 import importlib
 import math
 import types
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, did_you_mean
 from ncp_jax.priors.ex_post import contract
 
 
@@ -120,8 +119,7 @@ def settings_of(
     own, over, base = str(name).partition(OVER)
     kind = own.removesuffix(WITH_DEEP)
     if kind not in PRIORS or (over and base not in BASES):
-        close = difflib.get_close_matches(str(name), NAMES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(str(name), NAMES)
         raise InputError(
             f"there is no prior {name!r}.{hint} There are {', '.join(PRIORS)}; those "
             "with a larger ratio: 'snis_deep'; and those that reweight another, over "
