@@ -491,6 +491,18 @@ def test_the_pool_on_the_annealed_vae_is_that_of_the_recorded_run():
     assert f"gains {pool - ratio:.2f} nats more than the ratio alone" in PROSE
 
 
+def test_what_more_encodings_bring_is_that_of_the_recorded_runs():
+    compared = _records("priors_mnist_1m_encodings")["priors"]
+    columns = ("gain", "gain_valid", "gain_train", "log_z")
+    assert priors_page.markdown(compared, *columns) in DOCS
+    assert compared["nll_base"] == _compared(*ON_MNIST_1M)["nll_base"]
+    names = ("ncp_deep_and_autoregressive", "ncp_deep", "autoregressive")
+    pool, ncp, ar = _gains(["priors_mnist_1m_encodings"], *names)
+    assert f"Test gains are {pool}, {ncp} and {ar} nats, where" in PROSE
+    pool, ncp, ar = _gains(ON_MNIST_1M, *names)
+    assert f"with ten draws are {pool}, {ncp} and {ar}." in PROSE
+
+
 @pytest.mark.parametrize("config", ["mnist_nvae", "mnist_mlp"])
 def test_adaptive_sir_is_said_to_weigh_what_the_records_say(config):
     fixed = _records(f"adaptive/{config}_0.003")
