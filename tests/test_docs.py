@@ -491,6 +491,22 @@ def test_the_pool_on_the_annealed_vae_is_that_of_the_recorded_run():
     assert f"gains {pool - ratio:.2f} nats more than the ratio alone" in PROSE
 
 
+def test_the_pool_after_a_second_fall_of_the_rate_is_that_of_the_recorded_run():
+    record = _records("annealed_twice_pool")
+    compared, vae = record["priors"], record["run"]["config"]["vae"]
+    assert (vae["schedule"], vae["num_steps"]) == ("cosine", 500_000)
+    columns = ("nll", "gain", "log_z", "gain_valid", "gain_train")
+    assert priors_page.markdown(compared, *columns) in DOCS
+    metrics = compared["priors"]["ncp_deep_and_autoregressive"]["metrics"]
+    end, base = metrics["nll"], compared["nll_base"]
+    assert f"The pool ends at {' '.join(quantities.estimate(end))}." in PROSE
+    said = f"{' '.join(quantities.estimate(base))} now, {base['value'] - 84.82:.2f} "
+    assert f"Its base has {said}above the literature's 84.82" in PROSE
+    assert f"ends {end['value'] - 82.82:.2f} above the paper's 82.82" in PROSE
+    held_out = _records("annealed_stage_1")["held_out_loss"]
+    assert f"negative ELBO to {held_out['900000']:.2f}, in" in PROSE
+
+
 def test_what_more_encodings_bring_is_that_of_the_recorded_runs():
     compared = _records("priors_mnist_1m_encodings")["priors"]
     columns = ("gain", "gain_valid", "gain_train", "log_z")
