@@ -731,8 +731,8 @@ def test_what_ratios_gain_over_others_is_that_of_the_recorded_run():
 
 def test_what_a_pool_brings_is_that_of_the_recorded_runs():
     pool, *parts = "ncp_deep_and_autoregressive", "ncp_deep", "autoregressive"
-    short, ratio = map(float, _gains(ON_MNIST, pool, "ncp_deep"))
-    assert f"gains most, {short - ratio:.2f} nats more than `ncp_deep`, which" in PROSE
+    both, one = map(float, _gains(ON_MNIST, pool, "ncp_deep"))
+    assert f"gains most, {both - one:.2f} nats more than `ncp_deep`, which" in PROSE
     gain, *of_parts = map(float, _gains(ON_MNIST_1M, pool, *parts))
     ratio, exact = (f"{gain - of_part:.2f}" for of_part in of_parts)
     more = f"{ratio} nats more than `ncp_deep` and {exact} more than `autoregressive`"
