@@ -32,6 +32,7 @@ IMAGES = "arr_0"  # the key that evaluators of an npz read
 SECONDS_BETWEEN_LINES = 10.0
 _OF_MALA = ("mala_step_size", "mala_num_steps")
 _OF_LANGEVIN = ("step_size", "step_sizes", "num_steps", "in_noise")
+OF_STAGE_1 = ("file", "dtype")  # settings of `export` that no picture has
 OF_ALL = ("groups", "batch_size", "dtype")
 OF_SAMPLER = {  # settings of `sample` that a picture depends on
     "base": ("temperature", "num_readjust_iterations"),
@@ -126,7 +127,8 @@ def _sampler(experiment: Experiment, chunk_size: int | None) -> tuple[Any, Any]:
 def _identity(experiment: Experiment) -> dict[str, Any]:
     """What the files depend on, by name."""
     config = json.loads(experiment.config.to_json())
-    sampler = config["export"]["sampler"]
+    settings = config["export"]
+    sampler = settings["sampler"]
     names, dynamics = (*OF_ALL, *OF_SAMPLER[sampler]), {}
     weights = experiment.workdir.weights("sample")
     if sampler in ENERGIES:  # whether or not config.sample.samplers names it
@@ -134,7 +136,7 @@ def _identity(experiment: Experiment) -> dict[str, Any]:
         best = best_weights(experiment.path / sampler / "checkpoints")
         weights = weights | ({sampler: best._asdict()} if best else {})
     return {
-        **{f"config.export.{k}": v for k, v in config["export"].items() if k != "file"},
+        **{f"config.export.{k}": settings[k] for k in settings if k not in OF_STAGE_1},
         **{f"config.sample.{name}": config["sample"][name] for name in names},
         **dynamics,
         "config.seed": config["seed"],

@@ -93,7 +93,7 @@ def write(
 
     Args:
       path: of the npz; its folder is made.
-      arrays: by their paths.
+      arrays: by their paths; those in float16 are read back as float32.
       known: the other fields of `Record`.
 
     Raises:
@@ -135,7 +135,7 @@ def read_record(path: Path) -> Record:
 
 
 def read(path: Path) -> tuple[Record, Arrays]:
-    """Returns the record and the arrays of a file of weights.
+    """Returns the record and the arrays of a file of weights, floats as float32.
 
     Raises:
       Damaged: the file holds other bytes than its record says.
@@ -148,4 +148,12 @@ def read(path: Path) -> tuple[Record, Arrays]:
     if found != record.sha256:
         reason = f"its sha256 is {found[:16]}..., not {record.sha256[:16]}..."
         raise Damaged(path, f"{reason} as in {beside(path).name}", REMEDY)
-    return record, array_files.read(path, REMEDY)
+    return record, as_read(array_files.read(path, REMEDY))
+
+
+def as_read(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """Returns the arrays with those in float16 as float32, which models compute in."""
+    return {
+        name: array.astype(np.float32) if array.dtype == np.float16 else array
+        for name, array in arrays.items()
+    }

@@ -57,7 +57,9 @@ def write(
             )
     known = {
         "step": checkpoint.step,
-        "fingerprint": fingerprint(unflatten_dict(dict(arrays), sep="/")),
+        "fingerprint": fingerprint(
+            unflatten_dict(weights_file.as_read(arrays), sep="/")
+        ),
         "held_out_loss": checkpoint.metadata["valid_loss"],
         "config": settings_of(config_lib.as_json(experiment.config)),
         "data": data_seal.short(experiment.data_seal),

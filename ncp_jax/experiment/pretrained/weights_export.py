@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from ncp_jax.errors import InputError
 from ncp_jax.experiment.pretrained import exported
 from ncp_jax.experiment.setup.wiring import Experiment
 
@@ -13,7 +14,8 @@ from ncp_jax.experiment.setup.wiring import Experiment
 def export(experiment: Experiment, command: str) -> Path:
     """Writes the weights that stage 2 reads into an npz, and its record beside it.
 
-    The same run gives the same bytes. Stage 2 need not be there.
+    The same run gives the same bytes. Stage 2 need not be there. With
+    `config.export.dtype` "float16" the numbers are rounded to eleven bits.
 
     Args:
       experiment: the run.
@@ -28,4 +30,20 @@ def export(experiment: Experiment, command: str) -> Path:
     best = experiment.best_stage_1()
     variables = jax.device_get(best.state.eval_variables)
     arrays = {n: np.asarray(a) for n, a in flatten_dict(variables, sep="/").items()}
+    if (dtype := experiment.config.export.dtype) != "float32":
+        arrays = {n: _rounded(n, array, dtype) for n, array in arrays.items()}
     return exported.write(experiment, "weights", best, arrays, command)
+
+
+def _rounded(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """The same in another type of floats; integers stay."""
+    if array.dtype.kind != "f":
+        return array
+    with np.errstate(over="ignore"):
+        rounded = array.astype(dtype)
+    if np.isfinite(array).all() and not np.isfinite(rounded).all():
+        raise InputError(
+            f"stage 1 has an array {name} with numbers too large for {dtype}: leave "
+            "config.export.dtype out"
+        )
+    return rounded

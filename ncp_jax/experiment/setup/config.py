@@ -286,6 +286,7 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "format": "png",  # numbered files; or "npz", one archive; or of stage
                 # 1 "weights", the best, or "state", to go on from elsewhere
                 "file": "",  # of "weights" and "state"; else in the workdir
+                "dtype": "float32",  # of "weights"; or "float16", half the bytes
                 "latents": False,  # z of each, too
             },
             "compare": {

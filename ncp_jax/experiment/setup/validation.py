@@ -155,6 +155,12 @@ def _check_origin(config: ConfigDict) -> None:
             f"config.export.file={file} is for --config.export.format=weights or "
             "state, and ends in .npz: mend it or leave it out"
         )
+    dtype = config.export.dtype
+    if dtype != "float32" and config.export.format != "weights":
+        raise InputError(
+            f"config.export.dtype={dtype} is for --config.export.format=weights: leave "
+            "it out"
+        )
 
 
 def is_stage_1(config: ConfigDict) -> bool:
@@ -492,6 +498,7 @@ def _choices(config: ConfigDict) -> dict[str, tuple[str, ...]]:
         "evaluate.feature_net": ("", "inception", "lenet5", "resnet20", "resnet56"),
         "evaluate.fid_reference": ("train", "test"),
         "evaluate.split": ("test", "valid"),
+        "export.dtype": ("float32", "float16"),
         "export.format": ("png", "npz", "weights", "state"),
         "export.sampler": tuple(SAMPLERS),
         "ncp.directions.context": CONTEXTS,

@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import stages
-from ncp_jax.experiment.pretrained import weights_import
+from ncp_jax.experiment.pretrained import weights_export, weights_import
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import config_files
 from ncp_jax.records import weights_file
@@ -94,6 +94,30 @@ def test_the_same_run_gives_the_same_bytes(exported):
         (first.with_suffix(".json"), exported / "toy.json"),
     ):
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_half_the_bytes_hold_the_same_to_eleven_bits(exported, tmp_path):
+    run, file = exported / "run", tmp_path / "half.npz"
+    weights = ["--stage=export", "--config.export.format=weights"]
+    half = ["--config.export.dtype=float16", f"--config.export.file={file}"]
+    assert main(*weights, *half, f"--workdir={run}") == 0
+    (record, arrays), (whole, before) = (
+        weights_file.read(path) for path in (file, exported / "toy.npz")
+    )
+    num_bytes = sum(array.nbytes for array in arrays.values())
+    assert whole.num_bytes - record.num_bytes == num_bytes // 2
+    for name, array in arrays.items():
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array, before[name], rtol=2**-11, atol=2**-25)
+    settings = config(**OTHERS, pretrained=str(file))
+    stages.run(settings, tmp_path / "taken", "ncp")
+    assert sealed(tmp_path / "taken", "ncp")["vae"] == record.fingerprint
+
+
+def test_numbers_too_large_for_half_the_bytes_are_named():
+    large = np.full((64, 8), 1e6, np.float32)
+    with pytest.raises(InputError, match=f"{KERNEL} with numbers too large for float"):
+        weights_export._rounded(KERNEL, large, "float16")
 
 
 def test_the_file_holds_what_stage_2_reads(exported, run, tmp_path):
@@ -245,6 +269,7 @@ def test_what_does_not_fit_is_one_sentence(kind, toy, monkeypatch, capsys):
         (["--config.export.file=x.npz"], "is for --config.export.format=weights"),
         (["--config.export.format=weights", "--config.export.file=x"], "ends in .npz"),
         (["--config.export.format=weights"], "run --stage=vae first"),
+        (["--config.export.dtype=float16"], "is for --config.export.format=weights"),
     ],
 )
 def test_an_export_that_cannot_be_is_one_sentence(tmp_path, capsys, arguments, message):
