@@ -1,0 +1,36 @@
+"""The weights in `results/pretrained/` fit the code as it stands."""
+
+from pathlib import Path
+
+import jax
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ncp_jax.experiment.pretrained import exported, weights_import
+from ncp_jax.experiment.setup import architectures, config_files
+from ncp_jax.records import weights_file
+from ncp_jax.training.checkpoints import fingerprint
+
+FOLDER = Path(__file__).parents[3] / "results" / "pretrained"
+CONFIGS = {"mnist_mlp": "mnist_mlp", "mnist_mlp_1m": "mnist_mlp"}
+
+
+def test_each_has_a_config():
+    assert {path.stem for path in FOLDER.glob("*.npz")} == CONFIGS.keys()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_are_those_of_their_record_and_of_this_code(name):
+    path = FOLDER / f"{name}.npz"
+    record, arrays = weights_file.read(path)  # by its sha256
+    assert record.fingerprint == fingerprint(unflatten_dict(arrays, sep="/"))
+    config = config_files.load(*CONFIGS[name].partition(":")[::2])
+    config.vae.pretrained = name
+    config = weights_import.with_its_training(config)
+    assert config.vae.num_steps == record.config.vae["num_steps"]
+    shape, section = tuple(config.data.shape), config.vae.to_dict()
+    module = architectures.build_stage_1(section, shape, config.data.num_bits)
+    own = jax.eval_shape(
+        lambda: architectures.init_vae(module, shape, jax.random.key(0))
+    )
+    exported.check_arrays(path, flatten_dict(own, sep="/"), arrays)
