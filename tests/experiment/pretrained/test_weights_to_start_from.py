@@ -12,7 +12,11 @@ from ncp_jax.records import weights_file
 from ncp_jax.training.checkpoints import fingerprint
 
 FOLDER = Path(__file__).parents[3] / "results" / "pretrained"
-CONFIGS = {"mnist_mlp": "mnist_mlp", "mnist_mlp_1m": "mnist_mlp"}
+CONFIGS = {
+    "mnist_mlp": "mnist_mlp",
+    "mnist_mlp_1m": "mnist_mlp",
+    "mnist_nvae": "mnist_nvae:cpu",
+}
 
 
 def test_each_has_a_config():
