@@ -4,14 +4,13 @@ import json
 import re
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
 from ncp_jax.errors import InputError
 from ncp_jax.experiment import stages
-from ncp_jax.experiment.pretrained import weights_export, weights_import
+from ncp_jax.experiment.pretrained import weights_export
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import config_files
 from ncp_jax.records import weights_file
@@ -291,24 +290,3 @@ def test_older_runs_keep_their_fingerprint():
         new, sections
     )
     assert config_lib.differences(old, new, sections) == []
-
-
-def test_the_files_of_the_checkout_pass():
-    for name in config_files.weights_names():
-        record, arrays = weights_file.read(config_files.weights_path(name))
-        assert record.num_bytes <= 6_000_000
-        tree = unflatten_dict(arrays, sep="/")
-        assert fingerprint(jax.tree.map(np.asarray, tree)) == record.fingerprint
-
-
-def test_the_files_that_come_with_the_repository_are_whole_and_small():
-    assert config_files.weights_names() == ["mnist_mlp", "mnist_mlp_1m"]
-    files = [config_files.weights_path(name) for name in config_files.weights_names()]
-    assert sum(file.stat().st_size for file in files) < 6e6
-    for file in files:
-        record, arrays = weights_file.read(file)
-        assert fingerprint(unflatten_dict(arrays, sep="/")) == record.fingerprint
-        settings = config_files.load("mnist_mlp")  # of both
-        settings.vae.pretrained = file.stem
-        settings = weights_import.with_its_training(settings)
-        assert settings.vae.num_steps == record.config.vae["num_steps"]

@@ -19,8 +19,11 @@ CONFIGS = {
 }
 
 
-def test_each_has_a_config():
-    assert {path.stem for path in FOLDER.glob("*.npz")} == CONFIGS.keys()
+def test_each_has_a_config_and_a_place_in_few_bytes():
+    assert config_files.weights_names() == [*CONFIGS]
+    size = {name: (FOLDER / f"{name}.npz").stat().st_size for name in CONFIGS}
+    assert size["mnist_mlp"] + size["mnist_nvae"] < 6e6  # what one starts from
+    assert size["mnist_mlp_1m"] < 3e6  # of the long run, beside them
 
 
 @pytest.mark.parametrize("name", CONFIGS)
