@@ -9,9 +9,11 @@ not run here.  Two CPU cores take about an hour for a small one:
 
 whose numbers stand in docs/results.md.  A stage 1 of 10,000 steps comes with the
 repository, `--config.vae.pretrained=mnist_nvae`: its own prior is far better than that
-of 3,000 steps, and stage 2 finds the less.  Published, test NLL: NVAE 78.67, NCP 78.10 nats
-(standard deviation of log Z at most 0.23).  The optimiser, the batch size and the
-weights of the regularisers are NVAE's; those of stage 2 are ours.
+of 3,000 steps, so stage 2 finds less.
+
+Published, test NLL: NVAE 78.67, NCP 78.10 nats (standard deviation of log Z at most
+0.23).  The optimiser, the batch size and the weights of the regularisers are NVAE's;
+those of stage 2 are ours.
 """
 
 from ml_collections import ConfigDict
