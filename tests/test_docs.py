@@ -378,20 +378,22 @@ def test_the_seeds_of_signal_directions_are_those_of_the_recorded_runs():
 
 
 def test_what_a_longer_stage_1_of_the_nvae_leaves_is_that_of_the_recorded_runs():
-    """The second and the third from the weights that come along."""
-    names = ("mnist_nvae", "mnist_nvae_10k", "mnist_nvae_10k_short")
-    first, full, short = map(_records, names)
+    """All but the first from the weights that come along."""
+    names = "mnist_nvae", *(f"mnist_nvae_10k{end}" for end in ("", "_short", "_long"))
+    first, full, short, long = map(_records, names)
     gains = []
-    for record in (first, full, short):
+    for record in (first, full, short, long):
         settings = record["run"]["config"]
         lengths = [f"{settings[stage]['num_steps']:,}" for stage in ("vae", "ncp")]
         metrics = ("nll_base", "nll_ncp", "gain_nats", "gain_snis_nats", "log_z")
         cells = [*lengths, *(_interval(record, metric) for metric in metrics)]
         assert f"| {' | '.join(cells)} |" in DOCS
         gains.append(_interval(record, "gain_nats"))
-    before, after, few = (gain.split(" ± ")[0] for gain in gains)
+    before, after, few, _ = (gain.split(" ± ")[0] for gain in gains)
+    assert f"find {gains[3]}. NCP halves the distance" in PROSE
+    assert f"{_interval(long, 'fd_lenet_sir')} with 24,000 steps." in PROSE
     assert f"{before} nats after 3,000 steps, {after} after 10,000." in PROSE
-    assert f"2,000 find a third of what 8,000 find ({few})." in PROSE
+    assert f"2,000 find a third of what 8,000 find ({few}), and 24,000," in PROSE
     for record, steps in ((first, "3,000"), (full, "10,000")):
         sources = ("base", "sir", "langevin", "floor")
         cells = [_interval(record, f"fd_lenet_{source}") for source in sources]
