@@ -135,7 +135,7 @@ def read_record(path: Path) -> Record:
 
 
 def read(path: Path) -> tuple[Record, Arrays]:
-    """Returns the record and the arrays of a file of weights, floats as float32.
+    """Returns the record and the arrays of a file of weights, as `as_read` has them.
 
     Raises:
       Damaged: the file holds other bytes than its record says.

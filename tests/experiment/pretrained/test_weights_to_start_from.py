@@ -1,7 +1,5 @@
 """The weights in `results/pretrained/` fit the code as it stands."""
 
-from pathlib import Path
-
 import jax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -11,7 +9,6 @@ from ncp_jax.experiment.setup import architectures, config_files
 from ncp_jax.records import weights_file
 from ncp_jax.training.checkpoints import fingerprint
 
-FOLDER = Path(__file__).parents[3] / "results" / "pretrained"
 CONFIGS = {
     "mnist_mlp": "mnist_mlp",
     "mnist_mlp_1m": "mnist_mlp",
@@ -21,14 +18,14 @@ CONFIGS = {
 
 def test_each_has_a_config_and_a_place_in_few_bytes():
     assert config_files.weights_names() == [*CONFIGS]
-    size = {name: (FOLDER / f"{name}.npz").stat().st_size for name in CONFIGS}
+    size = {n: config_files.weights_path(n).stat().st_size for n in CONFIGS}
     assert size["mnist_mlp"] + size["mnist_nvae"] < 6e6  # what one starts from
     assert size["mnist_mlp_1m"] < 3e6  # of the long run, beside them
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_weights_are_those_of_their_record_and_of_this_code(name):
-    path = FOLDER / f"{name}.npz"
+    path = config_files.weights_path(name)
     record, arrays = weights_file.read(path)  # by its sha256
     assert record.fingerprint == fingerprint(unflatten_dict(arrays, sep="/"))
     config = config_files.load(*CONFIGS[name].partition(":")[::2])
