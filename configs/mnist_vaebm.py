@@ -20,7 +20,7 @@ from ncp_jax.experiment.setup import config_files, presets
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the settings; `variant` "smoke" for seconds."""
-    config = config_files.load("mnist_mlp", "")
+    config = config_files.load("mnist_mlp", "deep")
     config.sample.samplers = ("sir", "vaebm", "sirvaebm")
     config.sample.batch_size = 500
     config.sample.num_images = 1_000
