@@ -69,8 +69,8 @@ BASES = (  # exact ones
 )
 PROPOSALS_OVER = 200  # of SIR: a fitted base is near q, and more do no better
 POOLED = (*BASES, "ncp", "implicit", "ebm", "multistage")  # how the names of A begin
-NAMES = (  # of a whole comparison; others over others may be named
-    *PRIORS,
+NAMES = (  # of a whole comparison; ensembles and others over others may be named
+    *(name for name in PRIORS if not name.endswith("_ensemble")),
     "ncp_deep",
     "snis_deep",
     "lars_deep",
