@@ -331,13 +331,14 @@ def test_a_validation_may_change_the_state_and_judge_by_another_loss(tmp_path):
     assert (best.step, best.metadata["valid_loss"]) == (20, 0.0)
 
 
-def test_training_ends_where_all_have_stopped(tmp_path):
+def test_training_ends_where_all_have_stopped(tmp_path, capsys):
     """The second validation says so; nothing after it is trained or logged."""
     one_then_both = jnp.array([[1.0, 0.0], [1.0, 1.0]])
     stopping = judging(stopped=lambda n: jnp.where(n < 2, *one_then_both))
     state = fit(tmp_path, stopping, counting_state)
     assert [r["step"] for r in records(tmp_path, "train")] == [4, 8, 10, 14, 18, 20]
     assert [r["stopped"] for r in records(tmp_path, "valid")] == [[1, 0], [1, 1]]
+    assert "toy ends at step 20: validations get no better" in capsys.readouterr().out
     saved = newest(tmp_path, counting_state)  # where a run looks for its end
     assert int(state.step) == saved.step == int(saved.state.step) == 25
     (tmp_path / "long").mkdir()
