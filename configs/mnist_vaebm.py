@@ -2,8 +2,8 @@
 
 Xiao et al. (2021) put an energy E(x) on top of a frozen VAE and draw by a short run of
 Langevin dynamics in the noise that makes z and x.  Here such chains start at the VAE's
-own prior ("vaebm"), and at draws of the NCP prior ("sirvaebm").  On the VAE that comes
-with this repository:
+own prior ("vaebm"), and at draws of the NCP prior of `:deep` ("sirvaebm").  On the VAE
+that comes with this repository:
 
   python main.py --config=configs/mnist_vaebm.py --workdir=runs/mnist_vaebm
     --config.vae.pretrained=mnist_mlp_1m

@@ -752,6 +752,18 @@ def _gains(records, *names, of="gain"):
     return [quantities.estimate(priors[n]["metrics"][of])[0] for n in names]
 
 
+def test_the_distances_of_vaebm_are_those_of_the_recorded_run():
+    record = _records("mnist_vaebm")
+    section = PAGES["docs/results.md"].split("## An energy of pictures beside NCP")[1]
+    table = section[section.index("|---|") :].splitlines()[1:7]
+    sources = ("base", "vaebm", "sir", "sirvaebm", "floor", "real")
+    for row, source in zip(table, sources, strict=True):
+        names = (f"fd_lenet_{source}", f"kid_lenet_{source}")
+        assert row.endswith(f"| {' | '.join(_interval(record, n) for n in names)} |")
+    weights = record["run"]["stages"]["evaluate"]["weights"]
+    assert {weights[name]["step"] for name in ("vaebm", "sirvaebm")} == {150}
+
+
 def test_what_the_larger_ratio_gains_is_that_of_the_recorded_runs():
     ncp, snis, lars = _gains(ON_MNIST, "ncp", "snis", "lars")
     small = f"gain {ncp}, {snis} and {lars} nats"
