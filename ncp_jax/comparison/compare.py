@@ -1,5 +1,6 @@
 """Priors side by side for a VAE of one's own: from a frozen model to one page."""
 
+import contextlib
 import dataclasses
 import operator
 import tempfile
@@ -26,7 +27,7 @@ from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import ex_post
 from ncp_jax.priors.conditional.groups import Groups
 from ncp_jax.priors.ex_post.contract import PARTS, Fit
-from ncp_jax.records import whole_file
+from ncp_jax.records import folder_lock, whole_file
 from ncp_jax.training.loop import Prepare
 from ncp_jax.training.ncp import preparation
 from ncp_jax.training.ncp.signal import SignalSettings
@@ -79,7 +80,8 @@ def compare(
       directions: of the groups' noise, where there are several; None for the defaults.
 
     Raises:
-      InputError: the VAE, the examples or the settings are not as they should be.
+      InputError: the VAE, the examples or the settings are not as they should be, or
+        another process holds `folder`.
     """
     key, settings = rng.typed(key), checked_settings(settings)
     num_fits = number("num_fits", num_fits, operator.index, "[1, inf)")
@@ -88,46 +90,47 @@ def compare(
         priors = hierarchy.NAMES if priors == ex_post.NAMES else priors
     how = fits_of(priors, is_grouped=not is_one)
     place = None if folder is None else _folder(folder)
-    found = preparation.splits(train=train, valid=valid, test=test)
-    prepare = preparation.checked(vae, found["test"], prepare)
-    if is_one and not _says_posterior(vae, prepare, found["test"]):
-        _without_vamp(how, is_default=priors == ex_post.NAMES)
-    order = np.random.default_rng(rng.numpy_seed(rng.stream(key, "order")))
-    train, test = (order.permutation(found[name]) for name in ("train", "test"))
-    about: dict[str, Any] = {"split": "test"}
-    model: Compared = OneVector(vae)
-    if not is_one:
-        of_groups = hierarchy.of(
-            *(vae, train, prepare, rng.stream(key, "directions")),
-            directions or SignalSettings(),
-            None if place is None else place / "priors",
+    with _held(place):  # fits and their checkpoints are of one writer
+        found = preparation.splits(train=train, valid=valid, test=test)
+        prepare = preparation.checked(vae, found["test"], prepare)
+        if is_one and not _says_posterior(vae, prepare, found["test"]):
+            _without_vamp(how, is_default=priors == ex_post.NAMES)
+        order = np.random.default_rng(rng.numpy_seed(rng.stream(key, "order")))
+        train, test = (order.permutation(found[name]) for name in ("train", "test"))
+        about: dict[str, Any] = {"split": "test"}
+        model: Compared = OneVector(vae)
+        if not is_one:
+            of_groups = hierarchy.of(
+                *(vae, train, prepare, rng.stream(key, "directions")),
+                directions or SignalSettings(),
+                None if place is None else place / "priors",
+            )
+            model, about = of_groups, about | {"groups": hierarchy.about(of_groups)}
+            how = hierarchy.fits_of(of_groups.groups, _changes(priors))
+        is_pictures = has_pictures(train)
+        scores = None
+        if feature_net:
+            if not is_pictures:
+                raise InputError("feature_net is for pictures: the examples are none")
+            scores = _scores(feature_net, feature_weights, train, key, place, settings)
+        examples = Examples(train, found["valid"], test, prepare, is_pictures, scores)
+        compared = protocol.run(
+            model,
+            examples,
+            how,
+            key,
+            settings,
+            num_fits=num_fits,
+            folder=place,
+            about=about,
         )
-        model, about = of_groups, about | {"groups": hierarchy.about(of_groups)}
-        how = hierarchy.fits_of(of_groups.groups, _changes(priors))
-    is_pictures = has_pictures(train)
-    scores = None
-    if feature_net:
-        if not is_pictures:
-            raise InputError("feature_net is for pictures: the examples are none")
-        scores = _scores(feature_net, feature_weights, train, key, place, settings)
-    examples = Examples(train, found["valid"], test, prepare, is_pictures, scores)
-    compared = protocol.run(
-        model,
-        examples,
-        how,
-        key,
-        settings,
-        num_fits=num_fits,
-        folder=place,
-        about=about,
-    )
-    if place is None:
-        return compared
-    from ncp_jax.pages import priors_page  # and matplotlib, which only a page needs
+        if place is None:
+            return compared
+        from ncp_jax.pages import priors_page  # and matplotlib, which only a page needs
 
-    content = {priors_page.KEY: compared.as_json()}
-    whole_file.write_json(place / "results.json", content, indent=2)
-    return dataclasses.replace(compared, page=priors_page.write(place))
+        content = {priors_page.KEY: compared.as_json()}
+        whole_file.write_json(place / "results.json", content, indent=2)
+        return dataclasses.replace(compared, page=priors_page.write(place))
 
 
 def fits_of(
@@ -237,6 +240,13 @@ def _scores(
             num_for_kid=min(KID_PICTURES, len(train) // 2),
         )
     return Scores(net, reference, rng.numpy_seed(rng.stream(key, "kid")))
+
+
+def _held(place: Path | None) -> contextlib.AbstractContextManager[None]:
+    """The lock of the folder, for the one process that writes to it."""
+    if place is None:
+        return contextlib.nullcontext()
+    return folder_lock.held(place, "folder")
 
 
 def _folder(folder: str | Path) -> Path:

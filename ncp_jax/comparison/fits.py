@@ -20,7 +20,7 @@ from ncp_jax.priors.ex_post.contract import (
 )
 from ncp_jax.records import whole_file
 from ncp_jax.training.checkpoint_records import described, short_hash
-from ncp_jax.training.checkpoints import fingerprint
+from ncp_jax.training.checkpoints import identity_of
 
 Array = jax.Array
 
@@ -88,7 +88,10 @@ def over(settings: Any, parts: Mapping[str, LatentPrior]) -> Any:
     """The same `Fit`, with those of its parts that are fitted already."""
     if hasattr(settings, "over"):  # of a part of z alone
         return settings.over(parts)
-    given = {part: Given(prior, fingerprint(prior)) for part, prior in parts.items()}
+    given = {
+        part: Given(prior, short_hash(identity_of(prior)))
+        for part, prior in parts.items()
+    }
     return dataclasses.replace(settings, **given)
 
 
@@ -153,7 +156,7 @@ def _identity(settings: Any, key: Array, encodings: Encodings) -> str:
     parts = [
         described(settings),
         jax.random.key_data(key).tolist(),
-        fingerprint(encodings._asdict()),
+        identity_of(encodings._asdict()),
     ]
     return short_hash(parts)
 

@@ -251,7 +251,8 @@ def of(
     if folder is not None:
         of_key = jax.random.key_data(key).tolist()
         of_vae = preparation.identity(vae, train, prepare)
-        identity = [of_vae, fingerprint(train), of_key, repr(settings)]
+        of_train = [fingerprint(train), preparation.named(prepare, train)]
+        identity = [of_vae, *of_train, of_key, repr(settings)]
         path = signal.file_in(folder, identity)
     directions = signal.kept(path, find, progress=False)
     if not any(directions.widths):
@@ -264,21 +265,27 @@ def of(
 
 
 def fits_of(
-    groups: Groups, priors: Mapping[str, Mapping[str, Any] | Callable[..., Any]]
+    groups: Groups,
+    priors: Mapping[str, Mapping[str, Any] | Callable[..., Any]],
+    others: Mapping[str, Any] | None = None,
 ) -> dict[str, Fit]:
     """Returns what fits each prior, by the name of its row.
 
     Args:
       groups: of the coordinates.
       priors: by name changes of its settings, or what fits it to all of u.
+      others: the changes of priors that these are built on; None for `priors`.
 
     Raises:
-      InputError: there is no such prior or setting, it needs q(z | x), or two rows have
-        one name.
+      InputError: there is no such prior or setting, it needs q(z | x), two rows have
+        one name, or a row of the first group is built on a prior whose settings were
+        given for all groups.
     """
     top, *later = groups.widths
     found: dict[str, Fit] = {}
-    of_one = {n: how for n, how in priors.items() if n not in conditional.NAMES}
+    others = priors if others is None else others
+    of_all = {n for n in conditional.NAMES if others.get(n)}
+    of_one = {n: how for n, how in others.items() if n not in conditional.NAMES}
     for name, how in priors.items():
         if callable(how):
             found[name] = how
@@ -288,6 +295,12 @@ def fits_of(
             found[name] = ex_post.settings_of(name, how)
         else:
             check_names([name])
+            if given := of_all & ex_post.built_on(name):
+                raise InputError(
+                    f"priors: the settings of {min(given)!r} are those of all groups, "
+                    f"and {name!r} is of the first alone: say what it is built on "
+                    f"among the settings of {name!r}, as its base, first or second"
+                )
             row = f"{name}_top"
             if row in priors:
                 raise InputError(

@@ -32,7 +32,7 @@ from ncp_jax.pages.parts import pictures as picture_files
 from ncp_jax.priors.ex_post.contract import PARTS, Encodings, Fit, LatentPrior
 from ncp_jax.records import whole_file
 from ncp_jax.training.checkpoint_records import described, short_hash
-from ncp_jax.training.checkpoints import fingerprint
+from ncp_jax.training.checkpoints import fingerprint, identity_of
 
 Array = jax.Array
 
@@ -179,13 +179,13 @@ def _kept(
     if folder is None:
         return NOTHING
     basis = [
-        fingerprint([model, encodings._asdict(), examples.train, examples.held_out]),
+        identity_of([model, encodings._asdict(), examples.train, examples.held_out]),
         fingerprint(_reconstructed(model, examples)),
         jax.random.key_data(key).tolist(),
         dataclasses.asdict(settings),
     ]
     contents = {
-        (name, i): short_hash([each.identity, fingerprint(each.prior)])
+        (name, i): short_hash([each.identity, identity_of(each.prior)])
         for name, of_name in fitted.items()
         for i, each in enumerate(of_name)
     }

@@ -107,7 +107,7 @@ def _of_groups(
     asked_for = {n: changes.get(n) or {} for n in settings.names or hierarchy.NAMES}
     how = {
         name: ex_post.shortened(fit, settings.max_steps, settings.max_draws)
-        for name, fit in hierarchy.fits_of(of_groups.groups, asked_for).items()
+        for name, fit in hierarchy.fits_of(of_groups.groups, asked_for, changes).items()
     }
     return of_groups, how, {"groups": hierarchy.about(of_groups)}
 

@@ -23,6 +23,8 @@ from ncp_jax.priors.signal_space import PaddedNormal
 Array = jax.Array
 StepSize = float | tuple[float, ...]  # lambda, of all groups or of each
 
+MIN_TO_JUDGE = 16  # proposals, by whose weights a chain may stop
+
 
 @dataclasses.dataclass(frozen=True)
 class Base:
@@ -40,7 +42,10 @@ class Base:
 
     def __call__(self, keys: Array, target: Target) -> tuple[Array, None]:
         """Draws from p(z_k | z_<k)."""
-        base: Any = target.base
+        return self.plain(keys, target.base), None
+
+    def plain(self, keys: Array, base: Any) -> Array:
+        """Draws z_k [B, *latent_shape] of a group, reweighted or not."""
         if self.temperature != 1.0:
             if not hasattr(base, "tempered"):
                 raise InputError(
@@ -48,7 +53,7 @@ class Base:
                     "method tempered(temperature): draw at temperature 1"
                 )
             base = base.tempered(self.temperature)
-        return sample_each(keys, base), None
+        return sample_each(keys, base)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +89,11 @@ class AdaptiveSIR:
     Attributes:
       tolerance: of the bias, chi^2 / M.
       max_proposals: M at most.
-      min_proposals: M at least, and by how much it grows.
+      min_proposals: M at least, and by how much it grows: 16 or more, since few that
+        happen to be alike look as if they were enough.
 
     Raises:
-      InputError: there is no proposal.
+      InputError: there is no proposal, or too few to judge by.
     """
 
     tolerance: float = 3e-3
@@ -96,7 +102,7 @@ class AdaptiveSIR:
 
     def __post_init__(self) -> None:
         """Looks at the numbers of proposals."""
-        _check_numbers(self, max_proposals=1, min_proposals=1)
+        _check_numbers(self, max_proposals=1, min_proposals=MIN_TO_JUDGE)
 
     def __call__(
         self, keys: Array, target: Target

@@ -234,7 +234,7 @@ def ancestral(prior: NCPPrior, keys: Array, draw: DrawGroup) -> Draws:
             target = Target(base, log_r, prior.number(b, k))
             group_keys = rng.at_step(block_keys, k)
             if prior.params[b] is None:
-                z_k, info = sample_each(group_keys, base), ()
+                z_k, info = _plain(draw)(group_keys, base), ()
             elif prior.groups is None:
                 z_k, info = draw(group_keys, target)
             else:
@@ -260,7 +260,12 @@ def _from_base(keys: Array, target: Target, draw: DrawGroup) -> tuple[Array, Any
 
     _, info = jax.eval_shape(lambda: draw(keys, target._replace(log_r=log_r)))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), info)
-    return sample_each(keys, target.base), zeros
+    return _plain(draw)(keys, target.base), zeros
+
+
+def _plain(draw: DrawGroup) -> Callable[[Array, Distribution], Array]:
+    """How a sampler draws from p where r = 1: `sample_each`, or as it says."""
+    return getattr(draw, "plain", sample_each)
 
 
 def base_draw_ratios(prior: NCPPrior, keys: Array) -> Array:

@@ -162,12 +162,13 @@ def adaptive_sir(
 
 
 def _bias(kept: _Reservoir) -> Array:
-    """1 / ESS - 1 / M, the estimate of chi^2 / M: [B]; infinite before the first."""
+    """1 / ESS - 1 / M, the estimate of chi^2 / M: [B]; infinite before the second."""
     one_by_ess = jnp.exp(kept.log_sum_squares - 2 * kept.log_sum)
     bias = one_by_ess - 1.0 / jnp.maximum(kept.num_proposals, 1).astype(
         one_by_ess.dtype
     )
-    return jnp.where(jnp.isfinite(kept.log_sum), bias, jnp.inf)
+    is_known = jnp.isfinite(kept.log_sum) & (kept.num_proposals > 1)
+    return jnp.where(is_known, bias, jnp.inf)
 
 
 def iterated_sir(

@@ -19,6 +19,7 @@ from ncp_jax.training.checkpoint_records import (
     DamagedCheckpoint,
     best_step,
     checked_record,
+    described,
     read_record,
     seal_of,
     short_hash,
@@ -50,6 +51,17 @@ def digests(tree: PyTree) -> dict[str, str]:
 def fingerprint(tree: PyTree) -> str:
     """Returns one hash of all arrays of `tree` and of their paths."""
     return short_hash(digests(tree))
+
+
+def identity_of(tree: PyTree) -> list[str]:
+    """What tells a pytree from others: its arrays, and what of it is no array.
+
+    A prior with other static fields is another one, with the same arrays.
+
+    Args:
+      tree: any; of a function in it the name counts.
+    """
+    return [fingerprint(tree), described(jax.tree.structure(tree))]
 
 
 def _paths(tree: PyTree) -> set[str]:

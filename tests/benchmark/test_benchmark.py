@@ -452,7 +452,7 @@ def test_bytes_are_those_of_the_loop_as_often_as_it_runs():
     assert roofline.passes(SIR(100, 40)) == [(40, 2), (20, 1)]
     assert roofline.passes(SIR(30, 40)) == [(30, 1)]
     assert roofline.passes(MALA(0.1, 9, 2)) == [(0, 10)]
-    assert roofline.passes(AdaptiveSIR(min_proposals=8), 20.0) == [(8, 2.5)]
+    assert roofline.passes(AdaptiveSIR(min_proposals=16), 40.0) == [(16, 2.5)]
     for draw in (SIR(12, 5), IteratedSIR(5, 3, 2), SIRThenMALA(5, 2, 0.1, 3, 0)):
         weighed = sum((n or 2) * times for n, times in roofline.passes(draw))
         assert weighed == sampling.evaluations(draw)  # a gradient counts twice

@@ -104,6 +104,32 @@ def test_a_base_of_the_first_group_is_fitted_once():
     assert (on_it.width, on_it.num_rest) == (2, 3) and on_it.fit.base.prior is first
 
 
+def test_what_a_row_is_built_on_has_the_settings_given_for_it():
+    groups, few = Groups((2, 3)), {"num_components": (2,)}
+    (ncp,) = hierarchy.fits_of(groups, {"ncp_over_gmm": {}}, {"gmm": few}).values()
+    assert ncp.fit.base.num_components == (2,)
+    both = hierarchy.fits_of(groups, {"gmm": few, "gmm_and_gmm": {}})
+    assert both["gmm_and_gmm_top"].fit.second.num_components == (2,)
+    ratio = {"ncp": {"hidden_dims": (5,)}}  # of all groups, and of none below
+    hierarchy.fits_of(groups, {**ratio, "ncp_over_gmm": {}})
+    hint = "of 'flow' are those of all groups, and 'ncp_over_flow'"
+    with pytest.raises(InputError, match=hint):
+        hierarchy.fits_of(groups, {"flow": {"num_bins": 5}, "ncp_over_flow": {}})
+    own = {"ncp_over_flow": {"base": {"num_couplings": 2}}}
+    (ncp,) = hierarchy.fits_of(groups, own).values()
+    assert ncp.fit.base.num_couplings == 2
+
+
+def test_directions_are_found_anew_for_another_prepare(key, tmp_path):
+    data = np.asarray(HOLE.data(key, 2_000))
+    settings = SignalSettings(num_examples=1_000)
+    counts = []
+    for scale in (1.0, 1.0, 0.5):
+        hierarchy.of(HOLE, data, lambda k, x, s=scale: s * x, key, settings, tmp_path)
+        counts.append(len(list(tmp_path.iterdir())))
+    assert counts == [1, 1, 2]
+
+
 @pytest.mark.parametrize(
     "asked",
     [

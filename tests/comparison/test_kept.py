@@ -4,11 +4,16 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from ncp_jax.comparison import likelihoods, measures
+from ncp_jax.comparison import fits, likelihoods, measures
 from ncp_jax.comparison.kept import Kept
-from tests.comparison.test_compare import VAE, Coins, Moments, Tilt, compared
+from ncp_jax.errors import InputError
+from ncp_jax.priors.ex_post.gaussian import Gaussian
+from ncp_jax.priors.ex_post.ncp import Pooled
+from ncp_jax.records import folder_lock
+from tests.comparison.test_compare import VAE, Coins, Moments, Over, Tilt, compared
 
 
 def test_only_what_is_missing_is_measured(tmp_path):
@@ -121,3 +126,39 @@ def test_another_decoder_of_the_same_arrays_is_measured_anew(tmp_path):
         found = compared(tmp_path / place, {"tilt": Tilt()}, vae=vae)
         of_folders[temperature, place] = found.nll_base
     assert of_folders[2.0, "a"] == of_folders[2.0, "b"] != of_folders[1.0, "a"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Wide(Coins):
+    """Whose prior has a setting that is no array."""
+
+    std: float = dataclasses.field(default=1.0, metadata={"static": True})
+
+    def prior(self, block, k, carry):
+        found = super().prior(block, k, carry)
+        return found._replace(base=found.base.tempered(self.std))
+
+
+def test_another_prior_of_the_same_arrays_is_measured_anew(tmp_path):
+    of_folders = {}
+    for std, place in [(1.0, "a"), (2.0, "a"), (2.0, "b")]:
+        vae = Wide(VAE.weights, std)
+        found = compared(tmp_path / place, {"gaussian": {}}, vae=vae)
+        of_folders[std, place] = found.nll_base
+    assert of_folders[2.0, "a"] == of_folders[2.0, "b"] != of_folders[1.0, "a"]
+
+
+def test_a_fitted_part_with_other_static_fields_is_another_one():
+    normal = Gaussian(jnp.zeros(2), jnp.ones(2))
+    parts = [Pooled(normal, normal, jnp.ones(()), n) for n in (5, 6, 6)]
+    contents = [fits.over(Over(None), {"base": part}).base.content for part in parts]
+    assert contents[0] != contents[1] == contents[2]
+
+
+def test_one_process_at_a_time_writes_to_a_folder(tmp_path):
+    with (
+        folder_lock.held(tmp_path, "folder"),
+        pytest.raises(InputError, match=r"folder=.* is in use by another process"),
+    ):
+        compared(tmp_path, {"tilt": Tilt()})

@@ -201,8 +201,8 @@ def test_what_can_be_standardised_says_so():
             r"max_proposals must be an integer in \[1, inf\)",
         ),
         (
-            lambda: AdaptiveSIR(min_proposals=0),
-            r"min_proposals must be an integer in \[1, inf\)",
+            lambda: AdaptiveSIR(min_proposals=15),
+            r"min_proposals must be an integer in \[16, inf\)",
         ),
         (
             lambda: IteratedSIR(chunk_size=0),

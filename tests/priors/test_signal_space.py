@@ -234,6 +234,15 @@ def test_samplers_draw_the_tilted_law(wide, key, draw):
     assert 0.1 * abs(TILT[0]) > bias + 5 / num**0.5  # an error of 10 % would be seen
 
 
+def test_a_temperature_is_that_of_all_of_z(wide, key):
+    """Of u, of the rest, and of groups whose ratio is left out."""
+    _, full, ncp = wide
+    few = dataclasses.replace(full, groups=(0,))
+    for each in (ncp, full, few):
+        _, e = projected(each, Base(0.5), key, wide[0], 1_000)
+        np.testing.assert_allclose(e.std((0, 2)), 0.5, rtol=0.03)  # by group
+
+
 def test_sir_has_the_law_of_the_full_space(wide, key):
     basis, full, ncp = wide
     num, draw = 4_000, SIR(50, 25)  # few proposals: their bias must be the same, too

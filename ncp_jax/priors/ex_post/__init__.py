@@ -148,9 +148,8 @@ def _pooled(
     changes: Mapping[str, Any],
     others: Mapping[str, Mapping[str, Any] | contract.Fit],
 ) -> Any:
-    """How A_and_B or A_from_B is fitted; A may be such a name again."""
-    last = max((AND, FROM), key=name.rfind)
-    first, _, second = name.rpartition(last)
+    """How A_and_B or A_from_B is fitted."""
+    first, last, second = _parted(name)
     if not first.startswith(POOLED) or second not in BASES:
         raise InputError(
             f"prior {name!r}: the second is one of {', '.join(BASES)}, and the name of "
@@ -170,6 +169,20 @@ def _pooled(
 def needs_posterior(name: str) -> bool:
     """Whether a prior, or one that it is made with, is made of q(z | x) itself."""
     return "vamp" in name.replace(AND, OVER).replace(FROM, OVER).split(OVER)
+
+
+def built_on(name: str) -> set[str]:
+    """The other priors that a prior is made with, each with its own settings."""
+    if AND in name or FROM in name:
+        first, _, second = _parted(name)
+        return {first, second} | built_on(first)
+    _, over, base = name.partition(OVER)
+    return {base} if over else set()
+
+
+def _parted(name: str) -> tuple[str, str, str]:
+    """A, "_and_" or "_from_", and B; A may be such a name again."""
+    return name.rpartition(max((AND, FROM), key=name.rfind))
 
 
 def shortened(settings: Any, max_steps: int, max_draws: int) -> Any:

@@ -18,7 +18,7 @@ from ncp_jax import rng
 from ncp_jax.priors.ex_post.contract import Encodings, Training
 from ncp_jax.training import loop, optimizers
 from ncp_jax.training.checkpoint_records import described
-from ncp_jax.training.checkpoints import fingerprint, opened
+from ncp_jax.training.checkpoints import fingerprint, identity_of, opened
 from ncp_jax.training.loop import Metrics, PyTree, Task
 from ncp_jax.training.run_log import SilentLog
 
@@ -103,7 +103,7 @@ def minimise(
     if settings is not None:
         metadata["settings"] = described(settings)
     if fixed:
-        metadata["fixed"] = fingerprint(fixed)
+        metadata["fixed"] = identity_of(fixed)
     with opened(folder, metadata) as saved:
         restored = saved.restore_latest(state)
         if restored is not None:

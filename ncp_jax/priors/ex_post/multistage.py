@@ -24,7 +24,7 @@ from ncp_jax.priors.ex_post.contract import (
     with_base,
 )
 from ncp_jax.priors.ex_post.ncp import Reweighted, Sampling
-from ncp_jax.training.checkpoints import fingerprint
+from ncp_jax.training.checkpoints import identity_of
 
 Array = jax.Array
 
@@ -119,7 +119,7 @@ class Settings:
         metadata = {
             "pool": [self.num_proposals, self.num_draws, self.num_mala_steps],
             "key": jax.random.key_data(key).tolist(),
-            "prior": fingerprint(prior),
+            "prior": identity_of(prior),
         }
 
         def make() -> dict[str, Array]:

@@ -26,6 +26,7 @@ from ncp_jax.priors.pixel_energy.energy import EnergyNet
 from ncp_jax.priors.pixel_energy.joint import Dynamics, PixelEnergyPrior
 from ncp_jax.priors.pixel_energy.settings import Settings
 from ncp_jax.training import loop
+from ncp_jax.training.checkpoint_records import described
 from ncp_jax.training.checkpoints import fingerprint, opened
 from ncp_jax.training.run_log import Progress, SilentLog
 
@@ -35,7 +36,11 @@ STARTS_AT_A_TIME = 500  # chains, while a pool of starts is drawn
 # Settings that a trained energy does not depend on.
 OF_THE_COURSE = ("num_steps", "steps_per_dispatch")
 NUM_KNOWN_BY = 1_000  # training pictures: their mean and std are the network's
-NOT_SAID = {"groups": (None,), "pictures": (None,)}  # by folders of earlier versions
+NOT_SAID = {  # by folders of earlier versions
+    "groups": (None,),
+    "pictures": (None,),
+    "structure": (None,),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +223,7 @@ class Fit:
             "pool": repr(self.pool),
             "key": jax.random.key_data(key).tolist(),
             "prior": fingerprint((prior.vae, prior.params)),
+            "structure": described(jax.tree.structure((prior.vae, prior.params))),
             "groups": repr(prior.groups),
             "pictures": [len(train), fingerprint(train[:NUM_KNOWN_BY])],
         }

@@ -12,7 +12,7 @@ from ncp_jax.models.check import check
 from ncp_jax.models.distributions import Bernoulli
 from ncp_jax.priors.latents import log_prior
 from ncp_jax.training.checkpoint_records import described, short_hash
-from ncp_jax.training.checkpoints import fingerprint
+from ncp_jax.training.checkpoints import fingerprint, identity_of
 from ncp_jax.training.loop import Prepare
 from ncp_jax.training.ncp.returned_numbers import check_numbers
 
@@ -138,7 +138,7 @@ def identity(vae: LatentVariableModel, stored: np.ndarray, prepare: Prepare) -> 
       stored: [N, *data_shape] examples.
       prepare: (key, stored) -> x.
     """
-    parts = [fingerprint(vae), described(jax.tree.structure(vae))]
+    parts = identity_of(vae)
     if not jax.tree.leaves(vae):
         key = jax.random.key(0)
         x = prepare(key, jnp.asarray(stored[:NUM_CHECKED]))
