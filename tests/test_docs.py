@@ -50,7 +50,9 @@ BENCHMARK_TABLES = (  # record, part, columns that the page leaves out
 )
 ON_MNIST = tuple(f"priors_mnist{later}" for later in ("", "_autoregressive", "_stages"))
 ON_MNIST_1M = ("priors_mnist_1m", "priors_mnist_1m_first", "priors_mnist_1m_later")
-ON_FASHION = ("priors_fashion", "priors_fashion_later", "priors_fashion_autoregressive")
+ON_FASHION = tuple(
+    f"priors_fashion{later}" for later in ("", "_later", "_autoregressive", "_pool")
+)
 SAMPLES = ("fd_lenet", "kid_lenet", "fit_seconds", "sampling_seconds")  # columns
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -825,6 +827,9 @@ def test_what_proposals_of_another_prior_bring_is_that_of_the_recorded_run():
 
 
 def test_the_order_on_fashion_mnist_is_that_of_the_recorded_runs():
+    assert _compared(*ON_FASHION)["priors"].keys() == set(ex_post.NAMES)
+    (pool,) = _gains(ON_FASHION, "ncp_deep_and_autoregressive")
+    assert f"The pool gains {pool} nats, no more than the ratio alone." in PROSE
     snis, lars = _gains(ON_FASHION, "snis_deep", "lars_deep")
     assert f"SNIS and LARS with its network gain {snis} and {lars} nats." in PROSE
     gmm, vamp = _gains(ON_FASHION, "gmm", "vamp")
