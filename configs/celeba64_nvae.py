@@ -96,4 +96,4 @@ def get_config(variant: str = "") -> ConfigDict:
         log_z_batch_size=500,
         num_mmd_samples=200,  # latents of 1.1 MB each, by SIR with 5,000 proposals
     )
-    return presets.variant(config, size)
+    return presets.variant(config, size, "residual", "smoke_residual")

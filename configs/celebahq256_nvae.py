@@ -100,4 +100,4 @@ def get_config(variant: str = "") -> ConfigDict:
         log_z_batch_size=50,
         num_mmd_samples=0,  # latents of 7 MB each: three thousand would fill 20 GB
     )
-    return presets.variant(config, size)
+    return presets.variant(config, size, "residual", "smoke_residual")

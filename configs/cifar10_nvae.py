@@ -90,4 +90,4 @@ def get_config(variant: str = "") -> ConfigDict:
         log_z_batch_size=1_000,
         num_mmd_samples=500,  # latents of 0.6 MB each, by SIR with 5,000 proposals
     )
-    return presets.variant(config, size)
+    return presets.variant(config, size, "residual", "smoke_residual")

@@ -51,4 +51,4 @@ def get_config(variant: str = "") -> ConfigDict:
             steps_per_eval=1_000,
         )
         return config
-    return presets.variant(config, variant)
+    return presets.variant(config, variant, "cpu")

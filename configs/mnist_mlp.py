@@ -61,4 +61,4 @@ def get_config(variant: str = "") -> ConfigDict:
         config.ncp.discriminator.update(hidden_dims=(300,) * 4, activation="swish")
         config.ncp.update(num_steps=8_000, weight_decay=0.3)
         return config
-    return presets.variant(config, variant)
+    return presets.variant(config, variant, "ranking", "deep")

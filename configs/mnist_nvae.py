@@ -73,7 +73,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if size == "cpu":
         _shrink_to_an_hour(config)
         return config
-    return presets.variant(config, size)
+    others = ("cpu", "residual", "cpu_residual", "smoke_residual")
+    return presets.variant(config, size, *others)
 
 
 def _shrink_to_an_hour(config: ConfigDict) -> None:

@@ -394,6 +394,18 @@ def test_base_draws_are_of_the_base_prior(fitted, key):
         assert_mean(1.1**2 * z[0] ** 2, 1.0, std=2**0.5)
 
 
+@pytest.mark.parametrize("read", ["vae", "nothing"])
+def test_what_is_no_ncp_prior_is_named(fitted, key, read):
+    other, hint = {
+        "vae": (fitted.vae, r"got a \w+: `fit` one to it first"),
+        "nothing": (None, "got a NoneType$"),
+    }[read]
+    with pytest.raises(ncp_jax.InputError, match=hint):
+        ncp_jax.sample(other, key, 4)
+    with pytest.raises(ncp_jax.InputError, match=hint):
+        ncp_jax.evaluate(other, np.zeros((4, 1)), key=key)
+
+
 def test_a_sampler_that_explodes_is_named(fitted, key):
     with pytest.raises(ncp_jax.InputError, match=r"Langevin.* left the finite"):
         ncp_jax.sample(fitted, key, 4, ncp_jax.Langevin(1e4, num_steps=60))

@@ -15,7 +15,7 @@ from ncp_jax.evaluation.diagnostics import Batches
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.models.base import is_deterministic
 from ncp_jax.priors.directed import DirectedVAE
-from ncp_jax.priors.ncp_prior import NCPPrior
+from ncp_jax.priors.ncp_prior import NCPPrior, checked
 from ncp_jax.priors.signal_space import SignalVAE
 from ncp_jax.priors.standardized import itself
 from ncp_jax.training.loop import Prepare
@@ -74,6 +74,7 @@ def evaluate(
     Raises:
       InputError: the examples or the settings are not as they should be.
     """
+    ncp = checked(ncp)
     sizes = {
         "num_passes": num_passes,
         "num_importance_samples": num_importance_samples,

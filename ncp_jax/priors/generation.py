@@ -16,7 +16,7 @@ from ncp_jax.models import stacks
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check
 from ncp_jax.priors.group_samplers import SIR
-from ncp_jax.priors.ncp_prior import DrawGroup, NCPPrior, ancestral
+from ncp_jax.priors.ncp_prior import DrawGroup, NCPPrior, ancestral, checked
 
 Array = jax.Array
 
@@ -70,6 +70,7 @@ def sample(
         is none, step sizes are not one for each group, or the sampler leaves the
         finite numbers.
     """
+    ncp = checked(ncp)
     if min(num, batch_size) < 1:
         raise InputError(f"num = {num}, batch_size = {batch_size}: expected 1 or more")
     if isinstance(sampler, type) or not callable(sampler):

@@ -191,6 +191,22 @@ class NCPPrior:
         return Finished(images, latents, draws.infos)
 
 
+def checked(ncp: Any) -> NCPPrior:
+    """Returns an NCP prior, as whoever calls may have given something near to one.
+
+    Raises:
+      InputError: it is something else.
+    """
+    if isinstance(ncp, NCPPrior):
+        return ncp
+    kind, hint = type(ncp).__name__, ""
+    if hasattr(ncp, "draw"):
+        hint = ": a comparison draws by its method draw(name, key, num)"
+    elif hasattr(ncp, "decode"):
+        hint = ": `fit` one to it first"
+    raise InputError(f"ncp must be an NCPPrior, as `fit` returns; got a {kind}{hint}")
+
+
 class Draws(NamedTuple):
     """A batch of ancestral draws."""
 

@@ -321,6 +321,8 @@ def test_a_fit_that_was_stopped_counts_its_seconds(tmp_path, key):
     ("priors", "message"),
     [
         (["gausian"], r"no prior 'gausian'.*Did you mean 'gaussian'"),
+        (["GMM"], r"no prior 'GMM'.*Did you mean 'gmm'.* 'ncp_deep_and_auto"),
+        (["ncp_deep_and_autoregresive"], "Did you mean 'ncp_deep_and_autoregressive'"),
         ("gaussian", r"priors must hold names"),
         ([], r"priors must hold names"),
         ({"": Moments()}, "a name is text without '/'.* got ''"),

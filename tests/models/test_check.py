@@ -510,6 +510,10 @@ CASES = {
         {"root": lambda self, batch_size: {"z": "zeros"}},
         [("root", "leaf ['z'] of the carry is a str")],
     ),
+    "root_none": (
+        {"root": lambda self, batch_size: None},
+        [("root", "it returns None")],
+    ),
     "root_none_given": (
         {"root": lambda self: ()},
         [("root", "it raises TypeError")],

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, did_you_mean
 
 VARIANTS = ("", "smoke")
 # Of RAE's networks in a size for two CPU cores; untuned.
@@ -54,14 +54,22 @@ ON_DIRECTIONS: dict[str, Any] = {
 }
 
 
-def variant(config: ConfigDict, name: str) -> ConfigDict:
+def variant(config: ConfigDict, name: str, *others: str) -> ConfigDict:
     """Returns the config itself for "" and a version that runs in seconds for "smoke".
+
+    Args:
+      config: to be used.
+      name: of the variant.
+      others: that the config's file has made already, for the message.
 
     Raises:
       InputError: for another name.
     """
     if name not in VARIANTS:
-        raise InputError(f"config variant {name!r}: there is only ':smoke'")
+        known = [*others, "smoke"]
+        there_are = ", ".join(f"':{one}'" for one in known)
+        hint = did_you_mean(name, known)
+        raise InputError(f"config variant {name!r}: there is {there_are}.{hint}")
     if name == "smoke":
         _shrink(config)
     return config

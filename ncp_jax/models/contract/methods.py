@@ -104,6 +104,8 @@ def root(subject: Subject) -> Outcome:
 
     def body(vae: Any) -> tuple[list[Fault], PyTree]:
         faults, carry = side_effects.call("root", vae, "root", subject.batch_size)
+        if carry is None and not faults:
+            faults = [Fault("root", "it returns None", "the carry", "return it")]
         return _only_arrays("root", faults, carry)
 
     return subject.trace("root", body) if subject.has("root") else NOTHING

@@ -119,11 +119,12 @@ def settings_of(
     own, over, base = str(name).partition(OVER)
     kind = own.removesuffix(WITH_DEEP)
     if kind not in PRIORS or (over and base not in BASES):
-        hint = did_you_mean(str(name), NAMES)
+        hint = did_you_mean(str(name).lower(), {**PRIORS, **dict.fromkeys(NAMES)})
         raise InputError(
             f"there is no prior {name!r}.{hint} There are {', '.join(PRIORS)}; those "
-            "with a larger ratio: 'snis_deep'; and those that reweight another, over "
-            f"{', '.join(BASES)}: 'ncp_over_gmm'"
+            "with a larger ratio: 'ncp_deep'; those that reweight another, over "
+            f"{', '.join(BASES)}: 'ncp_over_gmm'; and pools of two: "
+            "'ncp_deep_and_autoregressive'"
         )
     known = PRIORS[kind]
     module = importlib.import_module(f"{__name__}.{known.module}")
@@ -151,9 +152,10 @@ def _pooled(
     """How A_and_B or A_from_B is fitted."""
     first, last, second = _parted(name)
     if not first.startswith(POOLED) or second not in BASES:
+        hint = did_you_mean(name.lower(), NAMES)
         raise InputError(
             f"prior {name!r}: the second is one of {', '.join(BASES)}, and the name of "
-            f"the first begins with one of {', '.join(POOLED)}"
+            f"the first begins with one of {', '.join(POOLED)}.{hint}"
         )
     of_first = settings_of(first, others.get(first), others)
     of_second = settings_of(second, others.get(second), others)

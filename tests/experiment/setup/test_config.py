@@ -9,7 +9,7 @@ from configs import mnist_mlp
 from ncp_jax import nested
 from ncp_jax.errors import InputError
 from ncp_jax.experiment.setup import config as config_lib
-from ncp_jax.experiment.setup import presets, validation
+from ncp_jax.experiment.setup import config_files, presets, validation
 from ncp_jax.training import optimizers
 
 
@@ -81,6 +81,14 @@ def test_the_empty_variant_changes_nothing_and_others_are_refused():
     assert flat(presets.variant(config_lib.default(), "")) == flat(config_lib.default())
     with pytest.raises(InputError, match=r"'tiny'.*':smoke'"):
         presets.variant(config_lib.default(), "tiny")
+    for name, others in [
+        ("mnist_mlp:rankng", "':ranking', ':deep', ':smoke'"),
+        ("mnist_nvae:cpu_residul", "':cpu_residual', ':smoke_residual', ':smoke'"),
+        ("mnist_convhvae:gpu", "':cpu', ':smoke'"),
+        ("celeba64_nvae:residul", "':residual', ':smoke_residual', ':smoke'"),
+    ]:
+        with pytest.raises(InputError, match=others):
+            config_files.load(*name.split(":"))
 
 
 def test_a_misspelt_field_in_an_experiment_is_an_error():
