@@ -22,6 +22,10 @@ class InputError(Exception):
     """
 
 
+class NotFinite(InputError):
+    """A loss that is NaN or infinite, of settings or of numbers that came in."""
+
+
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 

@@ -25,6 +25,7 @@ from ncp_jax.priors.ex_post.contract import Density, Encodings, LatentPrior
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 from ncp_jax.priors.latents import prior_of
 from ncp_jax.training.loop import Prepare
+from ncp_jax.training.ncp.returned_numbers import FAULTS
 
 Array = jax.Array
 
@@ -231,6 +232,11 @@ def _encoded(
     encode = partial(_encode, prepare, num_draws, is_whole, model)
     batches = datasets.padded_batches(stored, min(batch_size, len(stored)))
     z, q = diagnostics.over_examples(encode, batches, key)
+    is_finite = np.isfinite(z).reshape(len(z), -1).all(axis=1)
+    if not is_finite.all():
+        raise InputError(
+            f"{FAULTS['latents']} (of {np.sum(~is_finite)} of {len(z)} examples)"
+        )
     return z, None if q is None else Normal(*map(jnp.asarray, q))
 
 

@@ -89,17 +89,20 @@ def evaluate(
     batch_size = _count("batch_size", batch_size)
     test = preparation.examples("test", test)
     prepare = preparation.checked(itself(ncp.vae), test, prepare)
-    estimates, _ = measure(
-        ncp,
-        list(datasets.padded_batches(test, min(batch_size, len(test)))),
-        prepare,
-        rng.typed(key),
-        max_log_z_stderr=number(
-            "max_log_z_stderr", max_log_z_stderr, float, "[0, inf)"
-        ),
-        mesh=mesh or parallel.mesh_of(),
-        **of_measure,
-    )
+    with np.errstate(invalid="ignore"):  # NaN is traced to an example, see below
+        estimates, _ = measure(
+            ncp,
+            list(datasets.padded_batches(test, min(batch_size, len(test)))),
+            prepare,
+            rng.typed(key),
+            max_log_z_stderr=number(
+                "max_log_z_stderr", max_log_z_stderr, float, "[0, inf)"
+            ),
+            mesh=mesh or parallel.mesh_of(),
+            **of_measure,
+        )
+    if any(np.isnan(estimate.value) for estimate in estimates.values()):
+        preparation.find_fault(itself(ncp.vae), prepare, test=test)
     return estimates
 
 

@@ -85,6 +85,10 @@ def sample(
     out = generate(ncp, rng.typed(key), num, batch_size, sampler, mesh)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out)):
         remedy = "look for NaN or infinity in the weights of the ratios"
+        if all(np.isfinite(z).all() for z in out.latents):
+            raise InputError(
+                "the VAE decodes finite latents to NaN or infinity: look at its decoder"
+            )
         if hasattr(sampler, "step_size"):
             remedy = "lower its step size, or draw by SIR, which has none"
         raise InputError(f"{sampler} left the finite numbers: {remedy}")

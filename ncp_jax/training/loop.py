@@ -16,7 +16,7 @@ import optax
 from flax import struct
 
 from ncp_jax import parallel
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, NotFinite
 
 if TYPE_CHECKING:  # whoever only measures needs neither Orbax nor TensorBoard
     from ncp_jax.training.checkpoints import Checkpoints
@@ -403,7 +403,7 @@ def _blown_up(
             "Checkpoints so far are kept. Lower the learning rate (config."
             f"{task.name}.learning_rate) or lengthen its warm-up, in a new workdir."
         )
-    return InputError(
+    return NotFinite(
         f"{task.kind} {task.name}: the {name.replace('_', ' ')} is "
         f"{values[i, *group]} at {where}.\nLast finite metrics: {shown or 'none'}.\n"
         f"{remedy}"

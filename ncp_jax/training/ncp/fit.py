@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
-from ncp_jax.errors import InputError, Range, local_path, number
+from ncp_jax.errors import InputError, NotFinite, Range, local_path, number
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check_discriminator
 from ncp_jax.priors.ncp_prior import NCPPrior
@@ -191,7 +191,11 @@ def fit(
         if settings is None or any(given.vae.directions.widths):
             folder = Path(workdir) / "ncp" / "checkpoints" if workdir else None
             with checkpoints.opened(folder, metadata) as saved:
-                state = _trained(make_task, state, saved, length, workdir, progress)
+                try:
+                    state = _trained(make_task, state, saved, length, workdir, progress)
+                except NotFinite:
+                    preparation.find_fault(vae, prepare, train=train, valid=valid)
+                    raise
         params = jax.device_put(state.best_params(model.blocks))
         return signal.prior(given.vae, network, params)
 

@@ -85,6 +85,29 @@ def checked(
     return prepare
 
 
+def find_fault(
+    vae: LatentVariableModel, prepare: Prepare, **splits: np.ndarray
+) -> None:
+    """Looks at what a VAE makes of every example, once something was not finite.
+
+    Args:
+      vae: a frozen model.
+      prepare: (key, stored) -> x.
+      **splits: [N, *data_shape] examples by name.
+
+    Raises:
+      InputError: of some it makes NaN, or no density.
+    """
+    for name, stored in splits.items():
+        for first in range(0, len(stored), ROWS_AT_A_TIME):
+            rows = jnp.asarray(stored[first : first + ROWS_AT_A_TIME])
+            try:
+                check_numbers(vae, prepare(jax.random.key(0), rows))
+            except InputError as error:
+                where = f"{name}[{first}:{first + len(rows)}]"
+                raise InputError(f"{where}: {error}") from error
+
+
 def examples(name: str, array: np.ndarray | Array) -> np.ndarray:
     """Returns examples as a NumPy array [N, ...].
 

@@ -119,3 +119,42 @@ def test_grey_numbers_under_a_bernoulli_get_a_remark(capsys):
     assert not capsys.readouterr().out
     preparation.checked(vae, np.clip(X, 0.0, 1.0), None)
     assert "no log-probabilities" in capsys.readouterr().out
+
+
+def rare(where, n=200):
+    """Examples of which the one at 150 is encoded, or decoded, to NaN."""
+    x = np.random.default_rng(1).normal(size=(n, 3)).astype(np.float32)
+    x[150] = 9.0
+
+    def encoder(_, x):
+        mean = jnp.where((x[:, :1] == 9.0) & (where == "encoder"), jnp.nan, x[:, :2])
+        return ncp_jax.Normal(mean, jnp.full_like(mean, 0.5))
+
+    def decoder(_, z):
+        is_far = jnp.any(jnp.abs(z) > 2.0, axis=1, keepdims=True)
+        mean = jnp.where(is_far & (where == "decoder"), jnp.nan, z)
+        return ncp_jax.Normal(jnp.pad(mean, ((0, 0), (0, 1))), jnp.ones((len(z), 3)))
+
+    return x, ncp_jax.EncoderDecoder(encoder, decoder, None, (2,))
+
+
+def test_nan_of_a_rare_example_is_traced_to_it(key):
+    """It lies behind those that are looked at first."""
+    x, vae = rare("encoder")
+    hint = r"\[0:200\]: the encoder returns NaN or infinity.*1 of 200"
+    with pytest.raises(ncp_jax.InputError, match="train" + hint):
+        ncp_jax.fit(vae, x, valid=x[:100], key=key, num_steps=40, batch_size=200)
+    with pytest.raises(ncp_jax.InputError, match="valid" + hint):
+        ncp_jax.fit(vae, x[:100], valid=x, key=key, num_steps=40, batch_size=100)
+    ncp = ncp_jax.fit(vae, x[:100], valid=x[:50], key=key, num_steps=2, batch_size=100)
+    with pytest.raises(ncp_jax.InputError, match="test" + hint):
+        ncp_jax.evaluate(ncp, x, key=key, num_log_z_draws=1_000)
+    with pytest.raises(ncp_jax.InputError, match=r"encoder .*of 1 of 200 examples"):
+        ncp_jax.compare(vae, x, x[:50], x[:50], priors=["gaussian", "gmm"], key=key)
+
+
+def test_a_decoder_is_blamed_for_its_own_nan(key):
+    _, vae = rare("decoder")
+    ncp = ncp_jax.NCPPrior(vae, None, (None,))
+    with pytest.raises(ncp_jax.InputError, match="look at its decoder"):
+        ncp_jax.sample(ncp, key, 64, ncp_jax.Base())
