@@ -64,9 +64,9 @@ def compare(
       valid: [M, *data_shape] that choose the best weights of those that train.
       test: [L, *data_shape] that all is measured on.
       priors: names, of `ncp_jax.priors.ex_post.NAMES`, by default all of them (but
-        "vamp" where the VAE has no `posterior(x)`); or by name what fits a prior: a
-        mapping of changed settings, or a callable (key, encodings, folder) -> prior of
-        your own, as `priors.ex_post.contract.Fit`.
+        "vamp" where the VAE has no `posterior(x)`, or examples are few); or by name
+        what fits a prior: a mapping of changed settings, or a callable (key, encodings,
+        folder) -> prior of your own, as `priors.ex_post.contract.Fit`.
       key: PRNG key; consumed here.
       prepare: (key, stored examples [B, ...]) -> x, pure; None as for `fit`.
       num_fits: of each prior, from other keys.
@@ -93,8 +93,11 @@ def compare(
     with _held(place):  # fits and their checkpoints are of one writer
         found = preparation.splits(train=train, valid=valid, test=test)
         prepare = preparation.checked(vae, found["test"], prepare)
+        is_default = is_one and priors == ex_post.NAMES
         if is_one and not _says_posterior(vae, prepare, found["test"]):
-            _without_vamp(how, is_default=priors == ex_post.NAMES)
+            _without_vamp(how, is_default)
+        elif is_default:
+            _without_large_vamp(how, len(found["train"]))
         order = np.random.default_rng(rng.numpy_seed(rng.stream(key, "order")))
         train, test = (order.permutation(found[name]) for name in ("train", "test"))
         about: dict[str, Any] = {"split": "test"}
@@ -193,6 +196,13 @@ def _without_vamp(how: dict[str, Fit], is_default: bool) -> None:
     for name in asking:
         del how[name]
         print(f"compare: {name} is left out, since the VAE has no posterior(x)")
+
+
+def _without_large_vamp(how: dict[str, Any], num_examples: int) -> None:
+    """Leaves out the mixture of more posteriors than there are examples."""
+    if (least := how["vamp"].num_components) > num_examples:
+        del how["vamp"]
+        print(f"compare: vamp is left out, since it wants {least} training examples")
 
 
 def _is_made_with(fit: Fit, kind: type) -> bool:

@@ -490,6 +490,18 @@ def test_vamp_needs_a_posterior_and_is_else_left_out(capsys):
     assert "vamp is left out" in capsys.readouterr().out
 
 
+def test_vamp_is_left_out_where_examples_are_few(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(protocol, "run", lambda *given, **more: asked.append(given[2]))
+    for train in (data()[0], np.concatenate([data()[0]] * 3)[:500]):
+        ncp_jax.compare(
+            VAE, train, *data()[1:], key=jax.random.key(0), prepare=ncp_jax.binarize
+        )
+    few, enough = asked
+    assert set(enough) == set(comparison.ex_post.NAMES) == {*few, "vamp"} != set(few)
+    assert "vamp is left out, since it wants 500" in capsys.readouterr().out
+
+
 def test_a_run_of_main_is_not_overwritten(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="run of another kind"):

@@ -66,7 +66,18 @@ def checked(
             f"prepare, a {type(prepare).__name__}, has no hash ({error}): give a "
             "function, or a dataclass with frozen=True"
         ) from error
-    x = prepare(jax.random.key(0), jnp.asarray(stored[:NUM_CHECKED]))
+    key, few = jax.random.key(0), jnp.asarray(stored[:NUM_CHECKED])
+    try:
+        jax.eval_shape(prepare, key, few)
+    except InputError:
+        raise
+    except Exception as error:  # of any kind: the function is the user's
+        said = str(error).partition("\n")[0]
+        raise InputError(
+            "prepare must be a function (key, stored) -> x that JAX can compile; it "
+            f"raises {type(error).__name__}: {said}"
+        ) from error
+    x = prepare(key, few)
     check(vae, x)
     is_binary = isinstance(_likelihood(vae, x), Bernoulli)
     if prepare is to_unit and is_binary:

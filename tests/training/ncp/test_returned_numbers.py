@@ -121,6 +121,18 @@ def test_grey_numbers_under_a_bernoulli_get_a_remark(capsys):
     assert "no log-probabilities" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (lambda x: x, "raises TypeError: .* takes 1 positional argument"),
+        (lambda key, x: np.asarray(x), "raises TracerArrayConversionError"),
+    ],
+)
+def test_a_prepare_that_cannot_be_compiled_is_blamed(prepare, said):
+    with pytest.raises(ncp_jax.InputError, match=r"\(key, stored\) -> x .*" + said):
+        preparation.checked(made(), X, prepare)
+
+
 def rare(where, n=200):
     """Examples of which the one at 150 is encoded, or decoded, to NaN."""
     x = np.random.default_rng(1).normal(size=(n, 3)).astype(np.float32)
