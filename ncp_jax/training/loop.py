@@ -326,6 +326,7 @@ def fit(
                 if np.all(valid.get("stopped", False)):  # no step would change a thing
                     step = num_steps
                     state = state.replace(step=jnp.full_like(state.step, step))
+                    log.ended(end)
                 checkpoints.save(step, task.collect(state), valid_loss)
             log.progress(end, float(np.sum(finite["loss"])), valid_loss)
             if received := parallel.any_process(signals.received or 0):
@@ -333,8 +334,6 @@ def fit(
                 checkpoints.wait()
                 raise _stopped(received, task, checkpoints, step, num_steps)
     if valid and parallel.is_writer():
-        if end < num_steps:
-            print(f"{task.name} ends at step {end}: validations get no better")
         for line in task.remarks(valid):
             print(line, flush=True)
     if signals.received is not None:  # after the last look

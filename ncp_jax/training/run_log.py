@@ -73,6 +73,11 @@ class Progress:
             flush=True,
         )
 
+    def ended(self, step: int) -> None:
+        """Says that the steps after this one are not taken."""
+        if self._is_shown:
+            print(f"{self._stage} ends at step {step}: validations get no better")
+
     def close(self) -> None:
         """Leaves the bar as it is."""
         if self._bar is not None:
@@ -142,7 +147,7 @@ class SilentLog(Progress):
     """The log of a process that leaves telling to another."""
 
     def __init__(self) -> None:
-        self._bar = None
+        self._bar, self._is_shown = None, False
 
     def progress(self, step: int, train_loss: float, valid_loss: float | None) -> None:
         """Does nothing."""
