@@ -1,6 +1,5 @@
 """Priors side by side for a VAE of one's own: from a frozen model to one page."""
 
-import contextlib
 import dataclasses
 import operator
 import tempfile
@@ -90,7 +89,9 @@ def compare(
         priors = hierarchy.NAMES if priors == ex_post.NAMES else priors
     how = fits_of(priors, is_grouped=not is_one)
     place = None if folder is None else _folder(folder)
-    with _held(place):  # fits and their checkpoints are of one writer
+    with folder_lock.held(
+        place, "folder"
+    ):  # fits and their checkpoints are of one writer
         found = preparation.splits(train=train, valid=valid, test=test)
         prepare = preparation.checked(vae, found["test"], prepare)
         is_default = is_one and priors == ex_post.NAMES
@@ -250,13 +251,6 @@ def _scores(
             num_for_kid=min(KID_PICTURES, len(train) // 2),
         )
     return Scores(net, reference, rng.numpy_seed(rng.stream(key, "kid")))
-
-
-def _held(place: Path | None) -> contextlib.AbstractContextManager[None]:
-    """The lock of the folder, for the one process that writes to it."""
-    if place is None:
-        return contextlib.nullcontext()
-    return folder_lock.held(place, "folder")
 
 
 def _folder(folder: str | Path) -> Path:

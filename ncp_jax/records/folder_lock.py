@@ -10,16 +10,19 @@ from ncp_jax.errors import InputError, explained
 
 
 @contextlib.contextmanager
-def held(folder: Path, name: str) -> Iterator[None]:
+def held(folder: Path | None, name: str) -> Iterator[None]:
     """Locks a folder, which is created if missing; the death of the process unlocks it.
 
     Args:
-      folder: to be locked.
+      folder: to be locked; None for nothing.
       name: of the argument that gives it, for messages.
 
     Raises:
       InputError: another process holds it, or it cannot be written to.
     """
+    if folder is None:
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a+")

@@ -119,7 +119,7 @@ def settings_of(
     own, over, base = str(name).partition(OVER)
     kind = own.removesuffix(WITH_DEEP)
     if kind not in PRIORS or (over and base not in BASES):
-        hint = did_you_mean(str(name).lower(), {**PRIORS, **dict.fromkeys(NAMES)})
+        hint = did_you_mean(str(name).lower(), (*PRIORS, *NAMES))
         raise InputError(
             f"there is no prior {name!r}.{hint} There are {', '.join(PRIORS)}; those "
             "with a larger ratio: 'ncp_deep'; those that reweight another, over "

@@ -202,9 +202,8 @@ def fit(
 
 def _held(workdir: str | Path | None) -> contextlib.AbstractContextManager[None]:
     """The lock of the folder, for the one process that writes to it."""
-    if workdir is None or not parallel.is_writer():
-        return contextlib.nullcontext()
-    return folder_lock.held(Path(workdir), "workdir")
+    folder = Path(workdir) if workdir is not None and parallel.is_writer() else None
+    return folder_lock.held(folder, "workdir")
 
 
 def _numbers(**values: Any) -> dict[str, Any]:
