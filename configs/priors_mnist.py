@@ -20,15 +20,14 @@ too.  Hours on two CPU cores; see docs/priors.md.
 
 from ml_collections import ConfigDict
 
-from ncp_jax.experiment.setup import config_files
+from ncp_jax.experiment.setup import config_files, presets
 from ncp_jax.priors import ex_post
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """Returns the settings; `variant` "fashion", or "smoke" for seconds."""
     is_fashion = variant == "fashion"
-    name = "fashion_mlp" if is_fashion else "mnist_mlp"
-    config = config_files.load(name, "" if is_fashion else variant)
+    config = config_files.load("fashion_mlp" if is_fashion else "mnist_mlp")
     config.vae.num_steps = min(config.vae.num_steps, 200_000)
     config.compare.names = ex_post.NAMES
-    return config
+    return config if is_fashion else presets.variant(config, variant, "fashion")

@@ -13,7 +13,7 @@ import numpy as np
 from ncp_jax import rng
 from ncp_jax.comparison import draws
 from ncp_jax.comparison.one_vector import Compared
-from ncp_jax.errors import InputError, number
+from ncp_jax.errors import InputError, did_you_mean, number
 from ncp_jax.evaluation.importance import Estimate, or_null
 from ncp_jax.priors.ex_post.contract import Density, LatentPrior
 from ncp_jax.priors.generation import Generated
@@ -108,7 +108,9 @@ class Comparison:
           InputError: there is no such prior or fit, or a draw is not finite.
         """
         if name not in self.results:
-            raise InputError(f"no prior {name!r}: {', '.join(self.results)} are here")
+            hint = did_you_mean(name, self.results)
+            there_are = ", ".join(self.results)
+            raise InputError(f"no prior {name!r}: {there_are} are here.{hint}")
         priors = self.results[name].priors
         prior = priors[number("fit", fit, operator.index, f"[0, {len(priors)})")]
         num, size = (

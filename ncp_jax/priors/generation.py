@@ -1,6 +1,7 @@
 """Pictures from an NCP prior: in batches, on all devices, in the memory there is."""
 
 import dataclasses
+import operator
 from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ncp_jax import parallel, rng
-from ncp_jax.errors import InputError
+from ncp_jax.errors import InputError, number
 from ncp_jax.models import stacks
 from ncp_jax.models.base import LatentVariableModel
 from ncp_jax.models.check import check
@@ -71,8 +72,10 @@ def sample(
         finite numbers.
     """
     ncp = checked(ncp)
-    if min(num, batch_size) < 1:
-        raise InputError(f"num = {num}, batch_size = {batch_size}: expected 1 or more")
+    num, batch_size = (
+        number(name, value, operator.index, "[1, inf)")
+        for name, value in {"num": num, "batch_size": batch_size}.items()
+    )
     if isinstance(sampler, type) or not callable(sampler):
         what = sampler.__name__ if isinstance(sampler, type) else repr(sampler)
         raise InputError(

@@ -174,9 +174,11 @@ def test_step_sizes_are_one_for_each_group(ncp, key, sizes):
         generation.sample(ncp, key, 2, Langevin(sizes, 3))
 
 
-@pytest.mark.parametrize("number", [{"num": 0}, {"num": 2, "batch_size": 0}])
+@pytest.mark.parametrize(
+    "number", [{"num": 0}, {"num": 8.0}, {"num": 2, "batch_size": 0}]
+)
 def test_no_picture_is_no_sample(ncp, key, number):
-    with pytest.raises(InputError, match="expected 1 or more"):
+    with pytest.raises(InputError, match="must be an integer in"):
         generation.sample(ncp, key, **number, sampler=Base())
 
 
