@@ -44,6 +44,7 @@ def compare(
     key: Array,
     prepare: Prepare | None = None,
     num_fits: int = 1,
+    resampled_by: str = "",
     settings: ComparisonSettings | Mapping[str, Any] | None = None,
     feature_net: str = "",
     feature_weights: str | Path = "",
@@ -69,6 +70,9 @@ def compare(
       key: PRNG key; consumed here.
       prepare: (key, stored examples [B, ...]) -> x, pure; None as for `fit`.
       num_fits: of each prior, from other keys.
+      resampled_by: the name of a prior, of `priors`, that is fitted first: all are then
+        fitted to draws that follow p(z | x) under it, in the place of q(z | x), which
+        raises likelihoods where q is far from the posterior (`resampled`).  "" for q.
       settings: how much is measured, or a mapping of what is other than the defaults,
         e.g. {"num_samples": 1_000}.
       feature_net: "inception", "lenet5", "resnet20" or "resnet56": of the Frechet
@@ -125,6 +129,7 @@ def compare(
             key,
             settings,
             num_fits=num_fits,
+            resampled_by=resampled_by,
             folder=place,
             about=about,
         )

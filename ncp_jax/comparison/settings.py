@@ -17,6 +17,9 @@ class ComparisonSettings:
     Attributes:
       num_encodings: z ~ q(z | x) of each training example, that priors are fitted to.
       num_valid_encodings: of each validation example, which choose weights.
+      num_rounds: EM steps, where encodings are resampled by a prior.
+      num_proposals: draws of q(z | x) of one x that encodings are resampled from.
+      num_resampled: encodings of each such set.
       max_examples: of those that likelihoods are measured on; 0 for all.
       num_importance_samples: z ~ q(z | x) of each of these.
       chunk_size: of them at a time; bounds the memory.
@@ -37,6 +40,9 @@ class ComparisonSettings:
 
     num_encodings: int = 10
     num_valid_encodings: int = 2
+    num_rounds: int = 1
+    num_proposals: int = 64
+    num_resampled: int = 2
     max_examples: int = 2_000
     num_importance_samples: int = 1_000
     chunk_size: int = 50

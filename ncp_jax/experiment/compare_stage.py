@@ -45,6 +45,10 @@ def check(experiment: Experiment) -> None:
             f"{experiment.config.vae.model.name!r} of this kind does not have: name "
             "the others"
         )
+    if not _is_hierarchy(experiment):  # whose rows are called when groups are known
+        rows = [_row(experiment, name) for name in names]
+        resampled_by = experiment.config.compare.resampled_by
+        protocol.check_resampling(resampled_by, rows, experiment.is_deterministic)
     _check_base(experiment)
     picture_scores.load_net(experiment)
 
@@ -77,6 +81,7 @@ def compare(experiment: Experiment) -> Comparison:
         experiment.key("compare"),
         ComparisonSettings(**{name: settings[name] for name in FIELDS}),
         num_fits=settings.num_fits,
+        resampled_by=settings.resampled_by,
         folder=experiment.path,
         about=about,
     )

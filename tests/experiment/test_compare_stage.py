@@ -83,6 +83,19 @@ def test_other_settings_measure_again_and_fits_stay(compared):
     assert "log_z" in found["priors"]["ncp"]["metrics"]
 
 
+def test_encodings_are_resampled_by_a_prior_of_the_comparison(compared):
+    changes = {**SMALL, "names": ("ncp",), "resampled_by": "ncp", "num_proposals": 4}
+    config = tiny.config(compare={**changes, "num_rounds": 2})
+    stages.run(config, compared, "compare")
+    about = results(compared)["priors"]["about"]
+    assert (about["resampled_by"], about["num_proposals"]) == ("ncp", 4)
+    fits = {path.name for path in (compared / "priors").glob("ncp-*")}
+    assert {"ncp-0", "ncp-round-0", "ncp-round-1"} <= fits
+    config.compare.resampled_by = "npc"
+    with pytest.raises(InputError, match=r"of the compared priors.*mean 'ncp'"):
+        stages.run(config, compared, "compare")
+
+
 def test_what_several_groups_cannot_have_is_refused_before_training(tmp_path):
     config = presets.variant(config_lib.default("ladder"), "smoke")
     config.vae.model.update(latent_dims=(2, 3), hidden_dims=(8,))

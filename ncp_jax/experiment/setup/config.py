@@ -93,6 +93,10 @@ ADDED: dict[str, Any] = {
     },
     **{f"compare.directions.{n}": DIRECTIONS[n] for n in COMPARED_DIRECTIONS},
     "compare.directions.cap": 32,
+    "compare.resampled_by": "",
+    "compare.num_rounds": 1,
+    "compare.num_proposals": 64,
+    "compare.num_resampled": 2,
     "vae.prior": "gaussian",
     **{
         f"vae.prior_settings.{name}": [*value] if isinstance(value, tuple) else value
@@ -302,6 +306,10 @@ def default(vae: str = "mlp", discriminator: str = "mlp") -> ConfigDict:
                 "split": "test",  # or "valid", to choose settings by
                 "num_encodings": 10,  # of each training example
                 "num_valid_encodings": 2,  # of each validation example
+                "resampled_by": "",  # a prior, fitted first; "": draws of q themselves
+                "num_rounds": 1,  # EM steps of that
+                "num_proposals": 64,  # draws of q that encodings are resampled from
+                "num_resampled": 2,  # encodings of each such set
                 "max_examples": 2_000,  # for likelihoods; 0 for all
                 "num_importance_samples": 1_000,
                 "chunk_size": 50,  # of them at a time

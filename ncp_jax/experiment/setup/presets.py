@@ -161,6 +161,7 @@ def _shrink(config: ConfigDict) -> None:
         max_draws=500,
         num_encodings=1,
         num_valid_encodings=1,
+        num_proposals=4,
         max_examples=100,
         num_importance_samples=20,
         chunk_size=10,
