@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ncp_jax.comparison import compare, fits, hierarchy, protocol
+from ncp_jax.comparison import compare, fits, hierarchy, protocol, resampled
 from ncp_jax.comparison.hierarchy import Hierarchy, OnTop, WithRest
 from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.errors import InputError
@@ -16,6 +16,7 @@ from ncp_jax.priors.ex_post.contract import Encodings, LatentPrior
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 from ncp_jax.priors.latents import walk
 from ncp_jax.priors.signal_space import SignalVAE
+from ncp_jax.training.ncp import preparation
 from ncp_jax.training.ncp.signal import SignalSettings
 from tests.oracles import conditional_hole
 
@@ -48,6 +49,23 @@ def test_z_is_u_and_the_rest_and_comes_back(key):
     expected = of_groups.vae.decode(carry).mean
     np.testing.assert_allclose(of_groups.decode(z).mean, expected, rtol=1e-5)
     assert of_groups.posterior(x) is None
+
+
+def test_coordinates_are_resampled_by_a_prior_over_them(key):
+    """Of one proposal nothing is chosen; of many their weights are those of all z."""
+    of_groups, x = model(), np.asarray(HOLE.data(key, 300))
+    of_q = Encodings(np.zeros((300, 2, 3)), np.zeros((300, 1, 3)), None)
+    near = Gaussian(jnp.array([2.0, 0.0, 0.0]), jnp.array([0.3, 1.0, 1.0]))
+    found = [
+        resampled.encodings(
+            *(of_q, of_groups, near, x, x, preparation.as_stored, key),
+            ComparisonSettings(num_proposals=num, num_resampled=1),
+        )
+        for num in (1, 200)
+    ]
+    assert found[1].train.shape == (300, 2, 3) and found[1].valid.shape == (300, 1, 3)
+    distances = [float(jnp.mean((of.train[..., 0] - 2.0) ** 2)) for of in found]
+    assert distances[1] < 0.7 * distances[0]
 
 
 def test_a_prior_over_the_first_leaves_the_rest(key):
