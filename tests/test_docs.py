@@ -419,6 +419,16 @@ def test_what_a_longer_stage_1_of_the_nvae_leaves_is_that_of_the_recorded_runs()
     assert said in " ".join(PAGES["README.md"].split())
 
 
+def test_the_elbo_of_the_longer_nvae_is_that_of_its_record():
+    before, after = (
+        weights_file.read_record(ROOT / f"results/pretrained/mnist_nvae{end}.npz")
+        for end in ("", "_30k")
+    )
+    assert after.config.vae["num_steps"] == 20_000 and after.init_from
+    losses = f"from {before.held_out_loss:.2f} to {after.held_out_loss:.2f};"
+    assert f"held-out negative ELBO {losses}" in PROSE
+
+
 def test_the_small_hierarchies_are_those_of_the_recorded_runs():
     def three(values):
         return ", ".join(f"{value:.3f}" for value in values)
@@ -585,6 +595,24 @@ def test_what_more_encodings_bring_is_that_of_the_recorded_runs():
     assert f"Test gains are {pool}, {ncp} and {ar} nats, where" in PROSE
     pool, ncp, ar = _gains(ON_MNIST_1M, *names)
     assert f"with ten draws are {pool}, {ncp} and {ar}." in PROSE
+
+
+def test_what_draws_of_the_posterior_bring_is_that_of_the_recorded_runs():
+    found = _records("annealed_resampled")["priors"]
+    columns = ("nll", "gain", "log_z", "gain_valid", "gain_train")
+    assert priors_page.markdown(found, *columns) in DOCS
+    assert found["nll_base"] == _records("annealed_pool")["priors"]["nll_base"]
+    assert found["about"]["resampled_by"] == "ncp_deep"
+    names = (POOL, "ncp_deep", "autoregressive")
+    pool, ncp, ar = _gains(["annealed_resampled"], *names)
+    assert f"Gains are {pool}, {ncp} and {ar} nats, where the same priors" in PROSE
+    pool, ncp, ar = _gains(["annealed_pool"], *names)
+    assert f"fitted to draws of q have {pool}, {ncp} and {ar} [on" in PROSE
+    end = found["priors"][POOL]["metrics"]["nll"]
+    more = end["value"] - 82.82
+    side = "above" if more > 0 else "below"
+    said = f"{' '.join(quantities.estimate(end))}, {abs(more):.2f} {side} the paper's"
+    assert f"The pool ends at {said} 82.82." in PROSE
 
 
 @pytest.mark.parametrize("config", ["mnist_nvae", "mnist_mlp"])
