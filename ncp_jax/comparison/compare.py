@@ -72,7 +72,7 @@ def compare(
       num_fits: of each prior, from other keys.
       resampled_by: the name of a prior, of `priors`, that is fitted first: all are then
         fitted to draws that follow p(z | x) under it, in the place of q(z | x), which
-        raises likelihoods where q is far from the posterior (`resampled`).  "" for q.
+        is an EM step on the likelihood of `train` (`resampled`).  "" for q.
       settings: how much is measured, or a mapping of what is other than the defaults,
         e.g. {"num_samples": 1_000}.
       feature_net: "inception", "lenet5", "resnet20" or "resnet56": of the Frechet
