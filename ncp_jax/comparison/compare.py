@@ -93,9 +93,7 @@ def compare(
         priors = hierarchy.NAMES if priors == ex_post.NAMES else priors
     how = fits_of(priors, is_grouped=not is_one)
     place = None if folder is None else _folder(folder)
-    with folder_lock.held(
-        place, "folder"
-    ):  # fits and their checkpoints are of one writer
+    with folder_lock.held(place, "folder"):  # fits are of one writer
         found = preparation.splits(train=train, valid=valid, test=test)
         prepare = preparation.checked(vae, found["test"], prepare)
         is_default = is_one and priors == ex_post.NAMES

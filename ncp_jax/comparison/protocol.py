@@ -1,7 +1,7 @@
 """One protocol for every prior: fit, likelihoods from shared draws, samples, cost."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from ncp_jax.comparison.kept import NOTHING, Kept
 from ncp_jax.comparison.one_vector import Compared
 from ncp_jax.comparison.results import Comparison, PriorResult
 from ncp_jax.comparison.settings import ComparisonSettings
-from ncp_jax.errors import InputError, did_you_mean
 from ncp_jax.evaluation import likelihood
 from ncp_jax.evaluation.importance import Estimate
 from ncp_jax.pages.parts import pictures as picture_files
@@ -72,7 +71,7 @@ def run(
     Raises:
       InputError: of `resampled_by`.
     """
-    check_resampling(resampled_by, how, model.is_deterministic)
+    resampled.check(resampled_by, how, model.is_deterministic)
     of_q = one_vector.encodings(
         model,
         examples.train,
@@ -85,9 +84,15 @@ def run(
     )
     encodings = of_q
     if resampled_by:
-        of_examples = partial(_resampled, model, examples, of_q, settings, folder)
-        first_key = rng.stream(key, "resampled")
-        encodings = of_examples(resampled_by, how[resampled_by], first_key)
+        encodings = resampled.encodings(
+            of_q,
+            model,
+            examples,
+            *(resampled_by, how[resampled_by]),
+            rng.stream(key, "resampled"),
+            settings,
+            folder,
+        )
     fitted = _fit_all(how, rng.stream(key, "fits"), encodings, num_fits, folder)
     kept = _kept(model, examples, encodings, fitted, key, settings, folder)
     found = likelihoods.measure(
@@ -130,72 +135,6 @@ def run(
     if model.is_deterministic:
         described["likelihoods"] = likelihood.NONE
     return Comparison(rows, found.nll_base, floor, described, model)
-
-
-def check_resampling(
-    resampled_by: str, names: Collection[str], is_deterministic: bool
-) -> None:
-    """Refuses a prior that encodings cannot be resampled by.
-
-    Args:
-      resampled_by: as of `run`.
-      names: of the compared priors.
-      is_deterministic: whether z is a function of x.
-
-    Raises:
-      InputError: it is not among them, or q(z | x) has no density.
-    """
-    if not resampled_by:
-        return
-    if resampled_by not in names:
-        hint = did_you_mean(resampled_by, names)
-        raise InputError(
-            f"resampled_by must name one of the compared priors, {', '.join(names)}; "
-            f"got {resampled_by!r}.{hint}"
-        )
-    if is_deterministic:
-        raise InputError(
-            f"resampled_by={resampled_by!r}: q(z | x) has no density, which the "
-            "weights need"
-        )
-
-
-def _resampled(
-    model: Compared,
-    examples: Examples,
-    of_q: Encodings,
-    settings: ComparisonSettings,
-    folder: Path | None,
-    name: str,
-    fit: Fit,
-    key: Array,
-) -> Encodings:
-    """Encodings resampled by a prior, which is fitted to those of the round before.
-
-    Raises:
-      InputError: the prior has no density.
-    """
-    encodings = of_q
-    for i in range(settings.num_rounds):
-        place = None if folder is None else folder / "priors" / f"{name}-round-{i}"
-        of_round = rng.at_step(key, i)
-        by = fits.fit(name, fit, rng.stream(of_round, "fit"), encodings, place)
-        print(f"compare: {name}, to resample by: {by.seconds:,.1f} s")
-        if by.prior.density == "none":
-            raise InputError(
-                f"resampled_by={name!r}: it has no density, which the weights need"
-            )
-        encodings = resampled.encodings(
-            of_q,
-            model,
-            by.prior,
-            examples.train,
-            examples.valid,
-            examples.prepare,
-            rng.stream(of_round, "encodings"),
-            settings,
-        )
-    return encodings
 
 
 def _fit_all(

@@ -9,24 +9,103 @@ likelihood from incomplete data via the EM algorithm", 1977), as far as the fit 
 number of proposals allow.
 """
 
+from collections.abc import Collection
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ncp_jax import rng
+from ncp_jax.comparison import fits
+from ncp_jax.comparison.examples import Examples
 from ncp_jax.comparison.one_vector import Compared
 from ncp_jax.comparison.settings import ComparisonSettings
 from ncp_jax.data import datasets
+from ncp_jax.errors import InputError, did_you_mean
 from ncp_jax.evaluation import diagnostics
-from ncp_jax.priors.ex_post.contract import Encodings, LatentPrior
+from ncp_jax.priors.ex_post.contract import Encodings, Fit, LatentPrior
 from ncp_jax.training.loop import Prepare
 
 Array = jax.Array
 
 
+def check(resampled_by: str, names: Collection[str], is_deterministic: bool) -> None:
+    """Refuses a prior that encodings cannot be resampled by.
+
+    Args:
+      resampled_by: as of `protocol.run`.
+      names: of the compared priors.
+      is_deterministic: whether z is a function of x.
+
+    Raises:
+      InputError: it is not among them, or q(z | x) has no density.
+    """
+    if not resampled_by:
+        return
+    if resampled_by not in names:
+        hint = did_you_mean(resampled_by, names)
+        raise InputError(
+            f"resampled_by must name one of the compared priors, {', '.join(names)}; "
+            f"got {resampled_by!r}.{hint}"
+        )
+    if is_deterministic:
+        raise InputError(
+            f"resampled_by={resampled_by!r}: q(z | x) has no density, which the "
+            "weights need"
+        )
+
+
 def encodings(
+    of_q: Encodings,
+    model: Compared,
+    examples: Examples,
+    name: str,
+    fit: Fit,
+    key: Array,
+    settings: ComparisonSettings,
+    folder: Path | None = None,
+) -> Encodings:
+    """Encodings resampled by a prior, which is fitted to those of the round before.
+
+    Args:
+      of_q: draws of q(z | x), which the first round is fitted to.
+      model: the frozen VAE.
+      examples: of which the encodings are.
+      name: of the prior.
+      fit: of it.
+      key: PRNG key; consumed here.
+      settings: how many rounds and proposals there are.
+      folder: of the run, for priors/NAME-round-NUMBER/; None keeps nothing.
+
+    Raises:
+      InputError: the prior has no density.
+    """
+    found = of_q
+    for i in range(settings.num_rounds):
+        place = None if folder is None else folder / "priors" / f"{name}-round-{i}"
+        of_round = rng.at_step(key, i)
+        by = fits.fit(name, fit, rng.stream(of_round, "fit"), found, place)
+        print(f"compare: {name}, to resample by: {by.seconds:,.1f} s")
+        if by.prior.density == "none":
+            raise InputError(
+                f"resampled_by={name!r}: it has no density, which the weights need"
+            )
+        found = once(
+            of_q,
+            model,
+            by.prior,
+            examples.train,
+            examples.valid,
+            examples.prepare,
+            rng.stream(of_round, "encodings"),
+            settings,
+        )
+    return found
+
+
+def once(
     of_q: Encodings,
     model: Compared,
     by: LatentPrior,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ncp_jax import rng
-from ncp_jax.comparison import hierarchy, one_vector, protocol
+from ncp_jax.comparison import hierarchy, one_vector, protocol, resampled
 from ncp_jax.comparison.examples import Examples, Scores
 from ncp_jax.comparison.one_vector import Compared, OneVector
 from ncp_jax.comparison.results import Comparison
@@ -48,7 +48,7 @@ def check(experiment: Experiment) -> None:
     if not _is_hierarchy(experiment):  # whose rows are called when groups are known
         rows = [_row(experiment, name) for name in names]
         resampled_by = experiment.config.compare.resampled_by
-        protocol.check_resampling(resampled_by, rows, experiment.is_deterministic)
+        resampled.check(resampled_by, rows, experiment.is_deterministic)
     _check_base(experiment)
     picture_scores.load_net(experiment)
 

@@ -57,7 +57,7 @@ def test_coordinates_are_resampled_by_a_prior_over_them(key):
     of_q = Encodings(np.zeros((300, 2, 3)), np.zeros((300, 1, 3)), None)
     near = Gaussian(jnp.array([2.0, 0.0, 0.0]), jnp.array([0.3, 1.0, 1.0]))
     found = [
-        resampled.encodings(
+        resampled.once(
             *(of_q, of_groups, near, x, x, preparation.as_stored, key),
             ComparisonSettings(num_proposals=num, num_resampled=1),
         )

@@ -76,7 +76,7 @@ def test_encodings_follow_the_posterior_under_the_prior_that_they_are_resampled_
     x = np.tile(np.array([[0.5, -1.0]], np.float32), (400, 1))
     of_q = Encodings(np.zeros((400, 20, 2)), np.zeros((400, 3, 2)), None)
     settings = dataclasses.replace(SETTINGS, num_proposals=400, num_resampled=3)
-    found = resampled.encodings(
+    found = resampled.once(
         *(of_q, one_vector.of(vae), TRUTH),
         *(x, x, preparation.as_stored, key, settings),
     )
