@@ -64,7 +64,7 @@ DOCS = "\n".join(PAGES.values())
 PROSE = " ".join(DOCS.split())  # where a line ends says nothing
 OWN_VAE = "docs/your_own_vae.md"  # whose code takes minutes
 WITH_CODE = [
-    pytest.param(page, marks=[pytest.mark.slow] if page == OWN_VAE else [])
+    pytest.param(page, marks=[pytest.mark.optimized] if page == OWN_VAE else [])
     for page, text in PAGES.items()
     if "```python\n" in text
 ]
@@ -130,7 +130,7 @@ def test_the_first_example_gains_and_draws(names_of):
     assert -0.1 < gains["ncp_over_gmm"] - gains["gmm"] < 0.4
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 def test_the_plug_in_example_gains_and_draws(names_of):
     names = names_of(OWN_VAE)
     gain = names["numbers"]["gain_nats"]

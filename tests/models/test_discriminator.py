@@ -556,7 +556,7 @@ def quality(task, log_r, variables, key, num_chunks=64, chunk_size=512):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 def test_what_batch_norm_does_to_the_ratio(key):
     """Harmless with running statistics of mixed batches; misleading otherwise."""
     rng = np.random.default_rng(0)

@@ -75,7 +75,7 @@ def summary(directions, seed=0):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.optimized
 def test_signal_directions_find_the_hole_and_nothing_else():
     found = summary("auto")
     assert found["num_directions"] == [2, 2, 2]
