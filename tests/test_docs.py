@@ -382,28 +382,31 @@ def test_the_seeds_of_signal_directions_are_those_of_the_recorded_runs():
 
 def test_what_a_longer_stage_1_of_the_nvae_leaves_is_that_of_the_recorded_runs():
     """All but the first from the weights that come along."""
-    ends = "", "_10k", "_10k_short", "_10k_long", "_30k"
-    first, full, short, long, longest = (_records(f"mnist_nvae{end}") for end in ends)
+    ends = "", "_10k", "_10k_short", "_10k_long", "_30k", "_30k_long"
+    records = [_records(f"mnist_nvae{end}") for end in ends]
+    first, full, _, long, longest, last = records
     gains = []
-    for record in (first, full, short, long, longest):
+    for record, end in zip(records, ends, strict=True):
         settings = record["run"]["config"]
-        before = 10_000 if record is longest else 0  # from whose weights it goes on
+        before = 10_000 if "_30k" in end else 0  # whose weights it goes on from
         steps = before + settings["vae"]["num_steps"], settings["ncp"]["num_steps"]
         lengths = [f"{number:,}" for number in steps]
         metrics = ("nll_base", "nll_ncp", "gain_nats", "gain_snis_nats", "log_z")
         cells = [*lengths, *(_interval(record, metric) for metric in metrics)]
         assert f"| {' | '.join(cells)} |" in DOCS
         gains.append(_interval(record, "gain_nats"))
-    after_3k, after_10k, few, _, after_30k = (gain.split(" ± ")[0] for gain in gains)
+    after_3k, after_10k, few, _, after_30k, _ = (gain.split(" ± ")[0] for gain in gains)
     shorter = f"{after_3k} nats after 3,000 steps, {after_10k} after 10,000"
     assert f"{shorter}, {after_30k} after 30,000." in PROSE
     assert f"2,000 find a third of what 8,000 find ({few}), and 24,000," in PROSE
     assert f"--config.ncp.num_steps=24000`, find {gains[3]}." in PROSE
+    assert f"30,000 steps of stage 1 they find {gains[5]}." in PROSE
     assert f"it to {_interval(long, 'fd_lenet_sir')} with 24,000 steps" in PROSE
     base, sir, floor = (
         _interval(longest, f"fd_lenet_{source}") for source in ("base", "sir", "floor")
     )
-    assert f"it goes from {base} to {sir}, where reconstructions have {floor}:" in PROSE
+    assert f"it goes from {base} to {sir}, where reconstructions have {floor}," in PROSE
+    assert f"and to {_interval(last, 'fd_lenet_sir')} with 24,000 steps" in PROSE
     for record, steps in ((first, "3,000"), (full, "10,000"), (longest, "30,000")):
         sources = ("base", "sir", "langevin", "floor")
         cells = [_interval(record, f"fd_lenet_{source}") for source in sources]
