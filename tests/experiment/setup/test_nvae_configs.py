@@ -3,6 +3,7 @@
 import gzip
 import json
 import struct
+from functools import partial
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def sizes(config):
 
 def test_every_nvae_config_is_here():
     names = {path.stem for path in CONFIGS.glob("*_nvae.py")}
-    assert names == GROUPS.keys()
+    assert names == GROUPS.keys() == FILES.keys()
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -103,12 +104,12 @@ def test_smoke_keeps_what_makes_the_model_special(name):
 # --- all stages, on a few pictures in each data set's own format
 
 
-def write_mnist(folder):
+def write_mnist(folder, name="mnist"):
     for part, num in (("train", 60), ("t10k", 10)):
         pictures = np.random.default_rng(num).integers(256, size=(num, 28, 28))
         header = struct.pack(">4B3I", 0, 0, 8, 3, num, 28, 28)
         content = gzip.compress(header + pictures.astype(np.uint8).tobytes())
-        write(folder, {f"mnist/{part}-images-idx3-ubyte.gz": content})
+        write(folder, {f"{name}/{part}-images-idx3-ubyte.gz": content})
 
 
 def write_cifar(folder):
@@ -143,18 +144,14 @@ FILES = {
     "cifar10_nvae": write_cifar,
     "celeba64_nvae": write_celeba,
     "celebahq256_nvae": write_celebahq,
+    "fashion_nvae": partial(write_mnist, name="fashion_mnist"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [  # minutes each: one of every data format, likelihood, precision and classifier
-        ("mnist_nvae", "smoke"),
-        ("cifar10_nvae", "smoke"),
-        ("celeba64_nvae", "smoke_residual"),
-        ("celebahq256_nvae", "smoke"),
-    ],
+    [*((name, "smoke") for name in GROUPS), ("celeba64_nvae", "smoke_residual")],
 )
 def test_all_stages_pass(name, variant, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "PICTURES_PER_BATCH", 12)  # not 10,000
