@@ -14,7 +14,7 @@ from ncp_jax.experiment.pretrained import given
 from ncp_jax.experiment.pretrained.given import ORIGIN
 from ncp_jax.experiment.setup import config as config_lib
 from ncp_jax.experiment.setup import data_seal
-from ncp_jax.experiment.setup.run_files import CURES, read_json
+from ncp_jax.experiment.setup.run_files import read_json
 from ncp_jax.experiment.setup.wiring import Experiment
 from ncp_jax.experiment.setup.workdir import SECTIONS
 from ncp_jax.models.nvae import checkpoint, torch_file
@@ -180,7 +180,9 @@ def _take_records(experiment: Experiment, source: Path, copy: Path) -> None:
     if (source / "events" / "vae").exists():
         events = path / "events" / "vae"
         shutil.copytree(source / "events" / "vae", events, dirs_exist_ok=True)
-    found = run_records.read_json(source / "results.json", CURES["results.json"])
+    found = run_records.read_json(
+        source / "results.json", run_records.CURES["results.json"]
+    )
     run = (found or {}).get("run", {})
     try:  # where it was trained, and how long
         seconds = float(run["wall_seconds"]["vae"])

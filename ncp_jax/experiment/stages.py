@@ -42,6 +42,8 @@ STAGES = (
     *("compare", "report", "export", "benchmark"),
 )
 MEASURING = {"sample": sample_stage.sample, "evaluate": evaluate_stage.evaluate}
+# Which stages of training a call may make longer: none of before what it trains.
+MAY_EXTEND = {"all": ("vae", "ncp"), "vae": ("vae", "ncp"), "ncp": ("ncp",)}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -103,7 +105,7 @@ def run(
         config_lib.as_json(config),
         environment(),
         parallel.is_writer(),
-        may_extend=("vae", "ncp") if stage in ("all", "vae", "ncp") else (),
+        may_extend=MAY_EXTEND.get(stage, ()),
     )
     with contextlib.closing(folder):
         print(f"device: {jax.device_count()} x {jax.devices()[0].device_kind}")

@@ -77,7 +77,7 @@ def is_compared(folder: str | Path) -> bool:
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    return run_records.read_results(folder / "results.json", galleries.REMEDY) or {}
+    return run_records.read_results(folder / "results.json") or {}
 
 
 def ranked(priors: Mapping[str, Prior]) -> list[str]:

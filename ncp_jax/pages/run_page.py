@@ -135,8 +135,8 @@ def read_run(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       InputError: one is missing, or not one of ours.
     """
-    config = run_records.read_config(workdir / "config.json", REMEDY)
-    results = run_records.read_results(workdir / "results.json", REMEDY)
+    config = run_records.read_config(workdir / "config.json")
+    results = run_records.read_results(workdir / "results.json")
     for name, content in (("config.json", config), ("results.json", results)):
         if content is None:
             raise InputError(f"the report needs {workdir / name}: {REMEDY}")

@@ -10,6 +10,11 @@ from ncp_jax.errors import InputError
 
 T = TypeVar("T")
 
+CURES = {  # by file, what to do if it is damaged
+    "config.json": "delete it; the checkpoints know which config made them",
+    "results.json": "delete it and run again what measures: --stage=sample, "
+    "--stage=evaluate, --stage=compare",
+}
 MAX_DEPTH = 12  # of sections within sections; a stage's prior over a prior has eleven
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Spread = Annotated[float, msgspec.Meta(ge=0)]
@@ -125,32 +130,26 @@ class Config(msgspec.Struct):
     benchmark: dict[str, Any] = {}
 
 
-def read_config(path: Path, remedy: str) -> dict[str, Any] | None:
+def read_config(path: Path) -> dict[str, Any] | None:
     """Returns the content of a config.json, None if there is no such file.
-
-    Args:
-      path: of the file.
-      remedy: what to do if it is damaged; a clause for the error.
 
     Raises:
       InputError: it is damaged, or a field is of another type; names the field.
     """
+    remedy = CURES["config.json"]
     content = read_json(path, remedy)
     if content is not None:
         checked(path, remedy, content, Config)
     return content
 
 
-def read_results(path: Path, remedy: str) -> dict[str, Any] | None:
+def read_results(path: Path) -> dict[str, Any] | None:
     """Returns the content of a results.json, None if there is no such file.
-
-    Args:
-      path: of the file.
-      remedy: as of `read_config`.
 
     Raises:
       InputError: as of `read_config`.
     """
+    remedy = CURES["results.json"]
     content = read_json(path, remedy)
     if content is None:
         return None
@@ -173,7 +172,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
 
     Args:
       path: of the file.
-      remedy: as of `read_config`.
+      remedy: what to do if it is damaged; a clause for the error.
 
     Raises:
       InputError: it is no JSON, no object, or nested beyond sense.
@@ -199,7 +198,7 @@ def checked(path: Path, remedy: str, content: Any, kind: type[T], where: str = "
 
     Args:
       path: of the file, for the error.
-      remedy: as of `read_config`.
+      remedy: as of `read_json`.
       content: JSON values.
       kind: the type.
       where: the part's place in the file; "" for the whole.

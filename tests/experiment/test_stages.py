@@ -245,6 +245,17 @@ def test_training_again_with_other_settings_is_refused(small):
             stages.run(config, small, stage)
 
 
+@pytest.mark.parametrize("stage", ["all", "vae", "ncp"])
+def test_a_length_that_no_stage_of_this_call_trains_is_refused(small, stage):
+    """And is not written: the old length would be the one that is refused next."""
+    before = (small / "config.json").read_bytes()
+    source = "" if stage == "ncp" else "another_run"  # from where stage 1 would come
+    config = tiny.config(vae={"workdir": source, "num_steps": 1_000})
+    with pytest.raises(InputError, match=r"config\.vae\.num_steps: \d+ -> 1000\n"):
+        stages.run(config, small, stage)
+    assert (small / "config.json").read_bytes() == before
+
+
 def test_groups_that_the_model_lacks_are_refused(small):
     config = tiny.config()
     config.sample.groups = (0, 1)

@@ -99,9 +99,9 @@ def test_an_edited_result_is_named_with_field_and_remedy(run, path, value, messa
     file = run / "results.json"
     file.write_text(json.dumps(replaced(results(), path, value)))
     named = rf"results\.json is not one of ours \(.*{message}.*\): "
-    with pytest.raises(InputError, match=named + "mend it"):
-        run_records.read_results(file, "mend it")
-    with pytest.raises(InputError, match=named + r"run main\.py"):
+    with pytest.raises(InputError, match=named + "delete it"):
+        run_records.read_results(file)
+    with pytest.raises(InputError, match=named + "delete it"):
         run_page.write(run)
 
 
@@ -120,7 +120,7 @@ def test_an_edited_result_is_named_with_field_and_remedy(run, path, value, messa
 )
 def test_an_edited_config_is_named_with_field_and_remedy(run, path, value, message):
     (run / "config.json").write_text(json.dumps(replaced(CONFIG, path, value)))
-    named = rf"config\.json is not one of ours \({message}.*\): run main\.py"
+    named = rf"config\.json is not one of ours \({message}.*\): delete it"
     with pytest.raises(InputError, match=named):
         run_page.write(run)
 
@@ -138,7 +138,7 @@ def test_an_edited_config_is_named_with_field_and_remedy(run, path, value, messa
 )
 def test_what_is_no_record_is_named(run, name, content, reason):
     (run / name).write_text(content)
-    with pytest.raises(InputError, match=rf"{name} is .*{reason}.*: run main\.py"):
+    with pytest.raises(InputError, match=rf"{name} is .*{reason}.*: delete it"):
         run_page.write(run)
 
 
@@ -163,7 +163,7 @@ def test_what_older_runs_lack_is_no_error(run):
 def test_our_own_records_pass(path):
     content = json.loads(path.read_text())
     if isinstance(content, dict) and "run" in content:
-        assert run_records.read_results(path, "") == content
+        assert run_records.read_results(path) == content
         file_config = content["run"]["config"]
         assert file_config["data"]["name"]
 

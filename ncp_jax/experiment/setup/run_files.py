@@ -9,8 +9,6 @@ from ncp_jax.records import run_records
 EXTENDED = "extended.json"  # within the folder of a stage: its lengths before
 
 CURES = {
-    "config.json": "delete it; the checkpoints know which config made them",
-    "results.json": "delete it and run --stage=sample and --stage=evaluate again",
     EXTENDED: "bring it back from a copy; checkpoints of the shorter run need it",
     data_seal.FILE: "delete it, and what the data are now is taken for what they were",
 }
@@ -21,7 +19,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any] | None:
 
     Args:
       folder: of the run.
-      name: one of `CURES`.
+      name: one of `CURES`, "config.json" or "results.json".
 
     Raises:
       InputError: the file is damaged, or a field of it is of another type.
@@ -30,5 +28,6 @@ def read_json(folder: Path, name: str) -> dict[str, Any] | None:
         "config.json": run_records.read_config,
         "results.json": run_records.read_results,
     }
-    read = readers.get(name, run_records.read_json)
-    return read(folder / name, CURES[name])
+    if name in readers:
+        return readers[name](folder / name)
+    return run_records.read_json(folder / name, CURES[name])

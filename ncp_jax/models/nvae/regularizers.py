@@ -34,11 +34,15 @@ def init_power_iteration(kernels: Any, key: Array) -> PowerState:
         effect, [..., height, width, in, out].
       key: PRNG key.
     """
-    state = {}
-    for i, (name, matrices) in enumerate(_matrices(kernels).items()):
-        normal = jax.random.normal(jax.random.fold_in(key, i), matrices.shape[:2])
-        state[name] = _unit(normal)
-    return state
+    matrices = _matrices(kernels)
+    sizes = [math.prod(stack.shape[:2]) for stack in matrices.values()]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(sizes)))
+    # One program for all shapes; element j of a draw is the same in one of any size.
+    normals = jax.vmap(lambda k: jax.random.normal(k, (max(sizes),)))(keys)
+    return {
+        name: _unit(normals[i, : sizes[i]].reshape(stack.shape[:2]))
+        for i, (name, stack) in enumerate(matrices.items())
+    }
 
 
 def spectral_penalty(
