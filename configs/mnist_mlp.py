@@ -14,10 +14,11 @@ in another workdir, each is
   --config.vae.workdir=runs/mnist
 
 Stage 1 need not be trained: files of 200,000 and of 10^6 steps come with this
-repository,
+repository, and one of 1.4 million more at a rate that falls to zero,
 
   --config.vae.pretrained=mnist_mlp
   --config.vae.pretrained=mnist_mlp_1m
+  --config.vae.pretrained=mnist_mlp_annealed
 
 The full length of the literature, for a GPU, is one flag more:
 
