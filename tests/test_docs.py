@@ -595,6 +595,41 @@ def test_the_pool_after_a_third_fall_of_the_rate_is_that_of_the_recorded_run():
     assert f"negative ELBO to {held_out['1400000']:.2f}." in PROSE
 
 
+def test_priors_trained_with_their_vae_are_those_of_the_recorded_runs():
+    frozen, rows, seconds = _compared(*ON_MNIST)["priors"], {}, []
+    for name in ("snis", "lars"):
+        record = _records(f"joint/{name}")
+        stage_1 = record["run"]["config"]["vae"]
+        assert (stage_1["prior"], stage_1["num_steps"]) == (name, 200_000)
+        seconds.append(record["run"]["wall_seconds"]["vae"])
+        rows |= record["priors"]["priors"]
+    columns = ("nll", "fd_lenet", "kid_lenet", "sampling_seconds", "num_parameters")
+    both = record["priors"] | {"priors": rows, "floor": {}}
+    assert priors_page.markdown(both, *columns) in DOCS
+    assert (
+        "in {:.0f} and {:.0f} minutes on one core".format(*(t / 60 for t in seconds))
+        in PROSE
+    )
+
+    def nll(row):
+        return row["metrics"]["nll"]["value"]
+
+    def distance(row):
+        return quantities.estimate(row["metrics"]["fd_lenet"])[0]
+
+    end = {name: f"{nll(row):.2f}" for name, row in frozen.items()}
+    said = "{snis} (`snis`), {lars} (`lars`) and {ncp} nats (`ncp`)".format(**end)
+    assert f"the frozen VAE end at {said}." in PROSE
+    snis, lars = (nll(frozen[n]) - nll(rows[f"joint_{n}"]) for n in ("snis", "lars"))
+    assert f"SNIS gains {snis:.2f} nats by training with its VAE" in PROSE
+    assert f"and LARS {lars:.2f}." in PROSE
+    said = f"ends at {end['snis_deep']}, `ncp_deep` at {end['ncp_deep']}, its pool"
+    assert f"{said} with an autoregressive prior at {end[POOL]}." in PROSE
+    for n in ("snis", "lars"):
+        said = f"{distance(rows[f'joint_{n}'])} where `{n}` has {distance(frozen[n])}"
+        assert said in PROSE
+
+
 def test_what_more_encodings_bring_is_that_of_the_recorded_runs():
     compared = _records("priors_mnist_1m_encodings")["priors"]
     columns = ("gain", "gain_valid", "gain_train", "log_z")
