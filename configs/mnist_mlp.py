@@ -25,11 +25,8 @@ The full length of the literature, for a GPU, is one flag more:
   --config.vae.num_steps=10000000
 
 Literature, test NLL in nats after 10^7 steps: VAE 84.82, LARS 83.03, SNIS 82.52,
-NCP-VAE 82.82.  The full length was not run here.  400,000 steps from `mnist_mlp_1m` on
-whose rate falls to zero end at 85.16, and with `:deep` at 82.93 (docs/results.md):
-
-  --config.vae.init_from=mnist_mlp_1m --config.vae.num_steps=400000
-  --config.vae.schedule=cosine
+NCP-VAE 82.82.  The full length was not run here.  `mnist_mlp_annealed` has 84.95, and
+with `:deep` 82.80 (docs/results.md).
 """
 
 from ml_collections import ConfigDict
