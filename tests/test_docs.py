@@ -557,9 +557,9 @@ def test_the_pool_on_the_annealed_vae_is_that_of_the_recorded_run():
     assert f"gains {pool - ratio:.2f} nats more than the ratio alone" in PROSE
 
 
-@pytest.mark.parametrize("times", ["twice", "thrice"])
-def test_priors_after_more_falls_of_the_rate_are_those_of_the_recorded_runs(times):
-    record = _records(f"annealed_{times}_pool")
+@pytest.mark.parametrize("run", ["twice_pool", "thrice_pool", "thrice_ratios"])
+def test_priors_after_more_falls_of_the_rate_are_those_of_the_recorded_runs(run):
+    record = _records(f"annealed_{run}")
     vae = record["run"]["config"]["vae"]
     assert (vae["schedule"], vae["num_steps"]) == ("cosine", 500_000)
     columns = ("nll", "gain", "log_z", "gain_valid", "gain_train")
