@@ -66,14 +66,14 @@ def stages_of(
       may_extend: stages that may be of another length.
       may_return: lengths that they may go back to.
     """
-    sources = ("checkpoint", "pretrained", "workdir")  # of a stage 1 of another run
-    fixed = {"vae"} if any(now["vae"].get(source) for source in sources) else set()
+    is_taken = now["vae"].get("workdir") or now["vae"].get("pretrained")
+    fixed = {"vae"} if is_taken else set()  # stage 1 is that of another run
     longer = {f"{stage}.num_steps": stage for stage in {*may_extend} - fixed}
     for name, (before, after) in changes.items():
         if name not in longer or not (type(before) is type(after) is int):
             return []
         is_allowed = after > before or after in may_return.get(longer[name], ())
-        if not is_allowed:
+        if not is_allowed or now["vae"].get("checkpoint"):  # which nobody trained here
             return []
     return [longer[name] for name in changes]
 
