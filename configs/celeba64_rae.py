@@ -88,9 +88,6 @@ def get_config(variant: str = "") -> ConfigDict:
         chunk_size=5,
         sample_batch_size=500,
     )
-    with config.unlocked():  # RAE's mixture has ten components
-        config.compare.priors = {
-            "gmm": {"num_components": (10,)},
-            "ncp_over_gmm": {"base": {"num_components": (10,)}},
-        }
+    with config.unlocked():
+        config.compare.priors = presets.RAE_MIXTURE
     return presets.as_autoencoder(config, variant, KINDS)

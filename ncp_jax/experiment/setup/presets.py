@@ -17,6 +17,10 @@ SMALL_AUTOENCODER_TRAINING: dict[str, Any] = {
     "steps_per_dispatch": 50,
     "steps_per_eval": 500,
 }
+RAE_MIXTURE: dict[str, Any] = {  # `compare.priors`: ten components, published for RAE
+    "gmm": {"num_components": (10,)},
+    "ncp_over_gmm": {"base": {"num_components": (10,)}},
+}
 # What NVAE's own configs, of whatever data, have in common ...
 NVAE_TRAINING: dict[str, Any] = {
     "optimizer": "adamax",

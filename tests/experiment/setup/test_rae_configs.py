@@ -94,6 +94,14 @@ def test_the_vae_is_the_default_and_other_words_are_refused(name):
         config_files.load(name, "rae_l1")
 
 
+@pytest.mark.parametrize("name", ["cifar10_rae", "celeba64_rae"])
+def test_the_mixture_of_many_latents_has_ten_components_as_published(name):
+    priors = config_files.load(name).compare.priors
+    assert priors.gmm.num_components == (10,)
+    assert priors.ncp_over_gmm.base.num_components == (10,)
+    assert priors.ncp_over_gmm.sampling.num_proposals == 5_000
+
+
 def test_celeba_is_as_in_table_1():
     config = config_files.load("celeba64_rae")
     assert (config.data.crop, tuple(config.data.shape)) == ("rae", (64, 64, 3))
@@ -107,7 +115,6 @@ def test_celeba_is_as_in_table_1():
     assert wae.reconstruction_weight == 0.05 * 64 * 64 * 3
     assert wae.input_noise == 0.01
     assert config_files.load("celeba64_rae", "rae_l2").vae.model.has_dense_penalty
-    assert config.compare.priors.gmm.num_components == (10,)
 
 
 @pytest.mark.parametrize(
