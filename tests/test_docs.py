@@ -296,7 +296,7 @@ def test_the_closing_table_is_that_of_the_recorded_run():
 
 
 def test_the_results_table_is_that_of_the_recorded_runs():
-    of_config = {"mnist_mlp": "mnist_mlp_1m/paper_0"}
+    of_config = {"mnist_mlp": "mnist_mlp_annealed/paper_0"}
     for name in ("digits", "toy25", "mnist_mlp", "static_mlp", "fashion_mlp"):
         (row,) = re.findall(rf"^\| `{name}.*CPU.*", DOCS, re.MULTILINE)
         record = _records(of_config.get(name, name))
@@ -306,8 +306,8 @@ def test_the_results_table_is_that_of_the_recorded_runs():
 
 README_ROWS = {
     "toy25.py`": "toy25",
-    "mnist_mlp.py`": "mnist_mlp_1m/paper_0",
-    "mnist_mlp.py:deep`": "mnist_mlp_1m/deep_0",
+    "mnist_mlp.py`": "mnist_mlp_annealed/paper_0",
+    "mnist_mlp.py:deep`": "mnist_mlp_annealed/deep_0",
     "static_mlp.py`": "static_mlp",
     "fashion_mlp.py`": "fashion_mlp",
     "mnist_nvae.py:cpu`": "mnist_nvae",
@@ -325,7 +325,7 @@ def test_the_readme_s_results_are_those_of_the_recorded_runs():
         expected = [_interval(record, m) for m in ("nll_base", "nll_ncp", "gain_nats")]
         assert cells == " | ".join(expected)
     distances = [
-        _interval(_records("mnist_mlp_1m/paper_0"), f"fd_lenet_{source}")
+        _interval(_records("mnist_mlp_annealed/paper_0"), f"fd_lenet_{source}")
         for source in ("base", "sir", "langevin", "floor")
     ]
     assert f"| {' | '.join(distances)} |" in PAGES["README.md"]
@@ -468,7 +468,7 @@ def test_the_prior_hole_table_is_that_of_the_recorded_run():
 
 
 def test_the_table_of_sample_quality_is_that_of_the_recorded_run():
-    record = _records("mnist_mlp_1m/paper_0")
+    record = _records("mnist_mlp_annealed/paper_0")
     metrics = record["metrics"]
     for source in ("base", "sir", "langevin", "floor", "real"):
         names = (f"fd_lenet_{source}", f"kid_lenet_{source}")
@@ -517,93 +517,62 @@ def test_rows_on_the_weights_of_the_repository_are_those_of_the_recorded_runs(we
 
 
 def test_means_on_the_weights_of_the_repository_are_those_of_the_recorded_runs():
-    for row, ratio in {"paper": "the paper's ratio", "deep": "the deep one"}.items():
-        records = [_records(f"mnist_mlp_1m/{row}_{seed}") for seed in range(3)]
+    for weights, seeds, said in (
+        ("mnist_mlp_1m/paper", 3, "the paper's ratio gains {} nats {}"),
+        ("mnist_mlp_1m/deep", 3, "the deep one gains {} nats {}"),
+        ("mnist_mlp_annealed/paper", 3, "- the paper's loss: {} {};"),
+        ("mnist_mlp_annealed/deep", 2, "- the deep ratio: {} {}."),
+    ):
+        records = [_records(f"{weights}_{seed}") for seed in range(seeds)]
         gains = [record["metrics"]["gain_nats"]["value"] for record in records]
         spread = f"(standard deviation {np.std(gains, ddof=1):.3f})"
-        assert f"{ratio} gains {np.mean(gains):.3f} nats {spread}" in PROSE
+        assert said.format(f"{np.mean(gains):.3f}", spread) in PROSE
 
 
-def test_rows_on_the_annealed_vae_are_those_of_the_recorded_runs():
-    """All on one frozen VAE, whose rate fell to zero."""
-    names = [path.stem for path in (ROOT / "results/annealed").glob("*.json")]
-    section, bases = _section("### A rate that falls to zero"), set()
-    for record in (_records(f"annealed/{name}") for name in names):
-        settings = record["run"]["config"]["vae"]
-        assert (settings["schedule"], settings["num_steps"]) == ("cosine", 400_000)
-        cells = [_interval(record, name) for name in TABLE_2]
-        assert f"| {' | '.join(cells)} |" in section, record
-        bases.add(_interval(record, "nll_base"))
-    (base,) = bases
-    assert f"under N(0, I) is {base} now" in section
-    before = _interval(_records("mnist_mlp_1m/paper_0"), "nll_base")
-    assert f"where it was {before}" in section
-    deep = _interval(_records("annealed/deep_0"), "nll_ncp")
-    assert f"The deep ratio ends at {deep}," in PROSE
-    held_out = _records("annealed_stage_1")["held_out_loss"]
-    start, short, end = (f"{held_out[n]:.2f}" for n in ("0", "30000", "400000"))
-    assert f"from {start} to {end}" in section
-    assert f"such steps reach {short}" in section
-
-
-def test_the_pool_on_the_annealed_vae_is_that_of_the_recorded_run():
-    compared = _records("annealed_pool")["priors"]
-    columns = ("nll", "gain", "log_z", "gain_valid", "gain_train")
-    assert priors_page.markdown(compared, *columns) in DOCS
-    pool, ratio = (
-        compared["priors"][name]["metrics"]["gain"]["value"]
-        for name in ("ncp_deep_and_autoregressive", "ncp_deep")
-    )
-    assert f"gains {pool - ratio:.2f} nats more than the ratio alone" in PROSE
-
-
-@pytest.mark.parametrize("run", ["twice_pool", "thrice_pool", "thrice_ratios"])
-def test_priors_after_more_falls_of_the_rate_are_those_of_the_recorded_runs(run):
-    record = _records(f"annealed_{run}")
-    vae = record["run"]["config"]["vae"]
-    assert (vae["schedule"], vae["num_steps"]) == ("cosine", 500_000)
-    columns = ("nll", "gain", "log_z", "gain_valid", "gain_train")
-    assert priors_page.markdown(record["priors"], *columns) in DOCS
-
-
-def test_the_pool_after_a_second_fall_of_the_rate_is_that_of_the_recorded_run():
-    compared = _records("annealed_twice_pool")["priors"]
-    rows, base = compared["priors"], compared["nll_base"]
-    pools = "ncp_ensemble_and_autoregressive_ensemble", "ncp_deep_and_autoregressive"
-    valid = {name: row["metrics"]["gain_valid"]["value"] for name, row in rows.items()}
-    assert max(valid, key=valid.__getitem__) == pools[0]  # as the text says
-    end, one = (rows[name]["metrics"]["nll"] for name in pools)
-    both = [" ".join(quantities.estimate(nll)) for nll in (end, one)]
-    assert f"It ends at {both[0]}, the pool of one of each at {both[1]}." in PROSE
-    said = f"{' '.join(quantities.estimate(base))} now, {base['value'] - 84.82:.2f} "
-    assert f"Their base has {said}above the literature's 84.82" in PROSE
-    assert f"ends {end['value'] - 82.82:.2f} above the paper's 82.82" in PROSE
-    held_out = _records("annealed_stage_1")["held_out_loss"]
-    assert f"negative ELBO to {held_out['900000']:.2f}, in" in PROSE
-
-
-def test_the_deep_ratio_after_a_third_fall_is_that_of_the_recorded_runs():
+def test_the_deep_ratio_on_the_annealed_vae_is_that_of_the_recorded_runs():
     record = _records("mnist_mlp_annealed/deep_0")
     base, end = (record["metrics"][name]["value"] for name in ("nll_base", "nll_ncp"))
     both = _interval(record, "nll_base"), _interval(record, "nll_ncp")
     assert f"{both[0]}, {base - 84.82:.2f} above the literature's 84.82." in PROSE
-    said = f"With the deep ratio it is {both[1]}, {82.82 - end:.2f} below the paper's"
-    assert f"{said} 82.82." in PROSE
-    assert f"{both[0]} under N(0, I), {both[1]} with the deep ratio" in PROSE
+    said = f"With the deep ratio the NLL is {both[1]}, {82.82 - end:.2f} below the"
+    assert f"{said} paper's 82.82" in PROSE
     said = f"`mnist_mlp_annealed` has {base:.2f}, and with `:deep` {end:.2f}"
     assert said in " ".join((ROOT / "configs/mnist_mlp.py").read_text().split())
+    directions = _records("mnist_mlp_annealed/deep_directions_0")
+    found = directions["metrics"]["num_directions"]["value"]
+    log_z = [_interval(each, "log_z") for each in (directions, record)]
+    assert f"{found:.0f} of the 50 [signal directions]" in PROSE
+    assert f"is {log_z[0]} in the place of {log_z[1]}" in PROSE
+
+
+def test_the_falls_of_the_rate_are_those_of_the_recorded_runs():
+    """The last row is of the weights that come with the repository."""
     held_out = _records("annealed_stage_1")["held_out_loss"]
-    assert f"negative ELBO to {held_out['1400000']:.2f}." in PROSE
+    for step, folder in (
+        ("0", "mnist_mlp_1m"),
+        ("400000", "first_fall"),
+        ("1400000", "mnist_mlp_annealed"),
+    ):
+        paper, deep = (_records(f"{folder}/{name}_0") for name in ("paper", "deep"))
+        cells = [f"{held_out[step]:.2f}"]
+        cells += [_interval(paper, name) for name in ("nll_base", "gain_nats")]
+        cells += [_interval(deep, name) for name in ("gain_nats", "nll_ncp")]
+        assert f" | {' | '.join(cells)} |" in DOCS
+    assert f"negative ELBO to {held_out['30000']:.2f}." in PROSE
     weights = weights_file.read_record(
         ROOT / "results/pretrained/mnist_mlp_annealed.npz"
     )
     assert weights.held_out_loss == pytest.approx(held_out["1400000"], abs=1e-4)
 
 
-def test_the_pools_after_a_third_fall_of_the_rate_are_those_of_the_recorded_run():
-    compared = _records("annealed_thrice_pool")["priors"]
+def test_the_pools_on_the_annealed_vae_are_those_of_the_recorded_run():
+    record = _records("mnist_mlp_annealed_pool")
+    vae = record["run"]["config"]["vae"]
+    assert (vae["schedule"], vae["num_steps"]) == ("cosine", 500_000)
+    compared = record["priors"]
+    columns = ("nll", "gain", "log_z", "gain_valid", "gain_train")
+    assert priors_page.markdown(compared, *columns) in DOCS
     rows, base = compared["priors"], " ".join(quantities.estimate(compared["nll_base"]))
-    before = _records("annealed_twice_pool")["priors"]["priors"][POOL]["metrics"]["nll"]
     valid = {name: row["metrics"]["gain_valid"]["value"] for name, row in rows.items()}
     best = max(valid, key=valid.__getitem__)
     assert best == "ncp_ensemble_and_autoregressive_ensemble"  # as the text says
@@ -612,13 +581,41 @@ def test_the_pools_after_a_third_fall_of_the_rate_are_those_of_the_recorded_run(
     said = (
         f"It ends at {both[0]}, {82.82 - end['value']:.2f} below the paper's 82.82, and"
     )
-    assert f"{said} the pool of one ratio and one autoregressive prior at" in PROSE
-    assert f"prior at {both[1]}, where it had {before['value']:.2f} after" in PROSE
+    said = f"{said} the pool of one ratio and one autoregressive prior at {both[1]}."
+    assert said in PROSE
     assert f"so its base differs a little: {base}." in PROSE
     train = rows[best]["metrics"]["gain_train"]["value"]
     assert (
         f"gains {train:.3f} nats, of validation encodings {valid[best]:.3f}." in PROSE
     )
+
+
+def test_losses_on_the_annealed_vae_are_those_of_the_recorded_runs():
+    """One comparison of four: a comparison has one M."""
+    folder = "mnist_mlp_annealed_losses"
+    compared = _compared(f"{folder}/ratios", f"{folder}/multistage")
+    rows = compared["priors"]
+    for m in (10, 30):
+        weighted = _records(f"{folder}/weighted_{m}")
+        assert weighted["priors"]["nll_base"] == compared["nll_base"]
+        changes = weighted["run"]["config"]["compare"]["priors"]["ncp_weighted"]
+        assert changes == {"negative_weight": m}
+        rows[f"ncp_weighted, M = {m}"] = weighted["priors"]["priors"]["ncp_weighted"]
+    rows["ncp_weighted, M = 100"] = rows.pop("ncp_weighted")
+    columns = ("nll", "gain", "log_z", "gain_valid", "gain_train")
+    assert priors_page.markdown(compared, *columns) in DOCS
+    gains = {name: row["metrics"]["gain"]["value"] for name, row in rows.items()}
+    ranking, stages, *counted = (
+        gains[name] - gains["ncp"]
+        for name in (
+            "ncp_ranking",
+            "multistage",
+            *(f"ncp_weighted, M = {m}" for m in (10, 30, 100)),
+        )
+    )
+    assert f"Ranking gains {ranking:.2f} nats more than NCE alone" in PROSE
+    assert f"several stages {stages:.2f} more." in PROSE
+    assert 0 > counted[0] > counted[1] > counted[2]  # as the text says
 
 
 def test_priors_trained_with_their_vae_are_those_of_the_recorded_runs():
@@ -669,16 +666,16 @@ def test_what_more_encodings_bring_is_that_of_the_recorded_runs():
 
 
 def test_what_draws_of_the_posterior_bring_is_that_of_the_recorded_runs():
-    found = _records("annealed_resampled")["priors"]
+    found = _records("first_fall/resampled")["priors"]
     columns = ("nll", "gain", "log_z", "gain_valid", "gain_train")
     assert priors_page.markdown(found, *columns) in DOCS
-    assert found["nll_base"] == _records("annealed_pool")["priors"]["nll_base"]
+    assert found["nll_base"] == _records("first_fall/pool")["priors"]["nll_base"]
     assert found["about"]["resampled_by"] == "ncp_deep"
     names = (POOL, "ncp_deep", "autoregressive")
-    pool, ncp, ar = _gains(["annealed_resampled"], *names)
+    pool, ncp, ar = _gains(["first_fall/resampled"], *names)
     assert f"Gains are {pool}, {ncp} and {ar} nats, where the same priors" in PROSE
-    pool, ncp, ar = _gains(["annealed_pool"], *names)
-    assert f"fitted to draws of q have {pool}, {ncp} and {ar} [on" in PROSE
+    pool, ncp, ar = _gains(["first_fall/pool"], *names)
+    assert f"fitted to draws of q have {pool}, {ncp} and {ar} on" in PROSE
     end = found["priors"][POOL]["metrics"]["nll"]
     more = end["value"] - 82.82
     side = "above" if more > 0 else "below"
