@@ -10,12 +10,12 @@ the test set:
 
   --config.evaluate.feature_net=resnet20 --config.evaluate.feature_weights=RESNET20.npz
 
-Made for two CPU cores: a sixteenth of the published widths, trained by 1,000 steps.
-Steps, rate and width are our choice, untuned; the mixture has ten components, as
-published.  The published steps and widths are those of
+Made for two CPU cores: a sixteenth of the published widths, trained by 1,000 steps, and
+priors by at most 3,000.  Steps, rate and width are our choice, untuned; the mixture has
+ten components, as published.  The published steps and widths are those of
 
   --config.vae.model.channels=128 --config.vae.num_steps=41667
-  --config.vae.learning_rate=5e-4
+  --config.vae.learning_rate=5e-4 --config.compare.max_steps=0
 
 (1e-3 for `wae`; 100 epochs, of the VAE, WAE and RAE-GP 70), which is for a GPU and was
 not run here.
@@ -50,7 +50,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.vae.model.update(latent_dim=128, channels=8, kernel_size=4, num_doublings=2)
     config.vae.update(presets.SMALL_AUTOENCODER_TRAINING, num_steps=1_000)
     config.compare.update(
-        num_fits=1, max_examples=500, num_importance_samples=100, chunk_size=5
+        num_fits=1,
+        max_steps=3_000,
+        max_examples=500,
+        num_importance_samples=100,
+        chunk_size=5,
     )
     with config.unlocked():
         config.compare.priors = presets.RAE_MIXTURE
