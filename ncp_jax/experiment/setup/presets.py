@@ -80,7 +80,10 @@ def variant(config: ConfigDict, name: str, *others: str) -> ConfigDict:
 
 
 def as_autoencoder(
-    config: ConfigDict, variant_name: str, kinds: Mapping[str, Mapping[str, Any]]
+    config: ConfigDict,
+    variant_name: str,
+    kinds: Mapping[str, Mapping[str, Any]],
+    num_proposals: int = 5_000,
 ) -> ConfigDict:
     """Returns the config of one kind of the model "rae", compared by its priors.
 
@@ -91,6 +94,7 @@ def as_autoencoder(
       variant_name: a kind, "" for the first one; "smoke", or "smoke_" and a kind.
       kinds: by name, the settings of the model that they change; the field `kind` is
         called so, too, where none is given.
+      num_proposals: of SIR over the mixture; the paper's Table 1 has 5,000.
 
     Raises:
       InputError: there is no such kind.
@@ -108,9 +112,9 @@ def as_autoencoder(
         fid_num_images=10_000, fid_reference="test", fid_num_reference=10_000
     )
     config.compare.names = ON_AUTOENCODERS
-    of_paper = {"sampling": {"num_proposals": 5_000}}  # of its Table 1
+    sampling = {"sampling": {"num_proposals": num_proposals}}
     with config.unlocked():
-        config.compare.priors.update({"ncp_over_gmm": of_paper})
+        config.compare.priors.update({"ncp_over_gmm": sampling})
     if config.vae.model.kind != "vae":  # every encoding of a picture is the same
         config.compare.update(num_encodings=1, num_valid_encodings=1)
     return variant(config, size)
