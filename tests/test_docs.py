@@ -992,6 +992,8 @@ def test_the_paper_s_table_1_is_that_of_the_recorded_runs(folder, title, distanc
         assert f"| `:{file.stem}` | {cells} |" in section
     rows = re.findall(r"^\| `:(\w+)` \| \d", section, re.MULTILINE)
     assert set(rows) == {file.stem for file in files}
-    second = _records(f"{folder}/two_stage")["priors"]["priors"]["two_stage"]
-    end = " ".join(quantities.estimate(second["metrics"][distance]))
-    assert f"The second VAE of `:two_stage` has {end}." in " ".join(section.split())
+    if "two_stage" in rows:
+        found = _records(f"{folder}/two_stage")["priors"]["priors"]["two_stage"]
+        end = " ".join(quantities.estimate(found["metrics"][distance]))
+        said = f"The second VAE of `:two_stage` has {end}."
+        assert said in " ".join(section.split())
