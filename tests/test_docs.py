@@ -534,7 +534,7 @@ def test_the_deep_ratio_on_the_annealed_vae_is_that_of_the_recorded_runs():
     base, end = (record["metrics"][name]["value"] for name in ("nll_base", "nll_ncp"))
     both = _interval(record, "nll_base"), _interval(record, "nll_ncp")
     assert f"{both[0]}, {base - 84.82:.2f} above the literature's 84.82." in PROSE
-    said = f"With the deep ratio the NLL is {both[1]}, {82.82 - end:.2f} below the"
+    said = f"With that the NLL is {both[1]}, {82.82 - end:.2f} below the"
     assert f"{said} paper's 82.82" in PROSE
     said = f"`mnist_mlp_annealed` has {base:.2f}, and with `:deep` {end:.2f}"
     assert said in " ".join((ROOT / "configs/mnist_mlp.py").read_text().split())
