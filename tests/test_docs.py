@@ -538,6 +538,8 @@ def test_the_deep_ratio_on_the_annealed_vae_is_that_of_the_recorded_runs():
     assert f"{said} paper's 82.82" in PROSE
     said = f"`mnist_mlp_annealed` has {base:.2f}, and with `:deep` {end:.2f}"
     assert said in " ".join((ROOT / "configs/mnist_mlp.py").read_text().split())
+    ranking = _records("mnist_mlp_annealed/ranking_0")["metrics"]["gain_nats"]["value"]
+    assert f"here less, and with the ranking loss {ranking:.3f};" in PROSE
     directions = _records("mnist_mlp_annealed/deep_directions_0")
     found = directions["metrics"]["num_directions"]["value"]
     log_z = [_interval(each, "log_z") for each in (directions, record)]
