@@ -88,6 +88,4 @@ def get_config(variant: str = "") -> ConfigDict:
         chunk_size=5,
         sample_batch_size=500,
     )
-    with config.unlocked():
-        config.compare.priors = presets.RAE_MIXTURE
-    return presets.as_autoencoder(config, variant, KINDS)
+    return presets.as_autoencoder(config, variant, KINDS, num_components=10)

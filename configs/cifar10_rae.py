@@ -57,6 +57,6 @@ def get_config(variant: str = "") -> ConfigDict:
         num_importance_samples=100,
         chunk_size=5,
     )
-    with config.unlocked():
-        config.compare.priors = presets.RAE_MIXTURE
-    return presets.as_autoencoder(config, variant, KINDS, num_proposals=200)
+    return presets.as_autoencoder(
+        config, variant, KINDS, num_components=10, num_proposals=200
+    )

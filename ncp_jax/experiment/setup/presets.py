@@ -17,10 +17,6 @@ SMALL_AUTOENCODER_TRAINING: dict[str, Any] = {
     "steps_per_dispatch": 50,
     "steps_per_eval": 500,
 }
-RAE_MIXTURE: dict[str, Any] = {  # `compare.priors`: ten components, published for RAE
-    "gmm": {"num_components": (10,)},
-    "ncp_over_gmm": {"base": {"num_components": (10,)}},
-}
 # What NVAE's own configs, of whatever data, have in common ...
 NVAE_TRAINING: dict[str, Any] = {
     "optimizer": "adamax",
@@ -83,6 +79,7 @@ def as_autoencoder(
     config: ConfigDict,
     variant_name: str,
     kinds: Mapping[str, Mapping[str, Any]],
+    num_components: int | None = None,
     num_proposals: int = 5_000,
 ) -> ConfigDict:
     """Returns the config of one kind of the model "rae", compared by its priors.
@@ -94,6 +91,8 @@ def as_autoencoder(
       variant_name: a kind, "" for the first one; "smoke", or "smoke_" and a kind.
       kinds: by name, the settings of the model that they change; the field `kind` is
         called so, too, where none is given.
+      num_components: of the mixture, ten as published for RAE; None: those that the
+        prior tries.
       num_proposals: of SIR over the mixture; the paper's Table 1 has 5,000.
 
     Raises:
@@ -112,9 +111,12 @@ def as_autoencoder(
         fid_num_images=10_000, fid_reference="test", fid_num_reference=10_000
     )
     config.compare.names = ON_AUTOENCODERS
-    sampling = {"sampling": {"num_proposals": num_proposals}}
+    over: dict[str, Any] = {"sampling": {"num_proposals": num_proposals}}
+    priors = {"ncp_over_gmm": over}
+    if num_components is not None:
+        priors["gmm"] = over["base"] = {"num_components": (num_components,)}
     with config.unlocked():
-        config.compare.priors.update({"ncp_over_gmm": sampling})
+        config.compare.priors = priors
     if config.vae.model.kind != "vae":  # every encoding of a picture is the same
         config.compare.update(num_encodings=1, num_valid_encodings=1)
     return variant(config, size)
