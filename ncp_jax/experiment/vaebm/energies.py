@@ -81,6 +81,7 @@ def prior_of(experiment: Experiment, name: str, ncp: NCPPrior) -> NCPPrior:
     found = _fit(experiment, name).restored(
         _prior(experiment, name),
         experiment.dataset.train,
+        experiment.dataset.valid,
         experiment.key("vaebm"),
         experiment.path / name / "checkpoints",
         experiment.mesh,

@@ -35,10 +35,13 @@ Array = jax.Array
 STARTS_AT_A_TIME = 500  # chains, while a pool of starts is drawn
 # Settings that a trained energy does not depend on.
 OF_THE_COURSE = ("num_steps", "steps_per_dispatch")
+NUM_PREPARED = 16  # training pictures: what is made of them tells `prepare` from others
 NUM_KNOWN_BY = 1_000  # training pictures: their mean and std are the network's
 NOT_SAID = {  # by folders of earlier versions
     "groups": (None,),
+    "held_out": (None,),
     "pictures": (None,),
+    "prepare": (None,),
     "structure": (None,),
 }
 
@@ -104,12 +107,13 @@ class Fit:
                 return self(prior, train, valid, key, Path(temporary), log, mesh)
         settings, mesh = self.settings, mesh or parallel.mesh_of()
         parallel.check_batch_size(mesh, "batch_size", settings.batch_size)
-        valid = valid[: settings.num_valid]
+        valid = self._judges(valid)
         if len(valid) < 2:
             raise InputError(f"{len(valid)} held-out pictures judge nothing: give more")
         contrast = self._contrast(key, mesh)
         whole = self._of(prior, train)
-        with opened(folder, self._metadata(prior, train, key), NOT_SAID) as saved:
+        said = self._metadata(prior, train, valid, key)
+        with opened(folder, said, NOT_SAID) as saved:
             state = jax.jit(contrast.initial)(whole, self._one(train))
             restored = saved.restore_latest(state)
             if restored is not None:
@@ -137,6 +141,7 @@ class Fit:
         self,
         prior: NCPPrior,
         train: np.ndarray,
+        valid: np.ndarray,
         key: Array,
         folder: Path,
         mesh: Mesh | None = None,
@@ -149,7 +154,8 @@ class Fit:
         contrast = self._contrast(key, mesh or parallel.mesh_of())
         whole = self._of(prior, train)
         like = jax.eval_shape(partial(contrast.initial, whole), self._one(train))
-        with opened(folder, self._metadata(prior, train, key), NOT_SAID) as saved:
+        said = self._metadata(prior, train, valid, key)
+        with opened(folder, said, NOT_SAID) as saved:
             if (saved.latest_step() or 0) < self.settings.num_steps:
                 raise InputError(
                     f"the energy {self.name!r} has not reached its "
@@ -210,11 +216,19 @@ class Fit:
         parts = [some(prior, first + jnp.arange(size)) for first in firsts]
         return jnp.concatenate(parts)
 
+    def _judges(self, valid: np.ndarray) -> np.ndarray:
+        """The held-out pictures that are used."""
+        return valid[: self.settings.num_valid]
+
     def _metadata(
-        self, prior: NCPPrior, train: np.ndarray, key: Array
+        self, prior: NCPPrior, train: np.ndarray, valid: np.ndarray, key: Array
     ) -> dict[str, Any]:
         """What a checkpoint must agree with."""
-        settings = dataclasses.asdict(self.settings)
+        settings, judges = dataclasses.asdict(self.settings), self._judges(valid)
+        prepared = [
+            prepare(jax.random.key(0), jnp.asarray(train[:NUM_PREPARED]))
+            for prepare in (self.prepare, self.prepare_held_out)
+        ]
         return {
             "energy": self.name,
             "settings": {
@@ -226,4 +240,6 @@ class Fit:
             "structure": described(jax.tree.structure((prior.vae, prior.params))),
             "groups": repr(prior.groups),
             "pictures": [len(train), fingerprint(train[:NUM_KNOWN_BY])],
+            "held_out": [len(judges), fingerprint(judges)],
+            "prepare": fingerprint(prepared),
         }

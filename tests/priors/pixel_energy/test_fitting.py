@@ -111,19 +111,19 @@ def finished(tmp_path_factory):
 def test_a_stopped_fit_goes_on_to_the_same_bits(finished):
     how, ncp, folder, prior = finished
     assert np.abs(prior.energy(jnp.ones((1, 3)))).max() > 0  # it has learnt
-    found = how.restored(ncp, TRAIN, KEY, folder)
+    found = how.restored(ncp, TRAIN, VALID, KEY, folder)
     jax.tree.map(np.testing.assert_array_equal, found, prior)
     fewer = dataclasses.replace(
         how, settings=dataclasses.replace(how.settings, num_steps=2)
     )
     for again in (  # more steps than are asked for are enough of them
         fewer(ncp, TRAIN, VALID, KEY, folder),
-        fewer.restored(ncp, TRAIN, KEY, folder),
+        fewer.restored(ncp, TRAIN, VALID, KEY, folder),
     ):
         jax.tree.map(np.testing.assert_array_equal, again, prior)
     shutil.rmtree(folder / "4")
     with pytest.raises(InputError, match=r"'sirvaebm' has not reached its 4 steps"):
-        how.restored(ncp, TRAIN, KEY, folder)
+        how.restored(ncp, TRAIN, VALID, KEY, folder)
     first_steps = []
 
     def log(step):
@@ -144,11 +144,16 @@ def test_another_fit_is_refused(finished):
         fit(other, how.pool, "sirvaebm")(ncp, TRAIN, VALID, KEY, folder)
     with pytest.raises(InputError, match="another pictures"):
         how(ncp, TRAIN + 1, VALID, KEY, folder)
+    with pytest.raises(InputError, match="another held_out"):
+        how(ncp, TRAIN, VALID + 1, KEY, folder)
+    doubled = dataclasses.replace(how, prepare=lambda key, stored: 2 * stored)
+    with pytest.raises(InputError, match="another prepare"):
+        doubled.restored(ncp, TRAIN, VALID, KEY, folder)
     with pytest.raises(InputError, match="another groups"):
-        how.restored(dataclasses.replace(ncp, groups=()), TRAIN, KEY, folder)
+        how.restored(dataclasses.replace(ncp, groups=()), TRAIN, VALID, KEY, folder)
 
 
-def test_a_folder_that_does_not_say_its_pictures_is_still_read(monkeypatch, tmp_path):
+def test_a_folder_that_says_less_is_still_read(monkeypatch, tmp_path):
     whole = fitting.Fit._metadata
 
     def earlier(self, *args):
@@ -158,7 +163,7 @@ def test_a_folder_that_does_not_say_its_pictures_is_still_read(monkeypatch, tmp_
     with monkeypatch.context() as before:
         before.setattr(fitting.Fit, "_metadata", earlier)
         prior = fit()(PLAIN, TRAIN, VALID, KEY, tmp_path)
-    found = fit().restored(PLAIN, TRAIN, KEY, tmp_path)
+    found = fit().restored(PLAIN, TRAIN, VALID, KEY, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, found, prior)
 
 
@@ -176,7 +181,7 @@ def test_an_explosion_ends_the_training_and_spoils_nothing(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(prior.energy_params))
     trained = [metrics for _, split, metrics in seen if split == "train"]
     assert trained[0]["has_exploded"] > 0
-    fit(wild).restored(PLAIN, TRAIN, KEY, tmp_path)  # counts as complete
+    fit(wild).restored(PLAIN, TRAIN, VALID, KEY, tmp_path)  # counts as complete
     nowhere = fit(wild)(PLAIN, TRAIN, VALID, KEY)  # the best weights without a folder
     jax.tree.map(np.testing.assert_array_equal, nowhere, prior)
 
