@@ -329,6 +329,13 @@ def test_the_readme_s_results_are_those_of_the_recorded_runs():
         for source in ("base", "sir", "langevin", "floor")
     ]
     assert f"| {' | '.join(distances)} |" in PAGES["README.md"]
+    said = "stage 2 alone, {} to {} minutes on one core, and measures, {} to {} more."
+    runs = [_records(f"mnist_mlp_annealed/paper_{seed}")["run"] for seed in range(3)]
+    ends = []
+    for stage in ("ncp", "evaluate"):
+        minutes = [run["wall_seconds"][stage] / 60 for run in runs]
+        ends += [round(min(minutes)), round(max(minutes))]
+    assert said.format(*ends) in " ".join(PAGES["README.md"].split())
 
 
 def test_the_groups_table_is_that_of_the_recorded_run():
