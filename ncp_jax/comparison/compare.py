@@ -21,12 +21,13 @@ from ncp_jax.comparison.settings import checked as checked_settings
 from ncp_jax.errors import InputError, explained, local_path, number
 from ncp_jax.evaluation.metrics import feature_scores
 from ncp_jax.evaluation.metrics.feature_scores import KID_PICTURES
-from ncp_jax.models.base import LatentVariableModel
+from ncp_jax.models.base import LatentVariableModel, is_deterministic
 from ncp_jax.pages.parts import pictures
 from ncp_jax.priors import ex_post
 from ncp_jax.priors.conditional.groups import Groups
 from ncp_jax.priors.ex_post.contract import PARTS, Fit
 from ncp_jax.records import folder_lock, whole_file
+from ncp_jax.training import loop
 from ncp_jax.training.loop import Prepare
 from ncp_jax.training.ncp import preparation
 from ncp_jax.training.ncp.signal import SignalSettings
@@ -93,12 +94,13 @@ def compare(
         priors = hierarchy.NAMES if priors == ex_post.NAMES else priors
     how = fits_of(priors, is_grouped=not is_one)
     place = None if folder is None else _folder(folder)
-    with folder_lock.held(place, "folder"):  # fits are of one writer
+    # Fits are of one writer.
+    with folder_lock.held(place, "folder"), loop.interruptible():
         found = preparation.splits(train=train, valid=valid, test=test)
         prepare = preparation.checked(vae, found["test"], prepare)
         is_default = is_one and priors == ex_post.NAMES
         if is_one and not _says_posterior(vae, prepare, found["test"]):
-            _without_vamp(how, is_default)
+            _without_vamp(how, is_default, is_deterministic(vae))
         elif is_default:
             _without_large_vamp(how, len(found["train"]))
         order = np.random.default_rng(rng.numpy_seed(rng.stream(key, "order")))
@@ -188,18 +190,21 @@ def _says_posterior(
     return jax.eval_shape(OneVector(vae).posterior, x) is not None
 
 
-def _without_vamp(how: dict[str, Fit], is_default: bool) -> None:
+def _without_vamp(how: dict[str, Fit], is_default: bool, is_point: bool) -> None:
     """Leaves out, or refuses, the mixture of q(z | x) that the VAE does not say."""
+    why, mend = "the VAE has no posterior(x)", "give it posterior(x) -> Normal, or "
+    if is_point:
+        why, mend = "its encodings are points, without a density", ""
     vamp = type(ex_post.settings_of("vamp"))
     asking = [n for n, fit in how.items() if _is_made_with(fit, vamp)]
     if asking and not is_default:
         raise InputError(
-            f"{asking[0]} is a mixture of q(z | x), or made with one: give your VAE a "
-            f"method posterior(x) -> Normal, or leave {asking[0]!r} out of priors"
+            f"{asking[0]} is a mixture of q(z | x), or made with one: {mend}leave "
+            f"{asking[0]!r} out of priors"
         )
     for name in asking:
         del how[name]
-        print(f"compare: {name} is left out, since the VAE has no posterior(x)")
+        print(f"compare: {name} is left out, since {why}")
 
 
 def _without_large_vamp(how: dict[str, Any], num_examples: int) -> None:

@@ -30,6 +30,7 @@ Name = TypeVar("Name", bound=Hashable)
 LOG_Z_STDERR = 0.02  # nats, of log Z: draws of it end here
 LOG_Z_ROUNDS = 10  # of draws, or here
 NUM_ESTIMATED = 40  # batches of encodings, at least, whose density is estimated
+NUM_SHARES = 20  # groups of examples, at least, that share the noise of such a density
 
 
 class Likelihoods(NamedTuple):
@@ -80,20 +81,24 @@ def measure(
         )
     of_base = log_p.pop(("", 0), None)
     log_z_key = rng.stream(key, "log_z")
-    nll = None if of_base is None else importance.mean_estimate(-of_base, "nats")
+    shares = _shares(len(stored), settings.batch_size)
+    own = shares if base.density == "lower bound" else None
+    nll = None if of_base is None else importance.mean_estimate(-of_base, "nats", own)
     found = Likelihoods(nll, {}, {})
     for name, of in priors.items():
+        groups = shares if of[0].density == "lower bound" else own
         z = [
             _log_z((name, i), prior, rng.at_step(log_z_key, i), settings, kept)
             for i, prior in enumerate(of)
         ]
         found.of_fits[name] = [
-            estimates(log_p.get((name, i)), of_base, z[i]) for i in range(len(of))
+            estimates(log_p.get((name, i)), of_base, z[i], groups)
+            for i in range(len(of))
         ]
         known = [log_p[name, i] for i in range(len(of)) if (name, i) in log_p]
         mean_z = results.mean([v for v in z if v is not None]) if any(z) else None
         mean = _mean(known) if known else None
-        found.means[name] = estimates(mean, of_base, mean_z)
+        found.means[name] = estimates(mean, of_base, mean_z, groups)
     return found
 
 
@@ -150,14 +155,16 @@ def log_marginals(
       chunk_size: draws of each example at a time; bounds the memory, and does not
         change the draws.  Those that share a chunk share the noise of a density that
         is estimated, so its numbers depend on it.
-      batch_size: examples at a time; the draws depend on it.
+      batch_size: examples at a time; the draws depend on it.  They share that noise,
+        too, or smaller groups of them do where there would be few (`_shares`).
       kept: what was measured before.
 
     Returns:
       Per prior [N] nats; of one "up to log Z" still to be reduced by log Z.
     """
     priors = {n: prior for n, prior in priors.items() if prior.density != "none"}
-    size = min(batch_size, len(stored))
+    size, share = min(batch_size, len(stored)), _share(len(stored), batch_size)
+    kept = kept if share == size else kept.on("share", share)
     of_batches: list[dict[Name, np.ndarray]] = []
     for i, (batch, mask) in enumerate(datasets.padded_batches(stored, size)):
         sums = partial(
@@ -169,6 +176,7 @@ def log_marginals(
             rng.at_step(key, i),
             num_importance_samples,
             min(chunk_size, num_importance_samples),
+            share,
         )
         of_batch = kept.each(f"likelihoods-{i:04d}", list(priors), sums)
         of_batches.append({n: np.asarray(v)[mask] for n, v in of_batch.items()})
@@ -189,6 +197,7 @@ def _log_sums(
     key: Array,
     num_importance_samples: int,
     chunk_size: int,
+    share: int,
     names: Sequence[Name],
 ) -> dict[Name, list[float]]:
     """log of the sum of weights of every example of a batch, by prior."""
@@ -199,7 +208,7 @@ def _log_sums(
         z, log_w = _draw(num, model, x, rng.stream(key, "posterior"), first)
         density_key = rng.at_step(rng.stream(key, "densities"), first)
         for name in names:
-            sums[name] = _add(priors[name], z, log_w, density_key, sums[name])
+            sums[name] = _add(share, priors[name], z, log_w, density_key, sums[name])
     return {name: np.asarray(v, np.float64).tolist() for name, v in sums.items()}
 
 
@@ -216,12 +225,46 @@ def _draw(
     return jax.vmap(one)(first + jnp.arange(num))
 
 
-@jax.jit
-def _add(prior: LatentPrior, z: Array, log_w: Array, key: Array, total: Array) -> Array:
+@partial(jax.jit, static_argnums=0)
+def _add(
+    share: int, prior: LatentPrior, z: Array, log_w: Array, key: Array, total: Array
+) -> Array:
     """log of the sum of weights [B], with those of z [C, B, D] added."""
-    flat = z.reshape(-1, z.shape[-1])
-    log_p = prior.log_prob(flat, key).reshape(log_w.shape)  # [C, B]
+    log_p = _log_p(prior, z, key, share)
     return jnp.logaddexp(total, jax.nn.logsumexp(log_w + log_p, 0))
+
+
+def _log_p(prior: LatentPrior, z: Array, key: Array, share: int) -> Array:
+    """log p(z) [C, B] of z [C, B, D], where `share` examples have noise in common."""
+    num_draws, num_examples, dim = z.shape
+    if prior.density != "lower bound" or share >= num_examples:
+        return prior.log_prob(z.reshape(-1, dim), key).reshape(z.shape[:2])
+    num = -(-num_examples // share)
+    z = jnp.pad(z, ((0, 0), (0, num * share - num_examples), (0, 0)), mode="edge")
+    shares = z.reshape(num_draws, num, share, dim).swapaxes(0, 1)
+    keys = jax.vmap(rng.at_step, (None, 0))(key, jnp.arange(num))
+    log_p = jax.lax.map(
+        lambda of: prior.log_prob(*of), (shares.reshape(num, -1, dim), keys)
+    )
+    log_p = log_p.reshape(num, num_draws, share).swapaxes(0, 1)
+    return log_p.reshape(num_draws, -1)[:, :num_examples]
+
+
+def _share(num_examples: int, batch_size: int) -> int:
+    """How many examples of a batch have the noise of an estimated density in common.
+
+    All of them, if there are enough batches to tell the error from.
+    """
+    size = min(batch_size, num_examples)
+    num_batches = -(-num_examples // size)
+    return -(-size // -(-NUM_SHARES // num_batches))
+
+
+def _shares(num_examples: int, batch_size: int) -> np.ndarray:
+    """Numbers [N] of examples, equal for those that share noise."""
+    size, share = min(batch_size, num_examples), _share(num_examples, batch_size)
+    batch, row = np.divmod(np.arange(num_examples), size)
+    return batch * size + row // share
 
 
 @jax.default_matmul_precision("float32")
@@ -307,7 +350,10 @@ def _log_ratio(prior: LatentPrior, base: LatentPrior, z: Array, key: Array) -> A
 
 
 def estimates(
-    log_p: np.ndarray | None, log_p_base: np.ndarray | None, z: Estimate | None
+    log_p: np.ndarray | None,
+    log_p_base: np.ndarray | None,
+    z: Estimate | None,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Estimate]:
     """The negative log-likelihood, and the gain over the base prior, of one prior.
 
@@ -319,6 +365,8 @@ def estimates(
       log_p_base: [N] of the same draws, under the base prior; None where q(z | x) has
         no density.
       z: log Z of a prior "up to log Z", else None.
+      groups: [N] of `importance.mean_estimate`, where one of the densities is
+        estimated.
 
     Returns:
       `nll`, `gain` and `log_z`, in nats, as far as they are known.
@@ -326,8 +374,8 @@ def estimates(
     if log_p is None or log_p_base is None:
         return {} if z is None else {"log_z": z}
     found = {
-        "nll": importance.mean_estimate(-log_p, "nats"),
-        "gain": importance.mean_estimate(log_p - log_p_base, "nats"),
+        "nll": importance.mean_estimate(-log_p, "nats", groups),
+        "gain": importance.mean_estimate(log_p - log_p_base, "nats", groups),
     }
     if z is None:
         return found

@@ -104,8 +104,8 @@ class OneVector:
         return OfVAE(base, tuple(self.vae.blocks[0].latent_shape))
 
     def posterior(self, x: Array) -> Normal | None:
-        """q(z | x), mean and std [B, D]; None where it is not said, or no normal."""
-        method = getattr(self.vae, "posterior", None)
+        """q(z | x), mean and std [B, D]; None where it is not said, or a point."""
+        method = None if self.is_deterministic else getattr(self.vae, "posterior", None)
         q = None if method is None else method(x)
         if not isinstance(q, Normal):
             return None

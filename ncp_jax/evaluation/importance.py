@@ -90,13 +90,29 @@ def or_null(value: Any) -> Any:
     return None if is_number and not math.isfinite(value) else value
 
 
-def mean_estimate(values: Array | np.ndarray, unit: str) -> Estimate:
-    """The mean of independent `values` [n] with its standard error."""
+def mean_estimate(
+    values: Array | np.ndarray, unit: str, groups: np.ndarray | None = None
+) -> Estimate:
+    """The mean of independent `values` [n] with its standard error.
+
+    Args:
+      values: [n].
+      unit: of them.
+      groups: [n], a number for each; those of one group share noise, so that the sums
+        of groups are independent and single values are not.  The error is then that of
+        the sums, where it is the larger one.  None: nothing is shared.
+    """
     values = np.asarray(values, np.float64)
-    n = values.size
+    n, mean = values.size, values.mean()
     with np.errstate(invalid="ignore"):  # -inf has no standard deviation
         stderr = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else None
-    return Estimate(float(values.mean()), stderr, n, unit)
+        if stderr is not None and groups is not None:
+            _, of_group = np.unique(groups, return_inverse=True)
+            sums = np.bincount(of_group, values - mean)
+            if (num := len(sums)) > 1:
+                shared = np.sqrt(num / (num - 1) * np.sum(sums**2)) / n
+                stderr = max(stderr, float(shared))
+    return Estimate(float(mean), stderr, n, unit)
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:

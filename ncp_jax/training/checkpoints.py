@@ -69,6 +69,10 @@ def _paths(tree: PyTree) -> set[str]:
     return {jax.tree_util.keystr(path) for path, _ in leaves}
 
 
+def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
+    return [leaf.shape for leaf in jax.tree.leaves(tree)]
+
+
 class Checkpoints:
     """The checkpoints of one stage: the latest two and the best.
 
@@ -273,6 +277,11 @@ class Checkpoints:
         if digests(state) != metadata["sha256"]:
             reason = "holds other bytes than were written"
             raise DamagedCheckpoint(self._directory / str(step), reason)
+        if _shapes(state) != _shapes(like):
+            raise InputError(
+                f"{self._directory / str(step)} holds arrays of other shapes than are "
+                "trained now: give the old settings, or another workdir"
+            )
         return Restored(step, state, metadata)
 
     def _set_aside(self, step: int, reason: str) -> None:

@@ -228,6 +228,17 @@ class Preempted(BaseException):
 
 
 @contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """For those who call from Python: after Ctrl-C a KeyboardInterrupt, as ever."""
+    try:
+        yield
+    except Preempted as stop:
+        if stop.exit_code != 128 + signal.SIGINT:
+            raise
+        raise KeyboardInterrupt(str(stop)) from None
+
+
+@contextlib.contextmanager
 def preempted_by(signum: int) -> Iterator[None]:
     """Outside of training, where it would save first, the signal raises `Preempted`."""
 
@@ -348,7 +359,7 @@ def _stopped(
     at = f"at step {step} of {num_steps}"
     if checkpoints.keeps:
         return Preempted(signum, f"{task.name} is saved {at}")
-    advice = "Nothing keeps it: give a workdir to go on another time"
+    advice = "Nothing keeps it: give a folder of checkpoints to go on another time"
     return Preempted(signum, f"{task.name} stopped {at}", advice)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import signal
 from typing import Any
 
 import chex
@@ -21,6 +22,7 @@ from ncp_jax.priors.ex_post import ebm, ncp
 from ncp_jax.priors.ex_post.contract import Encodings, with_base
 from ncp_jax.priors.ex_post.gaussian import Gaussian
 from ncp_jax.priors.ex_post.vamp import DiagonalMixture
+from ncp_jax.training.loop import Preempted
 from tests.comparison.test_likelihoods import Tilted
 from tests.oracles import ChainVAE
 
@@ -480,14 +482,47 @@ def test_vamp_needs_a_posterior_and_is_else_left_out(capsys):
             return VAE.encode(x, key)
 
     mute = jax.tree_util.register_dataclass(Mute)(VAE.weights)
-    with pytest.raises(InputError, match=r"give your VAE a method posterior\(x\)"):
+    with pytest.raises(InputError, match=r"give it posterior\(x\) -> Normal, or"):
         compared(vae=mute, priors=("gaussian", "vamp"))
     with pytest.raises(InputError, match=r"ncp_over_vamp is a mixture.* or made with"):
         compared(vae=mute, priors=("gaussian", "ncp_over_vamp"))
     how = comparison.fits_of(comparison.ex_post.NAMES)
-    comparison._without_vamp(how, is_default=True)
+    comparison._without_vamp(how, is_default=True, is_point=False)
     assert how.keys() == set(comparison.ex_post.NAMES) - {"vamp"}
     assert "vamp is left out" in capsys.readouterr().out
+
+
+def test_vamp_is_left_out_of_an_autoencoder_s_priors(monkeypatch, capsys):
+    def encoder(weights, x):
+        mean = x.reshape(len(x), -1) @ weights.T
+        return ncp_jax.Normal(mean, jnp.zeros_like(mean))
+
+    def decoder(weights, z):
+        return ncp_jax.Bernoulli((z @ weights).reshape(-1, 2, 2, 1))
+
+    points = ncp_jax.EncoderDecoder(
+        encoder, decoder, VAE.weights, latent_shape=(2,), is_deterministic=True
+    )
+    asked = []
+    monkeypatch.setattr(protocol, "run", lambda *given, **more: asked.append(given[2]))
+    train, *others = data()
+    many = np.concatenate([train] * 3)[:500]
+    ncp_jax.compare(
+        points, many, *others, key=jax.random.key(0), prepare=ncp_jax.binarize
+    )
+    assert set(asked[0]) == set(comparison.ex_post.NAMES) - {"vamp"}
+    assert "since its encodings are points" in capsys.readouterr().out
+    with pytest.raises(InputError, match="made with one: leave 'vamp' out of priors"):
+        compared(vae=points, priors=("gaussian", "vamp"))
+
+
+def test_ctrl_c_is_a_keyboard_interrupt(monkeypatch):
+    def stopped(*given, **more):
+        raise Preempted(signal.SIGINT, "ncp is saved at step 100 of 500")
+
+    monkeypatch.setattr(protocol, "run", stopped)
+    with pytest.raises(KeyboardInterrupt, match="ncp is saved at step 100 of 500"):
+        compared()
 
 
 def test_vamp_is_left_out_where_examples_are_few(monkeypatch, capsys):

@@ -126,6 +126,43 @@ def test_equal_draws_make_tight_differences(oracle, key):
     assert of_gain["gain"].stderr < 0.5 * alone
 
 
+def test_noise_that_examples_share_is_part_of_the_error(oracle):
+    """Of 200 examples in one batch, and in 20 batches."""
+    vae, _ = oracle
+    x = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    for batch_size in (200, 10):
+        settings = ComparisonSettings(
+            num_importance_samples=20, chunk_size=20, batch_size=batch_size
+        )
+        gains = [
+            likelihoods.measure(
+                one_vector.of(vae),
+                normal(0.0),
+                {"shared": [Shared(normal(0.0))]},
+                *(x, preparation.as_stored, jax.random.key(i), settings),
+            ).means["shared"]["gain"]
+            for i in range(20)
+        ]
+        # 20 groups, each with noise of std 0.5; examples differ by nothing else.
+        spread = np.std([gain.value for gain in gains], ddof=1)
+        said = np.mean([gain.stderr for gain in gains])
+        assert spread == pytest.approx(0.5 / np.sqrt(20), rel=0.5)
+        assert said == pytest.approx(0.5 / np.sqrt(20), rel=0.1)
+
+
+def test_a_share_is_a_batch_where_there_are_batches_enough():
+    settings = ComparisonSettings()
+    assert likelihoods._share(2_000, settings.batch_size) == settings.batch_size
+    assert likelihoods._share(10_000, settings.batch_size) == settings.batch_size
+    assert likelihoods._share(1_000, 100) == 50
+    groups = likelihoods._shares(250, 100)  # three batches, in seven parts each
+    assert np.unique(groups, return_counts=True)[1].tolist() == [15] * 6 + [10] + [
+        15
+    ] * 6 + [10] + [15] * 3 + [5]
+    assert (np.diff(groups) >= 0).all()
+    assert np.unique(likelihoods._shares(3, 100)).size == 3
+
+
 def test_log_z_is_that_of_the_tilt(oracle, key):
     prior = Tilted(normal(0.0), jnp.float32(TILT))
     sums = likelihoods.log_z(prior, key, 100_500, 50_000)

@@ -28,6 +28,21 @@ def test_mean_estimate():
     assert importance.mean_estimate(values[:1], "nats").stderr is None
 
 
+def test_the_error_of_groups_that_share_noise():
+    """Four pairs of equal values are four values; without groups they are eight."""
+    values, pairs = np.repeat([1.0, 2.0, 4.0, 5.0], 2), np.repeat([7, 3, 9, 1], 2)
+    four = importance.mean_estimate(values[::2], "nats")
+    found = importance.mean_estimate(values, "nats", pairs)
+    assert (found.value, found.n) == (3.0, 8)
+    assert found.stderr == pytest.approx(four.stderr)
+    alone = importance.mean_estimate(values, "nats")
+    assert alone.stderr < found.stderr
+    # Groups whose noise cancels: the error is that of independent values.
+    opposed = importance.mean_estimate(values, "nats", np.tile([0, 1], 4))
+    assert opposed == alone
+    assert importance.mean_estimate(values, "nats", np.zeros(8)) == alone
+
+
 def test_difference_of_independent_estimates():
     a, b = Estimate(5.0, 0.3, 10, "nats"), Estimate(3.0, 0.4, 99, "nats")
     assert importance.difference(a, b) == (2.0, pytest.approx(0.5), 10, "nats")

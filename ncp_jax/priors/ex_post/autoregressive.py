@@ -239,6 +239,7 @@ class Settings:
             self.training,
             rng.stream(key, "training"),
             folder,
+            settings=self,
         )
         return Autoregressive(moments, params, net)
 

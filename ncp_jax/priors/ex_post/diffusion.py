@@ -213,5 +213,6 @@ class Settings:
             self.training,
             rng.stream(key, "training"),
             folder,
+            settings=dataclasses.replace(self, num_ode_steps=0),
         )
         return Diffusion(moments, params, net, self.num_ode_steps)

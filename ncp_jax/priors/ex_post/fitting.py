@@ -29,6 +29,7 @@ Loss = Callable[..., Any]
 
 STEPS_PER_DISPATCH = 100
 VALID_BATCH_SIZE = 2_000  # encodings that are scored at a time
+NOT_SAID = {"settings": (None,)}  # by some folders of earlier versions
 
 
 Data = tuple[Array, Array, tuple[PyTree, ...]]  # z of training, held out; `fixed`
@@ -104,7 +105,7 @@ def minimise(
         metadata["settings"] = described(settings)
     if fixed:
         metadata["fixed"] = identity_of(fixed)
-    with opened(folder, metadata) as saved:
+    with opened(folder, metadata, NOT_SAID) as saved:
         restored = saved.restore_latest(state)
         if restored is not None:
             state = restored.state

@@ -267,5 +267,6 @@ class Settings:
             self.training,
             rng.stream(key, "training"),
             folder,
+            settings=self,
         )
         return Flow(moments, params, net)

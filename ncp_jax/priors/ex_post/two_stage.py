@@ -194,5 +194,6 @@ class Settings:
             self.training,
             rng.stream(key, "training"),
             folder,
+            settings=dataclasses.replace(self, num_importance_samples=0),
         )
         return TwoStage(moments, params, net, self.num_importance_samples)

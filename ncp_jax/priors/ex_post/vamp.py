@@ -12,6 +12,7 @@ from ncp_jax.errors import InputError
 from ncp_jax.models.distributions import Normal
 from ncp_jax.priors.ex_post import fitting
 from ncp_jax.priors.ex_post.contract import Density, Encodings, Training
+from ncp_jax.training.checkpoints import fingerprint
 
 Array = jax.Array
 
@@ -114,6 +115,7 @@ class Settings:
             self.training,
             rng.stream(key, "training"),
             folder,
+            settings=(self, fingerprint(encodings.posterior)),
         )
 
     def _start(self, key: Array, encodings: Encodings) -> DiagonalMixture:
@@ -129,6 +131,8 @@ class Settings:
                 f"vamp wants {self.num_components} training examples, one a component; "
                 f"there are {len(posterior.mean)}: lower num_components"
             )
+        if not jnp.all(posterior.std > 0):
+            raise InputError("vamp is a mixture of q(z | x): its std must be above 0")
         rows = jax.random.choice(
             rng.stream(key, "rows"),
             len(posterior.mean),

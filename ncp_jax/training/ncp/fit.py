@@ -22,7 +22,7 @@ from ncp_jax.records import folder_lock
 from ncp_jax.training import checkpoints, loop, optimizers
 from ncp_jax.training.checkpoint_records import described
 from ncp_jax.training.checkpoints import Checkpoints, fingerprint
-from ncp_jax.training.loop import Preempted, Prepare, Task
+from ncp_jax.training.loop import Prepare, Task
 from ncp_jax.training.ncp import held_out, preparation, signal, signal_settings
 from ncp_jax.training.ncp.ncp_state import NCPState
 from ncp_jax.training.ncp.signal_settings import SignalSettings
@@ -278,19 +278,14 @@ def _trained(
         log = RunLog(Path(workdir), task.name, first_step, length.num_steps, progress)
     elif progress and parallel.is_writer():
         log = Progress(task.name, first_step, length.num_steps)
-    try:
-        with contextlib.closing(log):
-            state = loop.fit(
-                task,
-                state,
-                saved,
-                log,
-                steps_per_dispatch=min(STEPS_PER_DISPATCH, length.steps_per_eval),
-                **length._asdict(),
-            )
-    except Preempted as stop:
-        if stop.exit_code != 130:
-            raise
-        raise KeyboardInterrupt(str(stop)) from None
+    with loop.interruptible(), contextlib.closing(log):
+        state = loop.fit(
+            task,
+            state,
+            saved,
+            log,
+            steps_per_dispatch=min(STEPS_PER_DISPATCH, length.steps_per_eval),
+            **length._asdict(),
+        )
     saved.wait()
     return task.collect(state)

@@ -1,11 +1,14 @@
 """Every prior with a density of its own passes the suite; a small fit of each."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import pytest
 
+from ncp_jax.errors import InputError
+from ncp_jax.models.distributions import Normal
 from ncp_jax.priors.ex_post import (
     autoregressive,
     diffusion,
@@ -114,6 +117,31 @@ def test_a_known_mixture_is_recovered(fitted, key):
 def test_a_stopped_fit_resumes_to_the_same_bits(fitted, encodings, monkeypatch):
     case, prior, folder = fitted
     suite.assert_resumes(case.settings, KEY, encodings, folder, prior, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("vamp", {"num_components": 10}),
+        ("flow", {"num_couplings": 3}),
+        ("autoregressive", {"num_components": 2}),
+        ("two_stage", {"hidden_dims": (16,)}),
+        ("diffusion", {"width": 16}),
+    ],
+)
+def test_a_fit_of_other_settings_is_refused(name, change, tmp_path):
+    encodings = suite.tilted()
+    fit = dataclasses.replace(TILTED[name], training=brief(2))
+    fit(KEY, encodings, tmp_path)
+    with pytest.raises(InputError, match="another settings"):
+        dataclasses.replace(fit, **change)(KEY, encodings, tmp_path)
+
+
+def test_a_mixture_of_points_is_refused():
+    of = suite.tilted()
+    points = of._replace(posterior=Normal(of.posterior.mean, 0 * of.posterior.std))
+    with pytest.raises(InputError, match="its std must be above 0"):
+        TILTED["vamp"](KEY, points)
 
 
 @pytest.mark.parametrize("name", TILTED)
