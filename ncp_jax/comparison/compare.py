@@ -158,7 +158,7 @@ def fits_of(
     if not priors or isinstance(priors, str):
         raise InputError(
             f"priors must hold names, some of {', '.join(ex_post.NAMES)}; got "
-            f"{priors!r}"
+            f"{priors!r}" + (f": write ({priors!r},)" if priors else "")
         )
     changes = _changes(priors)
     for name in changes:
@@ -238,6 +238,8 @@ def _scores(
     settings: ComparisonSettings,
 ) -> Scores:
     """The feature network, and its features of the training pictures."""
+    if not str(weights):
+        raise InputError(f"feature_net={name!r} needs the file feature_weights")
     net, size = feature_scores.load(name, weights), settings.sample_batch_size
     least = feature_scores.num_features(net, train.shape[1:]) + 1
     if min(len(train), settings.num_samples) < least:

@@ -129,12 +129,19 @@ def run(
         against.without_nearest(),
         batch_size=settings.sample_batch_size,
     )
-    described = {**dataclasses.asdict(settings), **(about or {}), "num_fits": num_fits}
-    described["resampled_by"] = resampled_by
-    described["num_examples"] = found.nll_base.n if found.nll_base else 0
+    told = {
+        **dataclasses.asdict(settings),
+        **(about or {}),
+        "num_fits": num_fits,
+        "resampled_by": resampled_by,
+        "num_examples": found.nll_base.n if found.nll_base else 0,
+        "num_train": len(examples.train),
+        "num_valid": len(examples.valid),
+        "fitted_by": {name: described(fit) for name, fit in how.items()},
+    }
     if model.is_deterministic:
-        described["likelihoods"] = likelihood.NONE
-    return Comparison(rows, found.nll_base, floor, described, model)
+        told["likelihoods"] = likelihood.NONE
+    return Comparison(rows, found.nll_base, floor, told, model)
 
 
 def _fit_all(

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ncp_jax.errors import InputError
+from ncp_jax.models.base import EncoderDecoder
 from ncp_jax.models.contract import declarations, methods, networks, side_effects
 from ncp_jax.models.contract.abstract_calls import (
     Fault,
@@ -113,4 +114,6 @@ def _refuse(subject: Any, outcomes: Sequence[Outcome], batch_size: int = 0) -> N
     asked = f" (asked with B = {batch_size})" if batch_size else ""
     lines = [f"{name} cannot be used, {number} to mend{asked}:", *map(str, faults)]
     cause = next((o.error for o in outcomes if o.error is not None), None)
+    if cause is not None and isinstance(subject, EncoderDecoder):
+        lines.append("the calls are encoder(variables, x) and decoder(variables, z).")
     raise InputError("\n- ".join(lines)) from cause

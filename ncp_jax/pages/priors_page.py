@@ -325,5 +325,10 @@ def _samples(folder: Path, names: Sequence[str]) -> Iterable[str]:
 
 
 def _settings(about: Mapping[str, Any]) -> str:
-    values = ((name, value) for name, value in about.items() if name != "note")
-    return page.section("How it was measured", "", page.named_values(values))
+    fits = about.get("fitted_by", {})  # earlier results have none
+    left_out = ("note", "fitted_by")
+    values = ((name, value) for name, value in about.items() if name not in left_out)
+    measured = page.section("How it was measured", "", page.named_values(values))
+    if not fits:
+        return measured
+    return measured + page.section("Settings", "", page.named_values(fits.items()))

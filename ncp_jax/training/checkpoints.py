@@ -40,12 +40,20 @@ class Restored(NamedTuple):
 
 def digests(tree: PyTree) -> dict[str, str]:
     """Returns the sha256 of every array of `tree`, by its path."""
+    numbers = jax.device_get(jax.tree.map(_numbers, tree))
     return {
         jax.tree_util.keystr(path): hashlib.sha256(
             np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
         ).hexdigest()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(numbers)
     }
+
+
+def _numbers(leaf: Any) -> Any:
+    """An array, or those of typed PRNG keys: the state of a dropout holds some."""
+    is_array = isinstance(leaf, jax.Array)
+    is_key = is_array and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
 
 
 def fingerprint(tree: PyTree) -> str:

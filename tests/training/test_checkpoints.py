@@ -71,6 +71,23 @@ def test_the_newest_comes_back_bit_for_bit(tmp_path):
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(state))
 
 
+def test_keys_are_told_apart_by_their_numbers():
+    """The state of a dropout holds some."""
+    one, two = ({"key": jax.random.key(seed), "w": np.ones(2)} for seed in (1, 2))
+    assert fingerprint(one) != fingerprint(two)
+    assert fingerprint(one) == fingerprint(one | {"key": jax.random.key(1)})
+    assert digests(one)["['w']"] == digests(two)["['w']"]
+
+
+def test_arrays_of_other_shapes_are_refused(tmp_path):
+    saved(tmp_path / "c", {10: 3.0})
+    larger = jax.tree.map(lambda leaf: np.zeros((3, *leaf.shape), leaf.dtype), LIKE)
+    with Checkpoints(tmp_path / "c", METADATA) as checkpoints:
+        with pytest.raises(InputError, match="arrays of other shapes"):
+            checkpoints.restore_latest(larger)
+        assert checkpoints.restore_latest(LIKE) is not None
+
+
 def test_what_tells_settings_apart_holds_every_number_of_their_arrays():
     x = np.zeros(5_000)
     y = x.copy()

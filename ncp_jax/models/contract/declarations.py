@@ -66,7 +66,12 @@ def blocks_failure(vae: Any, error: Exception) -> Fault:
     owner = vae.module if isinstance(vae, FrozenVAE) else vae
     if isinstance(error, AttributeError) and not hasattr(type(owner), "blocks"):
         found, expected = f"{_kind(owner)} has no `blocks`", f"a tuple of {A_BLOCK}"
-        return Fault("blocks", found, expected, "add it as an attribute or property")
+        remedy = (
+            "add it as an attribute or property; or, of one latent vector under "
+            "N(0, I), give ncp_jax.EncoderDecoder(encoder, decoder, variables, "
+            "latent_shape), which needs nothing else"
+        )
+        return Fault("blocks", found, expected, remedy)
     return failure("blocks", error)
 
 

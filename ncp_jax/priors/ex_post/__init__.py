@@ -9,7 +9,7 @@ import importlib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -221,7 +221,7 @@ def changed(name: str, settings: Any, changes: Any) -> Any:
     if unknown := sorted(map(str, changes.keys() - fields.keys())):
         raise InputError(
             f"prior {name!r} has no setting {unknown[0]!r}: there are "
-            f"{', '.join(fields) or 'none'}"
+            f"{', '.join(fields) or 'none'}.{_meant(unknown[0], settings, fields)}"
         )
     values = {
         field: _value(f"{name}.{field}", fields[field].type, before, changes[field])
@@ -229,6 +229,15 @@ def changed(name: str, settings: Any, changes: Any) -> Any:
         for before in [getattr(settings, field)]
     }
     return dataclasses.replace(settings, **values)
+
+
+def _meant(unknown: str, settings: Any, fields: Iterable[str]) -> str:
+    """The setting that was perhaps meant, also that of a section of the same name."""
+    for section in fields:
+        part = getattr(settings, section)
+        if dataclasses.is_dataclass(part) and hasattr(part, unknown):
+            return f" Did you mean {{{section!r}: {{{unknown!r}: ...}}}}?"
+    return did_you_mean(unknown, fields)
 
 
 def _value(name: str, kind: Any, before: Any, value: Any) -> Any:

@@ -20,6 +20,7 @@ Array = jax.Array
 
 NUM_CHECKED = 64  # examples whose values are looked at
 ROWS_AT_A_TIME = 512  # where all are
+AS_FLOATS = "give x.astype(np.float32), and no prepare"
 
 
 def as_stored(key: Array, stored: Array) -> Array:
@@ -57,7 +58,7 @@ def checked(
     if is_grey and stored.max() == 1:
         raise InputError(
             "the examples are zeros and ones of type uint8, which holds grey values "
-            "from 0 to 255: give x.astype(np.float32), and no prepare"
+            f"from 0 to 255: {AS_FLOATS}"
         )
     try:
         hash(prepare)  # compiled functions are found again by it
@@ -206,9 +207,12 @@ def _default(stored: np.ndarray) -> Prepare:
         return as_stored
     if stored.dtype == np.uint8:
         return to_unit
+    of_type = f"examples of type {stored.dtype}"
+    if set(np.unique(stored)) <= {0, 1}:
+        raise InputError(f"{of_type} are zeros and ones: {AS_FLOATS}")
     raise InputError(
-        f"examples of type {stored.dtype} need prepare=, a function (key, stored) "
-        "-> x; float32 goes in as it is, uint8 as x / 255"
+        f"{of_type} need prepare=, a function (key, stored) -> x; float32 goes in as "
+        "it is, uint8 as x / 255"
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ncp_jax.errors import InputError
 from ncp_jax.models.base import LatentVariableModel, is_deterministic
-from ncp_jax.models.distributions import Normal
+from ncp_jax.models.distributions import Bernoulli, Normal
 from ncp_jax.priors.latents import log_prior
 
 Array = jax.Array
@@ -16,14 +16,14 @@ Array = jax.Array
 STD = "it is the standard deviation; for a log variance v give jnp.exp(0.5 * v)"
 FAULTS = {  # by what is looked at, in this order
     "x": "x, as `prepare` makes it, holds NaN or infinity: mend prepare",
-    "std": f"the std that the encoder returns is 0 or below, or NaN: {STD}; where z is "
-    "a function of x the model says is_deterministic=True",
+    "std": "the std that the encoder returns is 0 or below, or NaN, as weights may be: "
+    f"{STD}; where z is a function of x the model says is_deterministic=True",
     "latents": "the encoder returns NaN or infinity: look at its weights, and at the "
     "scale of x",
     "log_q": "log_q of `encode` is NaN or infinite: is a std of q(z | x) 0 or below? "
     + STD,
-    "log_likelihood": "log p(x | z) is NaN: is a std of the decoder's 0 or below? "
-    + STD,
+    "log_likelihood": "log p(x | z) is NaN: do the decoder's weights hold NaN, or is a "
+    f"std that it returns 0 or below? {STD}",
 }
 OF_POINTS = ("x", "latents")  # where q(z | x) has no density
 
@@ -46,6 +46,11 @@ def check_numbers(vae: LatentVariableModel, x: Array) -> None:
         if wrong.size:
             where = f"(in {wrong.size} of {len(x)} examples that were looked at)"
             raise InputError(f"{FAULTS[name]} {where}")
+    if not np.any(is_sound.get("logits", True)):
+        print(
+            "all logits of the VAE's Bernoulli lie in [0, 1]: are they probabilities? "
+            "It takes logits, whose sigmoids those are"
+        )
 
 
 @jax.jit
@@ -57,7 +62,8 @@ def _soundness(vae: Any, x: Array) -> dict[str, Array]:
         return jnp.all(rows, axis=1)
 
     latents, log_q = vae.encode(x, jax.random.key(0))
-    log_likelihood = vae.decode(log_prior(vae, latents)[1]).log_prob(x)
+    likelihood = vae.decode(log_prior(vae, latents)[1])
+    log_likelihood = likelihood.log_prob(x)
     finite = [each(jnp.isfinite(z), 1) for z in latents]
     found = {
         "x": each(jnp.isfinite(x)),
@@ -65,6 +71,9 @@ def _soundness(vae: Any, x: Array) -> dict[str, Array]:
         "log_q": each(jnp.isfinite(log_q)),
         "log_likelihood": ~jnp.isnan(log_likelihood),
     }
+    if isinstance(likelihood, Bernoulli):
+        logits = likelihood.logits
+        found["logits"] = ~each((logits >= 0) & (logits <= 1))
     is_one = sum(block.num_groups for block in vae.blocks) == 1
     posterior = getattr(vae, "posterior", None)
     q = posterior(x) if is_one and posterior is not None else None

@@ -121,6 +121,23 @@ def test_grey_numbers_under_a_bernoulli_get_a_remark(capsys):
     assert "no log-probabilities" in capsys.readouterr().out
 
 
+def test_probabilities_in_the_place_of_logits_get_a_remark(capsys):
+    def decoder(_, z):
+        return ncp_jax.Bernoulli(jax.nn.sigmoid(jnp.pad(z, ((0, 0), (0, 1)))))
+
+    vae = dataclasses.replace(made(), decoder=decoder)
+    preparation.checked(vae, (X > 0).astype(np.float32), None)
+    assert "are they probabilities? It takes logits" in capsys.readouterr().out
+
+
+def test_a_decoder_of_other_arguments_is_told_them():
+    vae = dataclasses.replace(made(), decoder=lambda z: ncp_jax.Bernoulli(z))
+    with pytest.raises(ncp_jax.InputError, match=r"decoder\(variables, z\)\.$"):
+        preparation.checked(vae, X, None)
+    with pytest.raises(ncp_jax.InputError, match=r"give ncp_jax\.EncoderDecoder"):
+        preparation.checked((jnp.ones(3),), X, None)
+
+
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
