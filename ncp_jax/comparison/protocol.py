@@ -137,7 +137,7 @@ def run(
         "num_examples": found.nll_base.n if found.nll_base else 0,
         "num_train": len(examples.train),
         "num_valid": len(examples.valid),
-        "fitted_by": {name: described(fit) for name, fit in how.items()},
+        "fitted_by": {n: described(fit, is_whole=False) for n, fit in how.items()},
     }
     if model.is_deterministic:
         told["likelihoods"] = likelihood.NONE

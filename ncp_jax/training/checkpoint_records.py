@@ -81,9 +81,16 @@ def short_hash(values: Any) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def described(thing: object) -> str:
-    """`repr` on one line, arrays whole, without where functions lie in memory."""
-    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+def described(thing: object, is_whole: bool = True) -> str:
+    """`repr` on one line, without where functions lie in memory.
+
+    Args:
+      thing: any.
+      is_whole: whether its arrays are, as what tells it from others needs; long ones
+        are else shown by their ends.
+    """
+    threshold = sys.maxsize if is_whole else 20
+    with np.printoptions(threshold=threshold, floatmode="unique"):
         return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(thing).split()))
 
 

@@ -155,6 +155,11 @@ def test_gains_are_over_the_vae_s_own_prior(found):
     base = results["gaussian"].metrics
     assert base["gain"].value == 0.0 and base["gain"].stderr == 0.0
     assert base["nll"] == compared.nll_base and base["nll"].n == 40
+    about = compared.about
+    assert about["fitted_by"]["moments"] == "Moments(num=50)"
+    assert (about["num_train"], about["num_valid"]) == tuple(
+        len(split) for split in data()[:2]
+    )
     for name in ("moments", "tilt"):  # q is about (1.3, 1.3) off
         gain = results[name].metrics["gain"]
         assert gain.value > 3 * gain.stderr > 0

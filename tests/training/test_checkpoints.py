@@ -95,6 +95,7 @@ def test_what_tells_settings_apart_holds_every_number_of_their_arrays():
     for array in (np.asarray, jnp.asarray):
         assert described((1, array(x))) != described((1, array(y)))
     assert described((1, x)) == described((1, x.copy()))
+    assert len(described((1, x), is_whole=False)) < 60
     assert " at 0x" not in described([lambda: 1])
 
 

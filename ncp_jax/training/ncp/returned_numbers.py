@@ -16,7 +16,7 @@ Array = jax.Array
 STD = "it is the standard deviation; for a log variance v give jnp.exp(0.5 * v)"
 FAULTS = {  # by what is looked at, in this order
     "x": "x, as `prepare` makes it, holds NaN or infinity: mend prepare",
-    "std": "the std that the encoder returns is 0 or below, or NaN, as weights may be: "
+    "std": "the std that the encoder returns is 0 or below, or NaN (see its weights): "
     f"{STD}; where z is a function of x the model says is_deterministic=True",
     "latents": "the encoder returns NaN or infinity: look at its weights, and at the "
     "scale of x",
