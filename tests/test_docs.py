@@ -1008,3 +1008,13 @@ def test_the_paper_s_table_1_is_that_of_the_recorded_runs(folder, title, distanc
         end = " ".join(quantities.estimate(found["metrics"][distance]))
         said = f"The second VAE of `:two_stage` has {end}."
         assert said in " ".join(section.split())
+
+
+def test_the_gains_on_cifar10_are_those_of_the_recorded_run():
+    priors = _records("rae_cifar10/vae")["priors"]["priors"]
+    gmm, flow, over, ncp = (
+        " ".join(quantities.estimate(priors[name]["metrics"]["gain"]))
+        for name in ("gmm", "flow", "ncp_over_gmm", "ncp")
+    )
+    said = f"gain {gmm} (mixture), {flow} (flow) and {over} nats (NCP over the mixture)"
+    assert f"{said}, where NCP over N(0, I) gains {ncp}." in PROSE
