@@ -1010,6 +1010,20 @@ def test_the_paper_s_table_1_is_that_of_the_recorded_runs(folder, title, distanc
         assert said in " ".join(section.split())
 
 
+def test_the_intervals_with_shared_noise_are_those_of_the_recorded_run():
+    one, three = _records("priors_mnist_1m_shared"), _records("priors_mnist_1m")
+    halves = [
+        f"± {1.96 * each['priors']['priors'][name]['metrics']['gain']['stderr']:.3f}"
+        for name in ("snis", "trs")
+        for each in (one, three)
+    ]
+    said = (
+        "one fit of `snis` has {}, where its three fits have {}, and one of `trs` {}, "
+        "where three have {}."
+    )
+    assert said.format(*halves) in PROSE
+
+
 def test_the_gains_on_cifar10_are_those_of_the_recorded_run():
     priors = _records("rae_cifar10/vae")["priors"]["priors"]
     gmm, flow, over, ncp = (
