@@ -5,6 +5,7 @@ knows no prior, log p(x | z_s) - log q(z_s | x); a prior then needs log p(z_s) a
 All having the same draws, the difference of two is far tighter than either likelihood.
 """
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -256,8 +257,8 @@ def _share(num_examples: int, batch_size: int) -> int:
     All of them, if there are enough batches to tell the error from.
     """
     size = min(batch_size, num_examples)
-    num_batches = -(-num_examples // size)
-    return -(-size // -(-NUM_SHARES // num_batches))
+    shares_of_batch = math.ceil(NUM_SHARES / math.ceil(num_examples / size))
+    return math.ceil(size / shares_of_batch)
 
 
 def _shares(num_examples: int, batch_size: int) -> np.ndarray:
