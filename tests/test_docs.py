@@ -639,7 +639,9 @@ def test_priors_trained_with_their_vae_are_those_of_the_recorded_runs():
     both = record["priors"] | {"priors": rows, "floor": {}}
     assert priors_page.markdown(both, *columns) in DOCS
     assert (
-        "in {:.0f}, {:.0f} and {:.0f} minutes".format(*(t / 60 for t in seconds))
+        "in {:.0f}, {:.0f} and {:.0f} minutes on one core".format(
+            *(t / 60 for t in seconds)
+        )
         in PROSE
     )
 

@@ -192,7 +192,8 @@ def _says_posterior(
 
 def _without_vamp(how: dict[str, Fit], is_default: bool, is_point: bool) -> None:
     """Leaves out, or refuses, the mixture of q(z | x) that the VAE does not say."""
-    why, mend = "the VAE has no posterior(x)", "give it posterior(x) -> Normal, or "
+    why = "the VAE has no posterior(x)"
+    mend = "give your VAE a method posterior(x) -> Normal, or "
     if is_point:
         why, mend = "its encodings are points, without a density", ""
     vamp = type(ex_post.settings_of("vamp"))
@@ -238,8 +239,6 @@ def _scores(
     settings: ComparisonSettings,
 ) -> Scores:
     """The feature network, and its features of the training pictures."""
-    if not str(weights):
-        raise InputError(f"feature_net={name!r} needs the file feature_weights")
     net, size = feature_scores.load(name, weights), settings.sample_batch_size
     least = feature_scores.num_features(net, train.shape[1:]) + 1
     if min(len(train), settings.num_samples) < least:

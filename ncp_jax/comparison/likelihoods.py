@@ -240,7 +240,7 @@ def _log_p(prior: LatentPrior, z: Array, key: Array, share: int) -> Array:
     num_draws, num_examples, dim = z.shape
     if prior.density != "lower bound" or share >= num_examples:
         return prior.log_prob(z.reshape(-1, dim), key).reshape(z.shape[:2])
-    num = -(-num_examples // share)
+    num = math.ceil(num_examples / share)
     z = jnp.pad(z, ((0, 0), (0, num * share - num_examples), (0, 0)), mode="edge")
     shares = z.reshape(num_draws, num, share, dim).swapaxes(0, 1)
     keys = jax.vmap(rng.at_step, (None, 0))(key, jnp.arange(num))

@@ -489,7 +489,7 @@ def test_vamp_needs_a_posterior_and_is_else_left_out(capsys):
             return VAE.encode(x, key)
 
     mute = jax.tree_util.register_dataclass(Mute)(VAE.weights)
-    with pytest.raises(InputError, match=r"give it posterior\(x\) -> Normal, or"):
+    with pytest.raises(InputError, match=r"give your VAE a method posterior\(x\)"):
         compared(vae=mute, priors=("gaussian", "vamp"))
     with pytest.raises(InputError, match=r"ncp_over_vamp is a mixture.* or made with"):
         compared(vae=mute, priors=("gaussian", "ncp_over_vamp"))

@@ -122,12 +122,12 @@ def test_seconds_are_of_a_thousand_draws(key, monkeypatch):
 
 
 def test_a_feature_network_needs_more_pictures_than_features(key, monkeypatch):
+    with pytest.raises(InputError, match=r"'lenet5' needs the file feature_weights"):
+        compare._scores("lenet5", "", train(), key, None, ComparisonSettings())
     monkeypatch.setattr(feature_scores, "load", lambda name, path: NET)
     settings = ComparisonSettings(num_samples=3, sample_batch_size=150)
-    found = compare._scores("lenet5", "a.npz", train(), key, None, settings)
+    found = compare._scores("lenet5", "", train(), key, None, settings)
     assert found.reference.moments.count == 400
     assert len(found.reference.features) == 200  # the floor is of the others
     with pytest.raises(InputError, match=r"needs 3 training pictures.*got 2 and 3"):
-        compare._scores("lenet5", "a.npz", train(2), key, None, settings)
-    with pytest.raises(InputError, match=r"'lenet5' needs the file feature_weights"):
-        compare._scores("lenet5", "", train(), key, None, settings)
+        compare._scores("lenet5", "", train(2), key, None, settings)

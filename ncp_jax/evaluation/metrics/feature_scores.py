@@ -55,6 +55,8 @@ def load(name: str, path: str | Path) -> FeatureNet:
     """
     if name not in NAMES:
         raise InputError(f"no feature network {name!r}: there are {', '.join(NAMES)}")
+    if not str(path):
+        raise InputError(f"feature network {name!r} needs the file feature_weights")
     if name == "inception":
         return inception.load(path)
     return feature_nets.load(name, path)

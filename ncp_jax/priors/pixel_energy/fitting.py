@@ -107,7 +107,7 @@ class Fit:
                 return self(prior, train, valid, key, Path(temporary), log, mesh)
         settings, mesh = self.settings, mesh or parallel.mesh_of()
         parallel.check_batch_size(mesh, "batch_size", settings.batch_size)
-        valid = self._judges(valid)
+        valid = valid[: settings.num_valid]
         if len(valid) < 2:
             raise InputError(f"{len(valid)} held-out pictures judge nothing: give more")
         contrast = self._contrast(key, mesh)
@@ -154,6 +154,7 @@ class Fit:
         contrast = self._contrast(key, mesh or parallel.mesh_of())
         whole = self._of(prior, train)
         like = jax.eval_shape(partial(contrast.initial, whole), self._one(train))
+        valid = valid[: self.settings.num_valid]
         said = self._metadata(prior, train, valid, key)
         with opened(folder, said, NOT_SAID) as saved:
             if (saved.latest_step() or 0) < self.settings.num_steps:
@@ -216,15 +217,11 @@ class Fit:
         parts = [some(prior, first + jnp.arange(size)) for first in firsts]
         return jnp.concatenate(parts)
 
-    def _judges(self, valid: np.ndarray) -> np.ndarray:
-        """The held-out pictures that are used."""
-        return valid[: self.settings.num_valid]
-
     def _metadata(
         self, prior: NCPPrior, train: np.ndarray, valid: np.ndarray, key: Array
     ) -> dict[str, Any]:
         """What a checkpoint must agree with."""
-        settings, judges = dataclasses.asdict(self.settings), self._judges(valid)
+        settings = dataclasses.asdict(self.settings)
         prepared = [
             prepare(jax.random.key(0), jnp.asarray(train[:NUM_PREPARED]))
             for prepare in (self.prepare, self.prepare_held_out)
@@ -240,6 +237,6 @@ class Fit:
             "structure": described(jax.tree.structure((prior.vae, prior.params))),
             "groups": repr(prior.groups),
             "pictures": [len(train), fingerprint(train[:NUM_KNOWN_BY])],
-            "held_out": [len(judges), fingerprint(judges)],
+            "held_out": [len(valid), fingerprint(valid)],
             "prepare": fingerprint(prepared),
         }
